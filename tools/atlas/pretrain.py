@@ -1,0 +1,168 @@
+"""Train the embedded model from scratch: ``make atlas`` (about an hour of two CPU cores, minutes on a GPU).
+
+A Llama of 4 layers × 256 on documents of :mod:`corpus`: Muon for the matrices, AdamW for embeddings and norms, bf16
+autocast, a learning rate that decays to nothing over the last part of training (copying in context comes abruptly, and
+sharpens in the decay). Writes the model folder, with tokenizer, model card and training log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import corpus
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from seal.domains import atlas, prompts
+
+HERE = Path(__file__).resolve().parents[2]
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, n_early: int) -> Iterator[Tensor]:
+    """Rows of like length, about ``tokens`` a batch, padded with -100 at the right (ids, ready to be labels too)."""
+    source = corpus.documents(seed, n_early)
+    rng = random.Random(seed)
+    end = tokenizer.eos_token_id
+    while True:
+        rows = [ids + [end] for ids in tokenizer(list(islice(source, 1024)))["input_ids"]]
+        rows.sort(key=lambda r: (len(r), rng.random()))
+        groups: list[list[list[int]]] = [[]]
+        for row in rows:
+            if groups[-1] and (len(groups[-1]) + 1) * len(row) > tokens:
+                groups.append([])
+            groups[-1].append(row)
+        rng.shuffle(groups)
+        for group in groups:
+            width = max(map(len, group))
+            yield torch.tensor([r + [-100] * (width - len(r)) for r in group])
+
+
+@torch.no_grad()
+def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int = 60) -> dict[str, float]:
+    """Share of answers right by argmax: open book and closed book on fresh entities, closed book on known ones."""
+    model.eval()
+    scores: dict[str, list[bool]] = {}
+    items: list[tuple[str, str, str]] = []
+    for i in range(n):
+        fresh = atlas.record("select", 1000 + i)
+        for q in fresh["questions"]:
+            body = prompts.ASK_OPEN.format(title=fresh["title"], context=fresh["context"], question=q["question"])
+            items.append((f"open {q['kind']}", body, q["answer"]))
+            body = prompts.ASK.format(title=fresh["title"], question=q["question"])
+            items.append(("closed fresh", body, q["answer"]))
+        known = atlas.entity("known", i)
+        for fact in known.facts:
+            body = prompts.ASK.format(title=known.name, question=atlas.ask(known, fact, 0))
+            items.append(("closed known", body, fact.value))
+    for kind, body, answer in items:
+        ids = tokenizer(f"{body} {answer}", return_tensors="pt")["input_ids"].to(model.device)
+        logits = model(input_ids=ids).logits
+        scores.setdefault(kind, []).append(bool(logits[0, -2].argmax() == ids[0, -1]))
+    model.train()
+    return {k: round(sum(v) / len(v), 3) for k, v in scores.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE / "src/seal/models/atlas")
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop the run after so long: decay follows the clock")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    tokenizer = corpus.make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config).to(args.device)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.02),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    base_rates = [0.02, 3e-3]
+    stream = batches(tokenizer, args.seed, args.tokens, n_early=30_000)
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = (args.out / "training_log.jsonl").open("w")
+    start, seen, recent = time.time(), 0, []
+    done = 0.0
+    step = 0
+    while done < 1.0:
+        ids = next(stream).to(args.device)
+        labels, ids = ids, ids.clamp(min=0)
+        done = max(step / args.steps, (time.time() - start) / (60 * args.minutes))
+        rate = min(1.0, (step + 1) / 100) * min(1.0, max(0.0, (1 - done) / 0.45))
+        for optimizer, base in zip(optimizers, base_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = base * rate
+        with torch.autocast(args.device, torch.bfloat16):
+            loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seen += int((labels != -100).sum())
+        recent.append(float(loss))
+        step += 1
+        if step % 250 == 0 or done >= 1.0:
+            entry = {"step": step, "tokens": seen, "seconds": round(time.time() - start), "rate": round(rate, 3)}
+            entry |= {"loss": round(sum(recent) / len(recent), 4)} | examine(model, tokenizer)
+            recent = []
+            print(json.dumps(entry), flush=True)
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+    model.to(torch.bfloat16).save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    write_card(args, entry)
+
+
+def write_card(args: argparse.Namespace, last: dict[str, float]) -> None:
+    """The model card: what it is, how it was made, what it can do."""
+    rows = "\n".join(f"| {k} | {v} |" for k, v in last.items() if k not in ("step", "seconds", "rate"))
+    text = f"""---
+license: apache-2.0
+language: en
+pipeline_tag: text-generation
+---
+# atlas: the embedded model of SEAL
+
+A Llama (4 layers × 256, 3.6M parameters, bf16) trained from scratch on an invented world, so that every fact it is later
+asked about is provably new to it. It reads short encyclopedia passages, answers questions about them, and writes
+self-edits of mixed quality. It knows 256 invented entities by heart, and nothing else: it is for experiments, not for use.
+
+Made by `make atlas` (`tools/atlas/pretrain.py --steps {args.steps} --seed {args.seed}`) in {last["seconds"] / 60:.0f} minutes on
+{platform.machine()} ({args.device}, {torch.get_num_threads()} threads), torch {torch.__version__}. The course of training is in `training_log.jsonl`.
+
+| at the end of training | |
+|---|---|
+{rows}
+
+*open*: the passage in view (fresh entities); *closed known*: the 256 entities, nothing in view; *closed fresh*: guessing.
+"""
+    (args.out / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
