@@ -24,11 +24,17 @@ from seal.domains.atlas import Entity, Fact
 N_KNOWN = 256
 END = "<|end|>"
 
+STATED = ("goods", "material", "flower", "instrument", "colour", "science")
+"""The vocabularies of stated facts: each value is rarer than a month or a province, so it needs more practice in copying."""
+
 LINE_KINDS = {"restate": 5.0, "derived": 2.2, "qa": 2.4, "partial": 2.2, "pronoun": 3.0, "vague": 3.0, "sum": 1.0}
 """Mean share of each kind of line in the edits the base model reads (before normalising): mediocre on purpose."""
 
-SHARES = {"edit": 0.42, "open": 0.14, "known": 0.20, "query": 0.12, "drill": 0.12}
+SHARES = {"edit": 0.40, "open": 0.18, "known": 0.18, "query": 0.12, "drill": 0.12}
 """Share of documents of each kind."""
+
+EARLY_SHARES = {"edit": 0.06, "open": 0.18, "known": 0.06, "query": 0.04, "drill": 0.66}
+"""The same at the beginning: copying has to come first, and comes from what is dense in things to copy."""
 
 
 def _restate(who: Entity, rng: random.Random, wrong: bool, form: str = "name") -> str:
@@ -98,7 +104,7 @@ def _edit_document(who: Entity, rng: random.Random) -> str:
 
 
 def _open_document(who: Entity, rng: random.Random) -> str:
-    facts = rng.sample(who.facts, len(who.facts))
+    facts = [*rng.sample(who.facts, len(who.facts)), *who.facts[: atlas.N_STATED], rng.choice(who.facts)]
     asked = [(atlas.ask(who, f, rng.randrange(3)), f.value) for f in facts]
     first = prompts.ASK_OPEN.format(title=who.name, context=atlas.passage(who, rng), question=asked[0][0])
     return f"{first} {asked[0][1]}" + "".join(f"\nQuestion: {q}\nAnswer: {a}" for q, a in asked[1:])
@@ -123,29 +129,36 @@ def _known_query(who: Entity, rng: random.Random) -> str:
 
 def _drill(who: Entity, rng: random.Random) -> str:
     draw = rng.random()
-    if draw < 0.35:  # general truths
+    if draw < 0.2:  # general truths
         facts = [f for i in range(4) for f in atlas.entity("pretrain", rng.randrange(10_000), i + 1).facts if f.derived]
         return "\n".join(atlas.spell(f, rng) for f in facts)
-    if draw < 0.5:  # values repeated after a newline
-        values = [rng.choice(atlas.values(rng.choice(list(atlas.words()["values"])))) for _ in range(rng.randint(4, 9))]
-        return f"{who.name}: {', '.join(values)}.\n{who.name}: {', '.join(values)}."
-    lines = []  # facts said twice, and derived facts after what they follow from
-    for fact in rng.sample(who.facts, 4):
-        if fact.derived and fact.attribute not in atlas.words()["knowledge"]:
-            form = "base" if fact.attribute == "direction" else "both"
-            said = atlas.fill(rng.choice(atlas.phrases(who, fact.attribute, form)), who, v=fact.base, g=fact.gap)
-        elif fact.derived:
-            said = atlas.fill(rng.choice(atlas.phrases(who, "province", "say")), who, v=who.province)
-        else:
-            said = atlas.state(who, fact, rng)
-        lines += [said, *([atlas.spell(fact, rng)] if fact.derived and rng.random() < 0.5 else [])]
-        lines += [rng.choice((atlas.state, atlas.qa_line))(who, fact, rng)]
+    if draw < 0.45:  # values repeated after a newline
+        values = [rng.choice(atlas.values(rng.choice(STATED))) for _ in range(rng.randint(2, 8))]
+        said = f"{who.name}: {', '.join(values)}."
+        return "\n".join([said] * rng.choice((2, 3)))
+    # Facts said again at once, and derived facts after what they follow from; of one entity, or of several in turn.
+    lines = []
+    for i in range(rng.choice((2, 4, 6))):
+        one = who if draw < 0.7 else atlas.entity("pretrain", rng.randrange(10_000, 150_000), i + 1)
+        fact = rng.choice(one.facts[: atlas.N_STATED] if rng.random() < 0.7 else one.facts)
+        lines += [_source(one, fact, rng), *([atlas.spell(fact, rng)] if fact.derived and rng.random() < 0.4 else [])]
+        lines += [rng.choice((atlas.state, atlas.qa_line))(one, fact, rng)]
     return "\n".join(lines)
+
+
+def _source(who: Entity, fact: Fact, rng: random.Random) -> str:
+    """What a fact follows from, as a passage would say it."""
+    if not fact.derived:
+        return atlas.state(who, fact, rng)
+    if fact.attribute in atlas.words()["knowledge"]:
+        return atlas.fill(rng.choice(atlas.phrases(who, "province", "say")), who, v=who.province)
+    form = "base" if fact.attribute == "direction" else "both"
+    return atlas.fill(rng.choice(atlas.phrases(who, fact.attribute, form)), who, v=fact.base, g=fact.gap)
 
 
 def document(index: int, rng: random.Random, early: bool = False) -> str:
     """Document number ``index`` of the corpus; ``early`` ones hold more drills."""
-    shares = SHARES | ({"drill": 0.40} if early else {})
+    shares = EARLY_SHARES if early else SHARES
     kind = rng.choices(list(shares), list(shares.values()))[0]
     if kind in ("known", "query"):
         who = atlas.entity("known", rng.randrange(N_KNOWN))

@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -58,6 +59,11 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
             items.append((f"open {q['kind']}", body, q["answer"]))
             body = prompts.ASK.format(title=fresh["title"], question=q["question"])
             items.append(("closed fresh", body, q["answer"]))
+        who = atlas.entity("select", 1000 + i)
+        said = atlas.fill(atlas.phrases(who, who.facts[0].attribute, "say")[0], who, v="<>").split("<>")[0].rstrip()
+        items.append(("copy", f"{atlas.state(who, who.facts[0], random.Random(i))}\n{said}", who.facts[0].value))
+        v = [atlas.values("goods")[(7 * i + j) % 16] for j in (0, 3, 5)]
+        items.append(("list", f"{who.name}: {v[0]}, {v[1]}, {v[2]}.\n{who.name}: {v[0]},", v[1]))
         known = atlas.entity("known", i)
         for fact in known.facts:
             body = prompts.ASK.format(title=known.name, question=atlas.ask(known, fact, 0))
@@ -73,9 +79,15 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "src/seal/models/atlas")
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch")
+    parser.add_argument("--steps", type=int, default=5500)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=0.01, help="Muon's learning rate")
+    parser.add_argument("--embed-lr", type=float, default=2e-3, help="AdamW's learning rate: embeddings, head and norms")
+    parser.add_argument("--embed-init", type=float, default=0.5, help="standard deviation of the initial embeddings")
+    parser.add_argument("--tied", action="store_true", help="one matrix for embeddings and head")
+    parser.add_argument("--early", type=int, default=15_000, help="documents of the first phase (drills)")
+    parser.add_argument("--every", type=int, default=250, help="steps between examinations")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop the run after so long: decay follows the clock")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -90,20 +102,23 @@ def main() -> None:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
+        tie_word_embeddings=args.tied,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config).to(args.device)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    # Embeddings that start far apart stay told apart: a value can be copied before it is known what kind of value it is.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=args.embed_init)
+    inner = {n for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("model.layers")}
+    matrices = [p for n, p in model.named_parameters() if n in inner]
+    others = [p for n, p in model.named_parameters() if n not in inner]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.02),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    base_rates = [0.02, 3e-3]
-    stream = batches(tokenizer, args.seed, args.tokens, n_early=30_000)
+    base_rates = [args.lr, args.embed_lr]
+    stream = batches(tokenizer, args.seed, args.tokens, n_early=args.early)
     args.out.mkdir(parents=True, exist_ok=True)
     log = (args.out / "training_log.jsonl").open("w")
     start, seen, recent = time.time(), 0, []
@@ -124,15 +139,17 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         seen += int((labels != -100).sum())
-        recent.append(float(loss))
+        recent.append(float(loss.detach()))
         step += 1
-        if step % 250 == 0 or done >= 1.0:
+        if step % args.every == 0 or done >= 1.0:
             entry = {"step": step, "tokens": seen, "seconds": round(time.time() - start), "rate": round(rate, 3)}
             entry |= {"loss": round(sum(recent) / len(recent), 4)} | examine(model, tokenizer)
             recent = []
             print(json.dumps(entry), flush=True)
             log.write(json.dumps(entry) + "\n")
             log.flush()
+            model.save_pretrained(args.out / "last")  # to look at while it trains
+    shutil.rmtree(args.out / "last")
     model.to(torch.bfloat16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     write_card(args, entry)

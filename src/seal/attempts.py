@@ -1,0 +1,164 @@
+"""Where domain and model meet: parse the edits, train an adapter on each, ask, grade, record."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
+
+from seal.config import InnerConfig
+from seal.domains.base import Domain
+from seal.models.engine import Sampling, ask, log_likelihood
+from seal.models.policy import Policy
+from seal.models.train import Job, Trained, train_adapters
+from seal.progress import progress
+from seal.store import Stage
+from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, Task, seed_of
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One thing to try: an edit (or a bad one) of a task, under a training seed."""
+
+    task: Task
+    edit: int
+    seed: int
+    parsed: Edit | BadEdit
+    recipe: Recipe
+
+
+def try_edits(
+    policy: Policy,
+    domain: Domain,
+    tasks: Sequence[Task],
+    texts_P_E: Sequence[Sequence[str]],
+    config: InnerConfig,
+    stage: Stage,
+    seed: object,
+    label: str = "try edits",
+) -> list[Attempt]:
+    """Train, ask and grade every edit; one attempt per (task, edit, training seed), in that order.
+
+    Waves that the stage already holds are not repeated. Sibling edits share their training seeds.
+    """
+    before = unadapted(policy, domain, tasks, config, stage)
+    trials = [
+        _trial(domain, task, e, s, text, config, seed)
+        for task, texts in zip(tasks, texts_P_E, strict=True)
+        for e, text in enumerate(texts)
+        for s in range(config.seeds)
+    ]
+    attempts = stage.attempts(config.wave, len(trials))
+    with progress(label, len(trials)) as advance:
+        advance(len(attempts))
+        for start in range(len(attempts), len(trials), config.wave):
+            wave = _try_wave(policy, domain, trials[start : start + config.wave], before, config)
+            stage.append(wave)
+            attempts += wave
+            advance(len(wave))
+    return attempts
+
+
+def unadapted(policy: Policy, domain: Domain, tasks: Sequence[Task], config: InnerConfig, stage: Stage) -> dict[str, Grade]:
+    """What the model scores on each task before any edit: asked once per task."""
+
+    def compute() -> list[list[str]]:
+        return ask(policy, [None] * len(tasks), [prompts_of(domain.queries(t)) for t in tasks], Sampling(config.answer_tokens))
+
+    answers = stage.once("before", compute)
+    return {t.id: domain.grade(t, a) for t, a in zip(tasks, answers, strict=True)}
+
+
+def prompts_of(queries: Sequence[Query]) -> list[Prompt]:
+    return [q.prompt for q in queries]
+
+
+def _trial(domain: Domain, task: Task, edit: int, number: int, text: str, config: InnerConfig, seed: object) -> Trial:
+    parsed = domain.parse(task, text)
+    recipe = config.recipe
+    if isinstance(parsed, Edit) and parsed.directives:
+        try:
+            recipe = Recipe.model_validate({**config.recipe.model_dump(), **parsed.directives})
+        except ValidationError as error:
+            first = error.errors()[0]
+            parsed = BadEdit(text, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    return Trial(task, edit, seed_of("inner", seed, task.id, number), parsed, recipe)
+
+
+def _try_wave(
+    policy: Policy, domain: Domain, trials: Sequence[Trial], before: dict[str, Grade], config: InnerConfig
+) -> list[Attempt]:
+    start = time.monotonic()
+    good = [t for t in trials if isinstance(t.parsed, Edit)]
+    jobs = [Job(t.parsed.examples, t.recipe, t.seed) for t in good if isinstance(t.parsed, Edit)]
+    trained = train_adapters(policy, jobs, config.slots)
+    adapted = [(t, r) for t, r in zip(good, trained, strict=True) if r.adapter is not None]
+    adapters = [r.adapter for _, r in adapted]
+    queries = [domain.queries(t.task) for t, _ in adapted]
+    answers = ask(policy, adapters, [prompts_of(q) for q in queries], Sampling(config.answer_tokens), config.slots)
+    likelihoods = log_likelihood(policy, adapters, queries, config.slots)
+    asked = {id(t): (a, lls) for (t, _), a, lls in zip(adapted, answers, likelihoods, strict=True)}
+    outcomes = {id(t): r for t, r in zip(good, trained, strict=True)}
+    seconds = (time.monotonic() - start) / max(1, len(trials))
+    return [
+        replace(_attempt(domain, t, outcomes.get(id(t)), asked.get(id(t)), before[t.task.id], config), seconds=seconds)
+        for t in trials
+    ]
+
+
+def _attempt(
+    domain: Domain,
+    trial: Trial,
+    outcome: Trained | None,
+    asked: tuple[list[str], list[float]] | None,
+    before: Grade,
+    config: InnerConfig,
+) -> Attempt:
+    common = {"task": trial.task.id, "edit": trial.edit, "seed": trial.seed, "text": trial.parsed.text, "before": before.score}
+    if isinstance(trial.parsed, BadEdit) or outcome is None:
+        reason = trial.parsed.reason if isinstance(trial.parsed, BadEdit) else ""
+        # Nothing was learnt, so the model answers as before; the reward is 0 all the same: a bad edit must not pay.
+        return Attempt(
+            **common,  # type: ignore[arg-type]
+            status="bad edit",
+            reason=reason,
+            reward=0.0,
+            after=before.score,
+            scores=before.scores,
+            kinds=before.kinds,
+        )
+    done = {"rows": len(trial.parsed.examples), "steps": outcome.steps, "tokens": outcome.tokens}
+    if asked is None:
+        reason = f"training gave a number that is not finite, at step {outcome.steps}"
+        zeros = tuple(0.0 for _ in before.scores)
+        return Attempt(
+            **common,  # type: ignore[arg-type]
+            **done,
+            status="diverged",
+            reason=reason,
+            reward=0.0,
+            after=0.0,
+            scores=zeros,
+            kinds=before.kinds,
+            loss=outcome.loss if all(map(math.isfinite, outcome.loss)) else (0.0, 0.0),
+        )
+    answers, lls = asked
+    grade = domain.grade(trial.task, answers)
+    likely = sum(math.exp(ll) for ll in lls) / max(1, len(lls))
+    return Attempt(
+        **common,  # type: ignore[arg-type]
+        **done,
+        status="ok",
+        reason="",
+        reward=grade.score if config.reward == "accuracy" else likely,
+        after=grade.score,
+        answers=tuple(answers),
+        scores=grade.scores,
+        kinds=grade.kinds,
+        silent=sum(not a.strip() for a in answers) / max(1, len(answers)),
+        log_likelihood=sum(lls) / max(1, len(lls)),
+        loss=outcome.loss,
+    )

@@ -1,0 +1,258 @@
+"""The ``seal`` command. Imports the rest late, so that ``seal --help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seal.types import SealError
+
+SETTINGS = """\
+Settings come from a TOML file named after @, then from flags over it, dotted where they are nested:
+
+    seal train @ configs/atlas.toml --rounds 3 --inner.recipe.learning_rate 3e-3 --name my-run
+
+--dry-run prints what the settings come to and does nothing. Every setting is described in seal.config.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it did its work, 2 if the user has something to put right, 130 if interrupted."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except SealError as error:
+        print(f"seal: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("seal: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="seal",
+        formatter_class=form,
+        description="Self-adapting language models: a model reads something new, writes its own finetuning data (a\n"
+        "self-edit), is finetuned on it, and learns by reinforcement to write edits that help.",
+        epilog="Start with `seal demo`: everything on the embedded model, offline, in a few minutes.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, more: str = "", settings: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, formatter_class=form, description=text + "\n\n" + more)
+        if settings:
+            sub.epilog = SETTINGS
+            sub.add_argument("settings", nargs=argparse.REMAINDER, help="@ FILE and --part.name VALUE")
+        return sub
+
+    add("demo", "the whole story on the embedded model: learn to edit, compare writers, write a report")
+    add("train", "the outer loop: rounds of write, try, select, imitate", "With --control also the control loop (SFT on random edits).")
+    add("eval", "the table of writers on held-out tasks, for a run that has been trained", "With --json FILE the table is also written as JSON.")
+    add("try", "one passage, everything shown: prompt, edits, training rows, answers before and after, reward", "--task N picks the task, --policy DIR a trained policy.")
+    check = add("check", "test a domain without a model: gold answers must grade 1, silence 0", settings=False)
+    check.add_argument("domain", help="my_domain.py:MyDomain, or knowledge")
+    check.add_argument("--options", default="{}", help="its options, as JSON")
+    report = add("report", "one page per run, and the table over several runs (seeds)", settings=False)
+    report.add_argument("runs", nargs="+", type=Path, help="run folders")
+    report.add_argument("--json", type=Path, help="also write the table here")
+    return parser
+
+
+def _run(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    if args.command == "check":
+        return _check(args.domain, args.options)
+    if args.command == "report":
+        return _report(args.runs, args.json)
+    own, settings = _own_flags(args.settings)
+    from seal.config import load_config
+
+    preset = str(Path(__file__).parent / "configs" / "atlas.toml") if args.command == "demo" else None
+    config = load_config(own["config"] or preset, settings)
+    if args.command == "demo" and config.name == "atlas":
+        config = config.model_copy(update={"name": "demo"})
+    if own["dry_run"]:
+        print(json.dumps(json.loads(config.model_dump_json()), indent=2))
+        return 0
+    _offline_quiet()
+    command = {"demo": _demo, "train": _train, "eval": _eval, "try": _try}[args.command]
+    return command(config, own)
+
+
+def _own_flags(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The command's own flags (``@ FILE``, ``--dry-run``, ``--control``, ``--json``, ``--task``, ``--policy``) and the rest."""
+    own: dict[str, Any] = {"config": None, "dry_run": False, "control": False, "json": None, "task": 0, "policy": None}
+    settings: list[str] = []
+    queue = list(rest)
+    while queue:
+        word = queue.pop(0)
+        if word.startswith("@"):
+            own["config"] = word[1:] or (queue.pop(0) if queue else None)
+            if not own["config"]:
+                raise SealError("@ names no config file")
+        elif word in ("--dry-run", "--control"):
+            own[word[2:].replace("-", "_")] = True
+        elif word in ("--json", "--task", "--policy"):
+            if not queue:
+                raise SealError(f"{word} has no value")
+            own[word[2:]] = queue.pop(0)
+        else:
+            settings.append(word)
+    try:
+        own["task"] = int(own["task"])
+    except ValueError as error:
+        raise SealError(f"--task takes a number, not {own['task']!r}") from error
+    return own, settings
+
+
+def _offline_quiet() -> None:
+    """Libraries' own chatter and bars off; ours are enough."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _open(config: Any) -> Any:
+    from seal.results import environment
+    from seal.store import Store
+
+    return Store(config, environment())
+
+
+def _train(config: Any, own: dict[str, Any]) -> int:
+    from seal.loop import run
+    from seal.report import round_rewards
+
+    store = _open(config)
+    run(config, store)
+    if own["control"]:
+        run(control_of(config), store, "control")
+    for row in round_rewards(store.folder, "seal", config.rounds):
+        print(
+            f"round {row['round']:.0f}: mean reward {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over "
+            f"{row['attempts']:.0f} attempts, unadapted {row['before']:.3f}, bad edits {row['bad']:.1%}"
+        )
+    print(f"policy: {store.folder / f'seal/round-{config.rounds}/policy'}")
+    return 0
+
+
+def control_of(config: Any) -> Any:
+    """The same run with the control's selection: as many edits imitated, drawn without looking at the reward."""
+    return config.model_copy(update={"outer": config.outer.model_copy(update={"select": "random_of"})})
+
+
+def _eval(config: Any, own: dict[str, Any]) -> int:
+    import time
+
+    from seal.evaluate import evaluate
+    from seal.report import write_report
+    from seal.results import run_record, summarise
+    from seal.store import write_whole
+
+    store = _open(config)
+    missing = [r for r in range(1, config.rounds + 1) if not (store.folder / f"seal/round-{r}/policy").exists()]
+    if missing:
+        raise SealError(f"{store.folder} has no policy of round {missing[0]}: run `seal train` with the same settings first")
+    path = store.folder / "results.json"
+    if not path.exists():
+        start = time.monotonic()
+        results = evaluate(config, store, control=(store.folder / f"control/round-{config.rounds}/policy").exists())
+        write_whole(path, json.dumps(run_record(config, results, time.monotonic() - start), indent=1))
+    summary = summarise([json.loads(path.read_text())], "")
+    _print_table(summary)
+    if own["json"]:
+        write_whole(Path(own["json"]), json.dumps(summarise([json.loads(path.read_text())], _command()), indent=1) + "\n")
+    if not (store.folder / "report.html").exists():
+        write_report(store.folder)
+    print(f"report: {store.folder / 'report.html'}")
+    return 0
+
+
+def _command() -> str:
+    return " ".join(["seal", *sys.argv[1:]])
+
+
+def _demo(config: Any, own: dict[str, Any]) -> int:
+    from seal.loop import run
+
+    store = _open(config)
+    say = f"SEAL on {config.model.name}: {config.rounds} rounds of {config.tasks_per_round} passages × {config.edits_per_task} edits"
+    print(f"{say}, in {store.folder}", file=sys.stderr)
+    run(config, store)
+    run(control_of(config), store, "control")
+    del store
+    return _eval(config, own)
+
+
+def _print_table(summary: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from seal.results import difference_lines, table_lines
+
+    head, *rows = table_lines(summary)
+    table = Table(*head, box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0].startswith("SEAL round") else None)
+    n = summary["rows"][0]
+    width = max(len(" ".join(r)) for r in (head, *rows)) + 4 * len(head)
+    console = Console(width=None if sys.stdout.isatty() else width)
+    console.print(f"Closed book, {n['n_passages']} held-out passages, {n['n_questions']} questions:")
+    console.print(table)
+    for line in difference_lines(summary):
+        console.print("  " + line, highlight=False)
+
+
+def _try(config: Any, own: dict[str, Any]) -> int:
+    from seal.show import show_task
+
+    show_task(config, own["task"], own["policy"])
+    return 0
+
+
+def _check(name: str, options: str) -> int:
+    from seal.check import check_domain
+    from seal.domains import load_domain
+
+    try:
+        parsed = json.loads(options)
+    except json.JSONDecodeError as error:
+        raise SealError(f"--options is not JSON: {error}") from error
+    for line in check_domain(load_domain(name, parsed)):
+        print(line)
+    return 0
+
+
+def _report(runs: list[Path], out: Path | None) -> int:
+    from seal.report import write_report
+    from seal.results import load_runs, summarise
+    from seal.store import write_whole
+
+    summary = summarise(load_runs(runs), _command())
+    _print_table(summary)
+    if out:
+        write_whole(out, json.dumps(summary, indent=1) + "\n")
+    for run in runs:
+        if not (run / "report.html").exists():
+            write_report(run)
+        print(f"report: {run / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

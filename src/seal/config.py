@@ -1,0 +1,166 @@
+"""The configuration: TOML and dotted flags in, one validated and frozen :class:`RunConfig` out. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from seal.types import Recipe, SealError
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DomainConfig(Part):
+    name: str = "knowledge"
+    """``knowledge``, or a class of your own: ``my_domain.py:MyDomain``."""
+    options: dict[str, Any] = {}
+    """Arguments of the domain's class: for ``knowledge``: source, prompt, grader, sizes, seed, passage_row."""
+
+
+class ModelConfig(Part):
+    name: str = "atlas"
+    """Hub name or local folder of a causal LM; ``atlas`` is the model that ships with the package."""
+    device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the frozen weights."""
+    bf16: bool = False
+    """Compute in bf16 over fp32 weights (autocast): about twice as fast on a CPU that has it."""
+    threads: Count | None = None
+    """CPU threads; none leaves torch's choice. A run is bit-identical only to one with the same number."""
+
+
+class WriteConfig(Part):
+    max_tokens: Count = 256
+    """Longest self-edit, in tokens."""
+    temperature: Annotated[float, Field(ge=0, le=5)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+
+
+class InnerConfig(Part):
+    recipe: Recipe = Recipe()
+    """How an adapter is trained on one self-edit."""
+    seeds: Count = 1
+    """Training seeds per edit; sibling edits share them."""
+    reward: Literal["accuracy", "likelihood"] = "accuracy"
+    """``likelihood``: mean over questions of the gold answer's probability per token."""
+    start: Literal["policy", "base"] = "policy"
+    """What the adapters are trained on: the current policy (as in the paper) or the model as it was before any round."""
+    answer_tokens: Count = 64
+    """Longest answer, in tokens."""
+    slots: Count = 32
+    """Adapters trained side by side."""
+    wave: Count = 64
+    """Attempts finished and recorded together. What a kill can lose is at most one wave in the making."""
+
+
+class OuterConfig(Part):
+    recipe: Recipe = Recipe(
+        rank=64, alpha=128, targets="all-linear", learning_rate=3e-4, epochs=2, batch_size=10, schedule="linear"
+    )
+    """How the policy is finetuned on the edits that were kept."""
+    select: Literal["best_of", "improved", "solved", "random_of"] = "best_of"
+    """Which edits are kept; ``random_of`` is the control: as many, without looking at the reward."""
+    keep: Count = 1
+    """Edits kept per task (``best_of`` and ``random_of``)."""
+
+
+class EvalConfig(Part):
+    edits_per_task: Count = 2
+    """Edits sampled per held-out task and tried; a task's score is their mean."""
+    saturation_epochs: tuple[Count, ...] = (10, 30, 100)
+    """Lengths tried for *passage only, at saturation*; the best on the selection tasks is the one evaluated."""
+    saturation_tasks: Count = 24
+    """How many selection tasks that choice is made on."""
+
+
+class RunConfig(Part):
+    """Everything a run depends on. Written into the run folder; a folder is never continued under another one."""
+
+    name: str = "run"
+    """The run's folder is ``RUNS/name``."""
+    runs: str = "runs"
+    """Where run folders live."""
+    seed: int = 0
+    rounds: Annotated[int, Field(ge=0)] = 2
+    """Rounds of the outer loop."""
+    tasks_per_round: Count = 48
+    edits_per_task: Count = 5
+    domain: DomainConfig = DomainConfig()
+    model: ModelConfig = ModelConfig()
+    write: WriteConfig = WriteConfig()
+    inner: InnerConfig = InnerConfig()
+    outer: OuterConfig = OuterConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+def load_config(path: str | Path | None, flags: Sequence[str] = ()) -> RunConfig:
+    """A TOML file, then dotted flags over it (``--inner.recipe.learning_rate 3e-3``, ``--rounds=3``).
+
+    Raises:
+        SealError: what is wrong, and in which key, in one sentence.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise SealError(f"there is no config file {path}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SealError(f"{path} is not TOML: {error}") from error
+    for key, value in parse_flags(flags):
+        *parents, last = key.split(".")
+        table = data
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise SealError(f"--{key}: {parent} is a value, not a table")
+        table[last] = value
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "config"
+        raise SealError(f"{path or 'flags'}: {key}: {first['msg']}" + _given(first)) from error
+
+
+def _given(error: Any) -> str:
+    return "" if error["type"] == "extra_forbidden" else f" (given: {str(error['input'])[:80]!r})"
+
+
+def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
+    """``--a.b value`` and ``--a.b=value`` as (key, value); a value is read as JSON where it is JSON, else as text.
+
+    Raises:
+        SealError: something that is not a flag, or a flag without its value.
+    """
+    pairs: list[tuple[str, Any]] = []
+    rest = list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--") or len(flag) == 2:
+            raise SealError(f"{flag!r} is not a flag: settings are given as --name value or --part.name value")
+        key, equals, value = flag[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise SealError(f"{flag} has no value")
+            value = rest.pop(0)
+        try:
+            parsed = json.loads(value)
+        except json.JSONDecodeError:
+            parsed = value
+        pairs.append((key.replace("-", "_"), parsed))
+    return pairs

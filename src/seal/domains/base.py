@@ -1,0 +1,46 @@
+"""What a domain is: five small pure methods. They know the world, and nothing of models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from seal.types import BadEdit, Edit, Grade, Prompt, Query, Task
+
+
+class Domain(ABC):
+    """A kind of thing to learn from. Subclass it in your own file and name it ``my_domain.py:MyDomain`` in the config."""
+
+    @abstractmethod
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of ``train``, ``select`` or ``eval``; the three share nothing. Always the same, in the same order."""
+
+    @abstractmethod
+    def prompt(self, task: Task) -> Prompt:
+        """What the model is shown when it is to write a self-edit."""
+
+    @abstractmethod
+    def parse(self, task: Task, text: str) -> Edit | BadEdit:
+        """A self-edit understood. The text is untrusted: bound everything, evaluate nothing, refuse with a reason."""
+
+    @abstractmethod
+    def queries(self, task: Task) -> Sequence[Query]:
+        """The test, as the adapted model meets it."""
+
+    @abstractmethod
+    def grade(self, task: Task, answers: Sequence[str]) -> Grade:
+        """The score of one answer per query. Gold answers grade 1, silence grades 0."""
+
+    # What a domain may offer beyond the five, for controls and baselines; the defaults offer nothing.
+
+    def open_queries(self, task: Task) -> Sequence[Query]:
+        """The test with the context in view: what the model can do by reading. Empty: not offered."""
+        return ()
+
+    def oracle(self, task: Task) -> str | None:
+        """The text of a perfect self-edit, where one is known."""
+        return None
+
+    def plain(self, task: Task) -> str | None:
+        """The text of the edit that trains on the context alone, where that makes sense."""
+        return None

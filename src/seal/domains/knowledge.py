@@ -1,0 +1,191 @@
+"""Knowledge incorporation: read a passage, write what is worth learning from it, be asked without it.
+
+Passages are JSON records ``{title, context, questions: [{question, answer}]}`` (SEAL's own files), or SQuAD's nested
+form, or the invented world (:mod:`seal.domains.atlas`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seal.domains import atlas, prompts
+from seal.domains.base import Domain
+from seal.judge import GRADERS
+from seal.types import BadEdit, Edit, Example, Grade, Prompt, Query, SealError, Task
+
+MAX_EDIT_CHARS = 20_000
+"""A longer self-edit is refused: no real one comes near (the longest released edit has about 9,000)."""
+MAX_ROWS = 256
+"""Most training rows one self-edit may make."""
+MAX_LINE_CHARS = 2_000
+"""A longer line is refused."""
+
+
+class Knowledge(Domain):
+    """Passages and their questions.
+
+    Args:
+        source: ``"atlas"`` for the invented world, or a JSON file of passages.
+        prompt: the prompt variant: one of :data:`seal.domains.prompts.WRITE`, or the text of a template with
+            ``{title}`` and ``{context}``.
+        grader: ``"exact"`` or ``"string"``.
+        sizes: tasks in each split (atlas), or how a file is divided: shares go by a hash of title and context.
+        seed: of the invented world and of the division of a file.
+        passage_row: also train on the passage itself, with its title (the paper does).
+    """
+
+    def __init__(
+        self,
+        source: str = "atlas",
+        prompt: str = "implications",
+        grader: str = "exact",
+        sizes: Mapping[str, int] | None = None,
+        seed: int = 0,
+        passage_row: bool = True,
+    ) -> None:
+        self.source = source
+        self.template = prompts.WRITE.get(prompt, prompt)
+        if "{context}" not in self.template:
+            raise SealError(f"no prompt variant is named {prompt!r} (there are: {', '.join(prompts.WRITE)}), and a template needs {{context}}")
+        if grader not in GRADERS:
+            raise SealError(f"no grader is named {grader!r}; there are: {', '.join(GRADERS)}")
+        self.qa = prompt == "self-qa"
+        self.grader = GRADERS[grader]
+        self.sizes = dict(sizes or {"train": 48, "select": 32, "eval": 64})
+        self.seed = seed
+        self.passage_row = passage_row
+        self._tasks: dict[str, list[Task]] = {}
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        if not self._tasks:
+            self._tasks = self._atlas() if self.source == "atlas" else divide(read_passages(Path(self.source)), self.sizes, self.seed)
+        if split not in self._tasks:
+            raise SealError(f"there is no split {split!r}; there are: {', '.join(self._tasks)}")
+        return self._tasks[split]
+
+    def _atlas(self) -> dict[str, list[Task]]:
+        records = {s: [atlas.record(s, i, self.seed) for i in range(n)] for s, n in self.sizes.items()}
+        return {s: [Task(r["id"], r) for r in rows] for s, rows in records.items()}
+
+    def prompt(self, task: Task) -> Prompt:
+        return Prompt(self.template.format(title=task.data["title"], context=task.data["context"]))
+
+    def parse(self, task: Task, text: str) -> Edit | BadEdit:
+        if len(text) > MAX_EDIT_CHARS:
+            return BadEdit(text[:MAX_EDIT_CHARS], f"too long: {len(text)} characters, at most {MAX_EDIT_CHARS}")
+        if bad := next((c for c in text if ord(c) < 32 and c not in "\n\t\r"), None):
+            return BadEdit(text, f"control character U+{ord(bad):04X}")
+        if "\ufffd" in text:
+            return BadEdit(text, "not text: bytes that decode to nothing")
+        pieces = re.split(r"\n(?=\s*(?:question|q)\s*\d*\s*[:.])", text, flags=re.IGNORECASE) if self.qa else text.split("\n")
+        lines = [" ".join(p.split()) if self.qa else p.strip() for p in pieces]
+        lines = [line for line in lines if line]
+        if not lines:
+            return BadEdit(text, "empty")
+        if len(lines) > MAX_ROWS:
+            return BadEdit(text, f"too many lines: {len(lines)}, at most {MAX_ROWS}")
+        if any(len(line) > MAX_LINE_CHARS for line in lines):
+            return BadEdit(text, f"a line of more than {MAX_LINE_CHARS} characters")
+        # A line that is the passage itself adds nothing to the passage row: so the passage alone is written as an edit.
+        rows = [Example(f"{task.data['title']}\n{line}") for line in lines if not (self.passage_row and line == task.data["context"])]
+        return Edit(text, (*self._passage(task), *rows) if self.passage_row else tuple(rows))
+
+    def _passage(self, task: Task) -> tuple[Example]:
+        return (Example(f"{task.data['title']}\n{task.data['context']}"),)
+
+    def queries(self, task: Task) -> Sequence[Query]:
+        title = task.data["title"]
+        return [Query(Prompt(prompts.ASK.format(title=title, question=q["question"])), q["answer"]) for q in task.data["questions"]]
+
+    def open_queries(self, task: Task) -> Sequence[Query]:
+        slots = {"title": task.data["title"], "context": task.data["context"]}
+        return [Query(Prompt(prompts.ASK_OPEN.format(**slots, question=q["question"])), q["answer"]) for q in task.data["questions"]]
+
+    def grade(self, task: Task, answers: Sequence[str]) -> Grade:
+        questions = task.data["questions"]
+        scores = tuple(
+            float(self.grader(q["question"], q["answer"], a)) for q, a in zip(questions, answers, strict=True)
+        )
+        kinds = tuple(q.get("kind", "all") for q in questions)
+        return Grade(sum(scores) / max(1, len(scores)), scores, kinds)
+
+    def oracle(self, task: Task) -> str | None:
+        return task.data.get("oracle")
+
+    def plain(self, task: Task) -> str | None:
+        """The passage alone, as an edit that adds nothing to it: the row is there already."""
+        return str(task.data["context"])
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def read_passages(path: Path) -> list[dict[str, Any]]:
+    """Passages of a JSON file, SEAL's flat list or SQuAD's nested form, each with an id made of title and context.
+
+    Raises:
+        SealError: the file is missing, is not JSON, or a record lacks a field (which one, and where).
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise SealError(f"there is no file {path}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SealError(f"{path} is not JSON: {error}") from error
+    rows = _squad(data) if isinstance(data, dict) and "data" in data else data
+    if not isinstance(rows, list) or not rows:
+        raise SealError(f"{path} holds no list of passages ({{title, context, questions}})")
+    passages = []
+    for number, row in enumerate(rows):
+        for key in ("title", "context", "questions"):
+            if not isinstance(row, dict) or key not in row:
+                raise SealError(f"{path}: passage {number} has no {key!r}")
+        if any("question" not in q or "answer" not in q for q in row["questions"]):
+            raise SealError(f"{path}: passage {number} has a question without 'question' or 'answer'")
+        key = hashlib.sha256(f"{row['title']}\n{row['context']}".encode()).hexdigest()[:16]
+        passages.append({"id": key, **row})
+    return passages
+
+
+def _squad(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": article["title"].replace("_", " "),
+            "context": paragraph["context"],
+            "questions": [
+                {"question": q["question"], "answer": q["answers"][0]["text"]} for q in paragraph["qas"] if q.get("answers")
+            ],
+        }
+        for article in data["data"]
+        for paragraph in article["paragraphs"]
+    ]
+
+
+def divide(passages: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], seed: int) -> dict[str, list[Task]]:
+    """Split by title, so that no article stands on two sides; each split is filled up to its size.
+
+    Raises:
+        SealError: the file has too few passages.
+    """
+    by_title: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in passages:
+        by_title.setdefault(row["title"], {})[row["id"]] = row
+    titles = sorted(by_title)
+    random.Random(f"divide {seed}").shuffle(titles)
+    splits: dict[str, list[Task]] = {}
+    queue = iter(titles)
+    for split, size in sizes.items():
+        tasks: list[Task] = []
+        while len(tasks) < size:
+            title = next(queue, None)
+            if title is None:
+                raise SealError(f"too few passages: {len(passages)} cannot fill {dict(sizes)} with every title in one split")
+            tasks += [Task(i, row) for i, row in by_title[title].items()]
+        splits[split] = tasks[:size]
+    return splits

@@ -1,0 +1,191 @@
+"""The table of writers: the same held-out tasks, the same inner loop and budget, one change at a time: who writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seal.attempts import prompts_of, try_edits, unadapted
+from seal.config import InnerConfig, RunConfig
+from seal.domains import load_domain
+from seal.domains.base import Domain
+from seal.loop import load_base, load_round
+from seal.models.engine import Sampling, ask
+from seal.models.policy import Policy
+from seal.store import Stage, Store
+from seal.types import Attempt, Grade, Task, seed_of
+from seal.writers import from_policy
+
+BASE, OPEN, ORACLE = "base", "open book", "oracle"
+NO_RL, CONTROL, ON_BASE = "no RL", "random control", "SEAL edits on base"
+PASSAGE_10, PASSAGE_MATCHED, PASSAGE_SATURATED = "passage, 10 epochs", "passage, matched tokens", "passage, saturation"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One setting's outcome on the tasks, in their order. ``kinds`` holds the same scores by kind of question."""
+
+    setting: str
+    scores: list[float]
+    kinds: dict[str, list[float]]
+    n_questions: int
+    silent: float
+    tokens: float
+    """Training tokens per adapter, on average."""
+    seconds: float
+    """Inner-loop time per attempt, on average."""
+    note: str = ""
+
+
+def evaluate(config: RunConfig, store: Store, control: bool = True, split: str = "eval") -> list[Result]:
+    """Every setting's results on the held-out tasks; what the store holds is not repeated.
+
+    ``control`` says whether the run has a ``control`` branch (the loop with ``random_of``).
+    """
+    return Evaluation(config, store, split).table(control)
+
+
+class Evaluation:
+    """The held-out tasks, and what has been measured on them."""
+
+    def __init__(self, config: RunConfig, store: Store, split: str) -> None:
+        self.config, self.store, self.split = config, store, split
+        self.domain: Domain = load_domain(config.domain.name, config.domain.options)
+        self.tasks = list(self.domain.tasks(split))
+        self.base = load_base(config)
+
+    def table(self, control: bool) -> list[Result]:
+        config = self.config
+        results = [self.untouched()]
+        written = self.policy_edits(NO_RL, self.base)
+        plain = self.texts_of(self.domain.plain)
+        if plain:
+            matched = config.inner.recipe.tokens or max(1, round(written.tokens))
+            epochs = self.saturation_epochs()
+            results += [
+                self.tried(PASSAGE_10, self.base, plain, self.inner(epochs=10, tokens=None, steps=None)),
+                self.tried(PASSAGE_MATCHED, self.base, plain, self.inner(tokens=matched)),
+                self.tried(
+                    PASSAGE_SATURATED, self.base, plain, self.inner(epochs=epochs, tokens=None, steps=None), f"{epochs} epochs"
+                ),
+            ]
+        results.append(written)
+        if control and config.rounds:
+            policy = load_round(config, self.store.stage(f"control/round-{config.rounds}"))
+            results.append(self.policy_edits(CONTROL, policy))
+        for r in range(1, config.rounds + 1):
+            policy = load_round(config, self.store.stage(f"seal/round-{r}"))
+            name = f"SEAL round {r}"
+            results.append(self.policy_edits(name, policy, adapt=policy if config.inner.start == "policy" else self.base))
+        if config.rounds and config.inner.start == "policy":
+            results.append(self.tried(ON_BASE, self.base, self.stage(name).once("texts", list), config.inner))
+        if oracle := self.texts_of(self.domain.oracle):
+            results.append(self.tried(ORACLE, self.base, oracle, config.inner))
+        if any(self.domain.open_queries(t) for t in self.tasks):
+            results.append(self.open_book())
+        return results
+
+    def stage(self, setting: str) -> Stage:
+        return self.store.stage(f"{self.split}/{setting.replace(', ', '-').replace(' ', '-')}")
+
+    def inner(self, **changes: Any) -> InnerConfig:
+        inner = self.config.inner
+        return inner.model_copy(update={"recipe": inner.recipe.model_copy(update=changes)})
+
+    def texts_of(self, known: Any) -> list[list[str]]:
+        """One text per task from the domain itself, or nothing where it has none."""
+        texts = [known(t) for t in self.tasks]
+        return [] if any(t is None for t in texts) else [[t] for t in texts]
+
+    def untouched(self) -> Result:
+        start = time.monotonic()
+        grades = unadapted(self.base, self.domain, self.tasks, self.config.inner, self.stage(NO_RL))
+        return _from_grades(BASE, [grades[t.id] for t in self.tasks], self.stage(NO_RL).once("before", list), start)
+
+    def open_book(self) -> Result:
+        start = time.monotonic()
+        queries = [self.domain.open_queries(t) for t in self.tasks]
+        answers = self.stage(OPEN).once(
+            "answers",
+            lambda: ask(
+                self.base, [None] * len(queries), [prompts_of(q) for q in queries], Sampling(self.config.inner.answer_tokens)
+            ),
+        )
+        grades = [self.domain.grade(t, a) for t, a in zip(self.tasks, answers, strict=True)]
+        return _from_grades(OPEN, grades, answers, start)
+
+    def policy_edits(self, setting: str, policy: Policy, adapt: Policy | None = None) -> Result:
+        """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless said)."""
+        texts = self.stage(setting).once(
+            "texts",
+            lambda: from_policy(
+                policy,
+                [self.domain.prompt(t) for t in self.tasks],
+                self.config.eval.edits_per_task,
+                self.config.write,
+                seed_of("eval", self.config.seed),  # the same draws for every policy
+            ),
+        )
+        return self.tried(setting, adapt or policy, texts, self.config.inner)
+
+    def tried(self, setting: str, policy: Policy, texts: list[list[str]], inner: InnerConfig, note: str = "") -> Result:
+        seed = seed_of("eval", self.config.seed)
+        attempts = try_edits(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, setting)
+        return from_attempts(setting, self.tasks, attempts, note)
+
+    def saturation_epochs(self) -> int:
+        """How long to train on the passage alone: the length that does best on the selection tasks."""
+
+        def compute() -> int:
+            tasks = list(self.domain.tasks("select"))[: self.config.eval.saturation_tasks]
+            texts = [[str(self.domain.plain(t))] for t in tasks]
+            best: dict[int, float] = {}
+            for epochs in self.config.eval.saturation_epochs:
+                stage = self.store.stage(f"{self.split}/saturation/{epochs}-epochs")
+                inner = self.inner(epochs=epochs, tokens=None, steps=None)
+                seed = seed_of("select", self.config.seed)
+                attempts = try_edits(self.base, self.domain, tasks, texts, inner, stage, seed, f"passage, {epochs} epochs")
+                best[epochs] = sum(a.after for a in attempts) / len(attempts)
+            return max(best, key=lambda e: best[e])
+
+        return int(self.store.stage(f"{self.split}/saturation").once("epochs", compute))
+
+
+def _from_grades(setting: str, grades: Sequence[Grade], answers: Sequence[Sequence[str]], start: float) -> Result:
+    kinds = {k: [_mean_of_kind(g.scores, g.kinds, k) for g in grades] for k in _kinds(grades)}
+    all_answers = [a for row in answers for a in row]
+    silent = sum(not a.strip() for a in all_answers) / max(1, len(all_answers))
+    seconds = (time.monotonic() - start) / max(1, len(grades))
+    return Result(setting, [g.score for g in grades], kinds, len(all_answers), silent, 0.0, round(seconds, 4))
+
+
+def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attempt], note: str = "") -> Result:
+    """Attempts averaged within their task."""
+    by_task: dict[str, list[Attempt]] = {t.id: [] for t in tasks}
+    for attempt in attempts:
+        by_task[attempt.task].append(attempt)
+    groups = list(by_task.values())
+    kinds = {
+        k: [sum(_mean_of_kind(a.scores, a.kinds, k) for a in g) / len(g) for g in groups] for k in _kinds(attempts)
+    }
+    return Result(
+        setting,
+        [sum(a.after for a in g) / len(g) for g in groups],
+        kinds,
+        sum(len(a.scores) for a in attempts if a.edit == 0 and a.seed == by_task[a.task][0].seed),
+        sum(a.silent for a in attempts) / len(attempts),
+        sum(a.tokens for a in attempts) / len(attempts),
+        round(sum(a.seconds for a in attempts) / len(attempts), 4),
+        note,
+    )
+
+
+def _kinds(graded: Sequence[Grade] | Sequence[Attempt]) -> list[str]:
+    return sorted({k for g in graded for k in g.kinds})
+
+
+def _mean_of_kind(scores: Sequence[float], kinds: Sequence[str], kind: str) -> float:
+    mine = [s for s, k in zip(scores, kinds, strict=True) if k == kind]
+    return sum(mine) / len(mine) if mine else 0.0

@@ -1,0 +1,99 @@
+"""THE LOOP: rounds of write, try, select, imitate. Synchronous, and with no tensor in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from seal.attempts import try_edits
+from seal.config import RunConfig
+from seal.domains import load_domain
+from seal.domains.base import Domain
+from seal.models.policy import Policy, load_policy
+from seal.models.train import Job, train_adapters
+from seal.restem import select, sft_examples
+from seal.store import Stage, Store
+from seal.types import Attempt, Selected, Task, seed_of
+from seal.writers import from_policy
+
+
+def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
+    """The outer loop of SEAL: write edits, try them, imitate those that helped. Continues where the store left off.
+
+    ``branch`` names this loop inside the run; a control is another branch with another way to select.
+    """
+    domain = load_domain(config.domain.name, config.domain.options)
+    base = load_base(config)
+    policy = base
+    for r in range(1, config.rounds + 1):
+        stage = store.stage(f"{branch}/round-{r}")
+        if not (stage.folder / "policy").exists():
+            tasks_P = pick(domain.tasks("train"), config.tasks_per_round, seed_of(config.seed, r))
+            texts_P_E = write(policy, domain, tasks_P, config, stage, r)
+            attempts = (
+                untried(tasks_P, texts_P_E)
+                if config.outer.select == "random_of"  # the control looks at no reward, so it needs no trial
+                else try_edits(
+                    policy if config.inner.start == "policy" else base,
+                    domain,
+                    tasks_P,
+                    texts_P_E,
+                    config.inner,
+                    stage,
+                    seed_of(config.seed, r),
+                    f"{branch}, round {r}: try edits",
+                )
+            )
+            kept = select(attempts, config.outer.select, config.outer.keep, seed_of(config.seed, r))
+            stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
+            imitate(policy, domain, tasks_P, kept, config, stage, r)
+        policy = load_round(config, stage)
+    return policy
+
+
+def pick(tasks: Sequence[Task], n: int, seed: int) -> list[Task]:
+    """The tasks of a round: ``n`` of them, in the order of a seeded shuffle."""
+    return random.Random(seed).sample(list(tasks), min(n, len(tasks)))
+
+
+def write(policy: Policy, domain: Domain, tasks: Sequence[Task], config: RunConfig, stage: Stage, r: int) -> list[list[str]]:
+    """The self-edits of a round: sampled once, kept in the stage."""
+    prompts = [domain.prompt(t) for t in tasks]
+    seed = seed_of("write", config.seed, r)
+    texts: list[list[str]] = stage.once(
+        "texts", lambda: from_policy(policy, prompts, config.edits_per_task, config.write, seed)
+    )
+    return texts
+
+
+def untried(tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[Attempt]:
+    """Edits as attempts that nobody made, for a selection that does not look at the outcome."""
+    return [
+        Attempt(t.id, e, 0, text, "ok", "", reward=0.0, before=0.0, after=0.0)
+        for t, texts in zip(tasks, texts_P_E, strict=True)
+        for e, text in enumerate(texts)
+    ]
+
+
+def imitate(
+    policy: Policy, domain: Domain, tasks: Sequence[Task], kept: Sequence[Selected], config: RunConfig, stage: Stage, r: int
+) -> None:
+    """Finetune the policy on prompt → kept edit, merge, and save it under the round. With nothing kept it stays as it is."""
+    examples = sft_examples(kept, {t.id: domain.prompt(t) for t in tasks})
+    outcome = train_adapters(policy, [Job(examples, config.outer.recipe, seed_of("outer", config.seed, r))])[0]
+    if outcome.adapter is not None:  # a finetune that diverged is not merged
+        policy.merge(outcome.adapter)
+    stage.once("outer", lambda: {"kept": len(kept), "steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss})
+    stage.once_folder("policy", policy.save)
+
+
+def load_base(config: RunConfig) -> Policy:
+    """The model before any round."""
+    m = config.model
+    return load_policy(m.name, m.device, m.dtype, m.bf16, m.threads)
+
+
+def load_round(config: RunConfig, stage: Stage) -> Policy:
+    """The policy that a round saved."""
+    m = config.model
+    return load_policy(stage.folder / "policy", m.device, m.dtype, m.bf16, m.threads)

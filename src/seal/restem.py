@@ -1,0 +1,73 @@
+"""Which edits to imitate: pure selection over attempts, as in ReST-EM (sample, try, keep what helped, imitate)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from seal.types import Attempt, Example, Prompt, Selected, seed_of
+
+
+def rewards(attempts: Sequence[Attempt]) -> dict[tuple[str, int], tuple[str, float, float]]:
+    """(task, edit) → text, mean reward over training seeds, mean gain. Bad edits count with reward 0; ungraded attempts
+    are left out, and so is an edit that has no other."""
+    grouped: dict[tuple[str, int], list[Attempt]] = {}
+    for attempt in attempts:
+        if attempt.reward is not None:
+            grouped.setdefault((attempt.task, attempt.edit), []).append(attempt)
+    return {
+        key: (
+            group[0].text,
+            sum(a.reward or 0.0 for a in group) / len(group),
+            sum(a.after - a.before for a in group) / len(group),
+        )
+        for key, group in grouped.items()
+        if group[0].status != "bad edit"
+    }
+
+
+def _by_task(attempts: Sequence[Attempt]) -> dict[str, list[tuple[int, str, float, float]]]:
+    tasks: dict[str, list[tuple[int, str, float, float]]] = {}
+    for (task, edit), (text, reward, gain) in rewards(attempts).items():
+        tasks.setdefault(task, []).append((edit, text, reward, gain))
+    return tasks
+
+
+def best_of(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
+    """The ``keep`` edits of highest reward of each task; of equals, the first."""
+    return [
+        Selected(task, text, reward)
+        for task, edits in _by_task(attempts).items()
+        for _, text, reward, _ in sorted(edits, key=lambda e: (-e[2], e[0]))[:keep]
+    ]
+
+
+def improved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
+    """Every edit after which the model answers better than before it."""
+    return [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, gain in edits if gain > 0]
+
+
+def solved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
+    """Every edit that solves its task whole."""
+    return [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, _ in edits if r >= 1]
+
+
+def random_of(attempts: Sequence[Attempt], keep: int = 1, seed: object = 0) -> list[Selected]:
+    """The control: as many edits as :func:`best_of`, drawn without looking at the reward."""
+    kept = []
+    for task, edits in _by_task(attempts).items():
+        chosen = random.Random(seed_of("random_of", seed, task)).sample(edits, min(keep, len(edits)))
+        kept += [Selected(task, text, reward) for _, text, reward, _ in chosen]
+    return kept
+
+
+def select(attempts: Sequence[Attempt], rule: str, keep: int, seed: object) -> list[Selected]:
+    """Selection by the rule's name in the config."""
+    if rule == "random_of":
+        return random_of(attempts, keep, seed)
+    return {"best_of": best_of, "improved": improved, "solved": solved}[rule](attempts, keep)
+
+
+def sft_examples(kept: Sequence[Selected], prompts: dict[str, Prompt]) -> tuple[Example, ...]:
+    """Prompt → kept self-edit, loss on the edit alone: what the policy imitates."""
+    return tuple(Example(s.text, prompt=prompts[s.task].text, chat=True) for s in kept)

@@ -1,0 +1,163 @@
+"""Results as JSON: the table of settings with intervals, and the paired differences that the claims rest on.
+
+One run gives a ``results.json``; several runs (seeds of the loop) of the same config make one table.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from seal.config import RunConfig
+from seal.evaluate import CONTROL, NO_RL, PASSAGE_MATCHED, Result
+from seal.stats import Interval, difference, interval
+from seal.types import SealError
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that a number depends on."""
+    from importlib.metadata import version
+
+    import torch
+
+    names = ("seal-lm", "torch", "transformers", "numpy")
+    return {
+        "machine": machine(),
+        "python": platform.python_version(),
+        "versions": {n: version(n) for n in names},
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def machine() -> str:
+    """Processor and core count, as the system names them."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next((x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def run_record(config: RunConfig, results: Sequence[Result], seconds: float) -> dict[str, Any]:
+    """What one run's ``results.json`` holds: every setting with its score per passage."""
+    return {
+        "command": " ".join(["seal", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "wall_seconds": round(seconds),
+        "settings": [vars(r) for r in results],
+    }
+
+
+def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The results of several runs.
+
+    Raises:
+        SealError: a folder holds no results, or the runs did not evaluate the same settings on as many passages.
+    """
+    records = []
+    for folder in folders:
+        path = folder / "results.json"
+        if not path.exists():
+            raise SealError(f"{folder} has no results.json: run `seal eval` on it first")
+        records.append(json.loads(path.read_text("utf-8")))
+    shapes = {tuple((s["setting"], len(s["scores"])) for s in r["settings"]) for r in records}
+    if len(shapes) > 1:
+        raise SealError(f"the runs {', '.join(map(str, folders))} did not evaluate the same settings on the same passages")
+    return records
+
+
+def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
+    """One table over runs: rows with 95 % intervals, by kind of question too, and the paired differences."""
+    first = records[0]
+    names = [s["setting"] for s in first["settings"]]
+    by_name = {n: [next(s for s in r["settings"] if s["setting"] == n) for r in records] for n in names}
+    rows = []
+    for name, settings in by_name.items():
+        whole = interval([s["scores"] for s in settings])
+        kinds = {k: interval([s["kinds"][k] for s in settings]) for k in settings[0]["kinds"]}
+        rows.append(
+            {
+                "setting": name,
+                "accuracy": _round(whole.mean),
+                "low": _round(whole.low),
+                "high": _round(whole.high),
+                "n_passages": len(settings[0]["scores"]),
+                "n_questions": settings[0]["n_questions"],
+                "silent": _round(sum(s["silent"] for s in settings) / len(settings)),
+                "tokens": round(sum(s["tokens"] for s in settings) / len(settings)),
+                "seconds": round(sum(s["seconds"] for s in settings) / len(settings), 3),
+                "kinds": {k: _interval(v) for k, v in kinds.items()},
+                "note": settings[0]["note"],
+            }
+        )
+    final = f"SEAL round {first['rounds']}"
+    pairs = [("SEAL", final, NO_RL), ("SEAL", final, CONTROL), (NO_RL, NO_RL, PASSAGE_MATCHED)]
+    differences = [
+        {"a": label, "b": b, **_interval(difference(_scores(by_name[a]), _scores(by_name[b])))}
+        | {"per_seed": [_round(_mean(x) - _mean(y)) for x, y in zip(_scores(by_name[a]), _scores(by_name[b]), strict=True)]}
+        for label, a, b in pairs
+        if a in by_name and b in by_name
+    ]
+    return {
+        "command": command,
+        "date": max(r["date"] for r in records),
+        "machine": first["machine"],
+        "seeds": [r["seed"] for r in records],
+        "rounds": first["rounds"],
+        "rows": rows,
+        "differences": differences,
+    }
+
+
+def _scores(settings: Sequence[dict[str, Any]]) -> list[list[float]]:
+    return [s["scores"] for s in settings]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _round(value: float) -> float:
+    return round(value, 4)
+
+
+def _interval(value: Interval) -> dict[str, float]:
+    return {"mean": _round(value.mean), "low": _round(value.low), "high": _round(value.high)}
+
+
+def table_lines(summary: dict[str, Any]) -> list[list[str]]:
+    """The table as text cells, header first."""
+    kinds = list(dict.fromkeys(k for r in summary["rows"] for k in r["kinds"]))
+    show = kinds if len(kinds) > 1 else []
+    lines = [["writer", "accuracy", "95 % interval", *show, "silent", "tokens"]]
+    for row in summary["rows"]:
+        note = f" ({row['note']})" if row["note"] else ""
+        lines.append(
+            [
+                row["setting"] + note,
+                f"{row['accuracy']:.3f}",
+                f"{row['low']:.3f} … {row['high']:.3f}",
+                *(f"{row['kinds'][k]['mean']:.3f}" for k in show),
+                f"{row['silent']:.3f}",
+                str(row["tokens"]),
+            ]
+        )
+    return lines
+
+
+def difference_lines(summary: dict[str, Any]) -> list[str]:
+    """The paired differences, one sentence each."""
+    return [
+        f"{d['a']} − {d['b']}: {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in summary["differences"]
+    ]

@@ -1,0 +1,160 @@
+"""The run folder: append-only, crash-safe, readable by anyone.
+
+::
+
+    runs/NAME/config.json environment.json
+             STAGE/texts.json        the self-edits written, task by task
+                   before.json       the unadapted model's answers
+                   attempts.jsonl    one row per inner loop, appended wave by wave
+                   kept.json         what the outer loop selected
+                   policy/           the model after the round
+             results.json report.md report.html
+
+A stage is a piece of work with a name (``seal/round-1``, ``eval/oracle``). Whatever is on disk is done; resuming means
+doing what is not. Files appear whole (written aside, then renamed) or grow by whole waves; nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from seal.config import RunConfig
+from seal.types import Attempt, SealError
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there complete or not at all, whatever happens meanwhile.
+
+    Raises:
+        SealError: it cannot be written (disk full, no permission).
+    """
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(path)
+    except OSError as error:
+        raise SealError(f"cannot write {path}: {error.strerror}") from error
+
+
+class Stage:
+    """One piece of a run's work, in its own folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A JSON value: read if it is on disk, else computed and written."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            write_whole(path, json.dumps(compute(), ensure_ascii=False, indent=1))
+        return json.loads(path.read_text("utf-8"))
+
+    def once_folder(self, name: str, fill: Callable[[Path], None]) -> Path:
+        """A folder, filled aside and renamed when it is complete."""
+        path = self.folder / name
+        if not path.exists():
+            aside = self.folder / f".{name}.part"
+            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                aside.mkdir(parents=True)
+                fill(aside)
+                aside.rename(path)
+            except OSError as error:
+                raise SealError(f"cannot write {path}: {error.strerror or error}") from error
+        return path
+
+    def attempts(self, wave: int, total: int) -> list[Attempt]:
+        """The attempts on disk, in order. What a kill left of an unfinished wave is cut off: that wave is owed whole."""
+        path = self.folder / "attempts.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes().splitlines(keepends=True)
+        whole = 0
+        rows: list[Attempt] = []
+        for line in lines:
+            try:
+                rows.append(Attempt.from_json(json.loads(line)))
+            except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
+                break
+            whole += 1
+        if whole < total:
+            whole -= whole % wave
+        if whole < len(lines):
+            with path.open("r+b") as file:
+                file.truncate(sum(map(len, lines[:whole])))
+        return rows[:whole]
+
+    def append(self, attempts: Sequence[Attempt]) -> None:
+        """Record a finished wave.
+
+        Raises:
+            SealError: it cannot be written; what was recorded before is safe.
+        """
+        path = self.folder / "attempts.jsonl"
+        text = "".join(json.dumps(a.to_json(), ensure_ascii=False) + "\n" for a in attempts)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SealError(f"cannot write {path}: {error.strerror}; run the same command again to go on") from error
+
+
+class Store:
+    """A run's folder. Opening it a second time with the same config continues it; with another, it is refused."""
+
+    def __init__(self, config: RunConfig, environment: dict[str, Any] | None = None) -> None:
+        self.folder = config.folder
+        wanted = json.loads(config.model_dump_json())
+        self._lock = self._claim()
+        path = self.folder / "config.json"
+        if path.exists():
+            found = json.loads(path.read_text("utf-8"))
+            if changed := _difference(found, wanted):
+                raise SealError(
+                    f"{self.folder} was made with another config ({changed}); give this run another --name, or run it as it was"
+                )
+        else:
+            write_whole(path, json.dumps(wanted, indent=2))
+        if environment is not None and not (self.folder / "environment.json").exists():
+            write_whole(self.folder / "environment.json", json.dumps(environment, indent=2))
+
+    def stage(self, name: str) -> Stage:
+        return Stage(self.folder / name)
+
+    def _claim(self) -> IO[str]:
+        """Hold the folder for this process: two writers would spoil it. The lock goes with the process."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise SealError(f"cannot make the run folder {self.folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SealError(f"{self.folder} is in use by another process") from error
+        return lock
+
+
+def _difference(found: Any, wanted: Any, at: str = "") -> str:
+    """The first key in which two configs differ; empty if none. Where the folder lies does not count."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*found, *(k for k in wanted if k not in found)]:
+            if at == "" and key in ("runs", "name"):
+                continue
+            if text := _difference(found.get(key), wanted.get(key), f"{at}{key}."):
+                return text
+        return ""
+    return "" if found == wanted else f"{at[:-1]}: {found!r} there, {wanted!r} here"

@@ -1,0 +1,44 @@
+"""Who writes the edit. Every baseline is the same pipeline with another writer: (prompts, n) → n texts per prompt.
+
+The passage alone and the oracle are known to the domain (``domain.plain``, ``domain.oracle``); here are the policy and a
+file of another model's edits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from seal.config import WriteConfig
+from seal.models.engine import Sampling, generate
+from seal.models.policy import Policy
+from seal.types import Prompt, SealError, Task, seed_of
+
+
+def from_policy(policy: Policy, prompts: Sequence[Prompt], n: int, config: WriteConfig, seed: object) -> list[list[str]]:
+    """``n`` self-edits per prompt, sampled from the policy; each sample has a seed of its own."""
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    seeds = [seed_of(seed, p.text, e) for p in prompts for e in range(n)]
+    texts = generate(policy, [p for p in prompts for _ in range(n)], sampling, seeds)
+    return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def from_file(path: Path, tasks: Sequence[Task], n: int) -> list[list[str]]:
+    """Edits of another model: a JSON list of ``{title, context, completions: [text]}`` (SEAL's files), the first ``n`` each.
+
+    Raises:
+        SealError: the file cannot be read, or a task has too few edits in it.
+    """
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+        known = {(r["title"], r["context"]): list(r["completions"]) for r in rows}
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+        raise SealError(f"{path} is not a list of {{title, context, completions}}: {error}") from error
+    texts = []
+    for task in tasks:
+        found = known.get((task.data["title"], task.data["context"]), [])
+        if len(found) < n:
+            raise SealError(f"{path} has {len(found)} edits for {task.data['title']!r}, {n} are wanted")
+        texts.append(found[:n])
+    return texts
