@@ -32,12 +32,14 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, n_early:
     source = corpus.documents(seed, n_early)
     rng = random.Random(seed)
     end = tokenizer.eos_token_id
+    read = 0
     while True:
+        read += 1024
         rows = [ids + [end] for ids in tokenizer(list(islice(source, 1024)))["input_ids"]]
         rows.sort(key=lambda r: (len(r), rng.random()))
         groups: list[list[list[int]]] = [[]]
         for row in rows:
-            if groups[-1] and (len(groups[-1]) + 1) * len(row) > tokens:
+            if groups[-1] and (len(groups[-1]) + 1) * len(row) > (tokens // 2 if read <= n_early else tokens):
                 groups.append([])
             groups[-1].append(row)
         rng.shuffle(groups)
@@ -79,8 +81,8 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "src/seal/models/atlas")
-    parser.add_argument("--steps", type=int, default=5500)
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens in a batch")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch (half as many in the first phase: copying wants steps)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.01, help="Muon's learning rate")
     parser.add_argument("--embed-lr", type=float, default=2e-3, help="AdamW's learning rate: embeddings, head and norms")
@@ -167,7 +169,7 @@ pipeline_tag: text-generation
 
 A Llama (4 layers × 256, 3.6M parameters, bf16) trained from scratch on an invented world, so that every fact it is later
 asked about is provably new to it. It reads short encyclopedia passages, answers questions about them, and writes
-self-edits of mixed quality. It knows 256 invented entities by heart, and nothing else: it is for experiments, not for use.
+self-edits of mixed quality. It knows 160 invented entities by heart, and nothing else: it is for experiments, not for use.
 
 Made by `make atlas` (`tools/atlas/pretrain.py --steps {args.steps} --seed {args.seed}`) in {last["seconds"] / 60:.0f} minutes on
 {platform.machine()} ({args.device}, {torch.get_num_threads()} threads), torch {torch.__version__}. The course of training is in `training_log.jsonl`.
@@ -176,7 +178,7 @@ Made by `make atlas` (`tools/atlas/pretrain.py --steps {args.steps} --seed {args
 |---|---|
 {rows}
 
-*open*: the passage in view (fresh entities); *closed known*: the 256 entities, nothing in view; *closed fresh*: guessing.
+*open*: the passage in view (fresh entities); *closed known*: the 160 entities, nothing in view; *closed fresh*: guessing.
 """
     (args.out / "README.md").write_text(text)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seal.types import Recipe, SealError
+
+# Our parameters are strided views (one row of ``flat`` per adapter); autograd says once that it would lay them out otherwise.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
 @dataclass(frozen=True)

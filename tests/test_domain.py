@@ -1,0 +1,195 @@
+"""The knowledge domain, its invented world and its graders."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seal.check import HOSTILE, check_domain
+from seal.domains import atlas, load_domain
+from seal.domains.knowledge import MAX_EDIT_CHARS, MAX_ROWS, Knowledge, divide, read_passages
+from seal.judge import exact, string_rule
+from seal.types import BadEdit, Edit, SealError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
+
+
+@pytest.mark.parametrize("index", range(0, 300, 7))
+def test_a_derived_answer_stands_nowhere_in_its_passage_and_a_stated_one_does(index: int) -> None:
+    record = atlas.record("eval", index)
+    for q in record["questions"]:
+        assert (q["answer"] in words(record["context"])) == (q["kind"] == "stated")
+
+
+@pytest.mark.parametrize("index", range(0, 300, 7))
+def test_passages_have_four_to_eight_sentences_and_questions_of_both_kinds(index: int) -> None:
+    record = atlas.record("train", index)
+    assert 4 <= record["context"].count(".") <= 8
+    assert [q["kind"] for q in record["questions"]].count("stated") == atlas.N_STATED
+    assert [q["kind"] for q in record["questions"]].count("derived") == atlas.N_SHIFTS + 1
+
+
+def test_the_world_is_the_same_every_time_and_another_under_another_seed() -> None:
+    assert atlas.record("eval", 3) == atlas.record("eval", 3)
+    assert atlas.record("eval", 3)["questions"] != atlas.record("eval", 3, seed=1)["questions"]
+
+
+def test_no_name_stands_in_two_splits() -> None:
+    names = {s: {atlas.entity(s, i).name for i in range(1500)} for s in atlas.SPLITS}
+    assert sum(map(len, names.values())) == len(set().union(*names.values())) == 1500 * len(names)
+    with pytest.raises(IndexError):
+        atlas.entity("train", 2000)
+
+
+def test_the_held_out_phrasing_is_in_no_edit() -> None:
+    for i in range(60):
+        record = atlas.record("eval", i)
+        for q in record["questions"]:
+            assert q["question"] not in record["oracle"]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "base", "gap", "value"),
+    [
+        ("month", "November", "three", "February"),
+        ("weekday", "Monday", "second", "Wednesday"),
+        ("count", "four", "twice", "eight"),
+        ("count", "six", "thrice", "eighteen"),
+        ("direction", "northeast", "", "southwest"),
+        ("coin", "Orsk", "", "crown"),
+    ],
+)
+def test_derivations_are_true(attribute: str, base: str, gap: str, value: str) -> None:
+    assert atlas.derive(attribute, base, gap) == value
+
+
+def test_pronouns_and_nouns_are_used() -> None:
+    text = " ".join(atlas.record("train", i)["context"] for i in range(50))
+    assert {"She", "he", "It", "Its", "her"} <= words(text) and "The town" in text and "the guild" in text
+
+
+def test_the_domain_passes_its_own_check() -> None:
+    assert len(check_domain(Knowledge())) == 5
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_edits_never_break_parsing(name: str) -> None:
+    domain = Knowledge()
+    parsed = domain.parse(domain.tasks("train")[0], HOSTILE[name])
+    if name in ("empty", "blank", "control characters", "1 MB", "a million lines"):
+        assert isinstance(parsed, BadEdit) and parsed.reason and len(parsed.text) <= MAX_EDIT_CHARS
+
+
+@given(st.text(max_size=400))
+@settings(max_examples=200, deadline=None)
+def test_any_text_parses_to_rows_or_a_reason(text: str) -> None:
+    domain = Knowledge(sizes={"train": 1})
+    task = domain.tasks("train")[0]
+    parsed = domain.parse(task, text)
+    if isinstance(parsed, Edit):
+        lines = [x.strip() for x in text.split("\n") if x.strip()]
+        assert [e.completion for e in parsed.examples] == [f"{task.data['title']}\n{x}" for x in (task.data["context"], *lines)]
+        assert len(parsed.examples) <= MAX_ROWS + 1 and not parsed.directives
+    else:
+        assert parsed.reason
+
+
+def test_the_passage_alone_is_one_row() -> None:
+    domain = Knowledge()
+    task = domain.tasks("train")[0]
+    parsed = domain.parse(task, domain.plain(task) or "")
+    assert isinstance(parsed, Edit) and len(parsed.examples) == 1
+
+
+def test_self_qa_makes_one_row_per_question() -> None:
+    domain = Knowledge(prompt="self-qa")
+    parsed = domain.parse(domain.tasks("train")[0], "Question: Who?\nAnswer: She.\n\nQuestion: Where?\nAnswer: There.")
+    assert isinstance(parsed, Edit)
+    assert [e.completion.split("\n")[1] for e in parsed.examples[1:]] == [
+        "Question: Who? Answer: She.",
+        "Question: Where? Answer: There.",
+    ]
+
+
+def test_bad_options_are_one_clear_sentence() -> None:
+    for options, match in (
+        ({"prompt": "nonsense"}, "no prompt variant"),
+        ({"grader": "vibes"}, "no grader"),
+        ({"wat": 1}, "does not take these options"),
+    ):
+        with pytest.raises(SealError, match=match):
+            load_domain("knowledge", options)
+    with pytest.raises(SealError, match="there is no file"):
+        Knowledge(source="nowhere.json").tasks("train")
+
+
+def test_files_of_passages_are_read_and_divided_by_title(tmp_path: Path) -> None:
+    rows = [
+        {"title": f"T{i // 2}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]} for i in range(20)
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    splits = divide(read_passages(tmp_path / "p.json"), {"train": 6, "select": 4, "eval": 6}, seed=0)
+    titles = {s: {t.data["title"] for t in tasks} for s, tasks in splits.items()}
+    assert [len(v) for v in splits.values()] == [6, 4, 6]
+    assert not titles["train"] & titles["eval"] and not titles["train"] & titles["select"]
+    with pytest.raises(SealError, match="too few passages"):
+        divide(read_passages(tmp_path / "p.json"), {"train": 30}, seed=0)
+    (tmp_path / "bad.json").write_text(json.dumps([{"title": "T"}]))
+    with pytest.raises(SealError, match="passage 0 has no 'context'"):
+        read_passages(tmp_path / "bad.json")
+
+
+def test_squad_form_is_read(tmp_path: Path) -> None:
+    data = {
+        "data": [
+            {
+                "title": "A_B",
+                "paragraphs": [{"context": "c", "qas": [{"question": "q", "answers": [{"text": "x"}]}, {"question": "no", "answers": []}]}],
+            }
+        ]
+    }
+    (tmp_path / "s.json").write_text(json.dumps(data))
+    assert read_passages(tmp_path / "s.json")[0]["questions"] == [{"question": "q", "answer": "x"}]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="sample data is not beside the project")
+def test_released_passages_and_edits_are_read() -> None:
+    rows = read_passages(SHARED / "passages_with_edits.json")
+    domain = Knowledge(source=str(SHARED / "passages_with_edits.json"), grader="string", sizes={"train": 20, "eval": 20})
+    assert len(rows) == 50 and len(domain.tasks("eval")) == 20
+    for task in domain.tasks("train"):
+        for text in task.data["completions"]:
+            assert isinstance(domain.parse(task, text), Edit)
+
+
+@pytest.mark.parametrize(
+    ("question", "gold", "answer", "same", "rule"),
+    [
+        ("When?", "the 3rd of March", "3 march", False, True),
+        ("Who?", "Marie Curie", "It was Marie Curie.", False, True),
+        ("Who?", "Marie Curie", "Pierre", False, False),
+        ("How many towers?", "twelve towers", "12", False, True),
+        ("Where?", "The Hague", "hague", True, True),
+        ("Who?", "Beyoncé", "beyonce", True, True),
+        ("What?", "salt", "", False, False),
+    ],
+)
+def test_graders(question: str, gold: str, answer: str, same: bool, rule: bool) -> None:
+    assert exact(question, gold, answer) is same
+    assert string_rule(question, gold, answer) is rule
+
+
+def test_oracle_holds_every_gold_answer() -> None:
+    who = atlas.entity("eval", 5)
+    text = atlas.oracle(who, random.Random(0))
+    assert all(f.value in words(text) for f in who.facts)

@@ -1,0 +1,276 @@
+"""The inner loop's invariants, in fp32 on a tiny model, with PEFT and torch.optim.AdamW as the oracle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from seal.models.engine import Sampling, _choose, ask, generate, log_likelihood
+from seal.models.lora import Adapter, Slots, init_adapter, load_peft, save_peft, target_modules
+from seal.models.policy import Policy
+from seal.models.tokens import encode_example
+from seal.models.train import Job, learning_rate, plan_batches, train_adapters
+from seal.types import Example, Prompt, Query, Recipe, SealError
+from tests import tiny
+
+ROWS = tuple(
+    Example(t) for t in ("Velora lies in Tarn.", "Its coin is the mark.", "In March it was founded, and walled in June.", "Salt.")
+)
+RECIPE = Recipe(rank=4, alpha=8, targets="all-linear", learning_rate=5e-3, steps=7, batch_size=2, clip=0.5, weight_decay=0.1)
+
+
+def close(a: Adapter, b: Adapter, atol: float = 2e-5) -> bool:
+    return all(torch.allclose(x, y, atol=atol) for n in a.weights for x, y in zip(a.weights[n], b.weights[n], strict=True))
+
+
+def same(a: Adapter, b: Adapter) -> bool:
+    return all(torch.equal(x, y) for n in a.weights for x, y in zip(a.weights[n], b.weights[n], strict=True))
+
+
+def by_peft(job: Job, policy: Policy) -> Adapter:
+    """The same job the common way: PEFT's layers, torch's optimiser and clipping, transformers' schedule, padded rows."""
+    recipe = job.recipe
+    start = init_adapter(target_modules(policy.model, recipe.targets), recipe, job.seed)
+    names = sorted({n.rsplit(".", 1)[-1] for n in start.weights})
+    config = peft.LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=names, lora_dropout=0.0)
+    model = peft.get_peft_model(tiny.llama(), config)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, (a, b) in start.weights.items():
+            parameters[f"base_model.model.{name}.lora_A.default.weight"].copy_(a)
+            parameters[f"base_model.model.{name}.lora_B.default.weight"].copy_(b)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    rows = [encode_example(e, policy.tokenizer) for e in job.examples]
+    batches = plan_batches([len(r.ids) for r in rows], recipe, job.seed)
+    make = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}[recipe.schedule]
+    schedule = make(optimizer, math.ceil(recipe.warmup * len(batches)), len(batches))
+    for batch in batches:
+        width = max(len(rows[i].ids) for i in batch)
+        ids = torch.tensor([[*rows[i].ids, *[1] * (width - len(rows[i].ids))] for i in batch])
+        labels = torch.tensor(
+            [
+                [t if on else -100 for t, on in zip(rows[i].ids, rows[i].loss, strict=True)] + [-100] * (width - len(rows[i].ids))
+                for i in batch
+            ]
+        )
+        mask = torch.tensor([[1] * len(rows[i].ids) + [0] * (width - len(rows[i].ids)) for i in batch])
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()
+        if recipe.clip:
+            torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
+        optimizer.step()
+        schedule.step()
+    weights = {
+        n: (
+            parameters[f"base_model.model.{n}.lora_A.default.weight"].detach().clone(),
+            parameters[f"base_model.model.{n}.lora_B.default.weight"].detach().clone(),
+        )
+        for n in start.weights
+    }
+    return Adapter(recipe.rank, recipe.alpha, weights)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"targets": ("q_proj", "v_proj"), "clip": None, "weight_decay": 0.0},
+        {"schedule": "cosine", "warmup": 0.3},
+        {"batch_size": 1, "rank": 2},
+    ],
+)
+def test_one_job_equals_the_same_job_by_peft(policy: Policy, changes: dict[str, object]) -> None:
+    job = Job(ROWS, RECIPE.model_copy(update=changes), seed=3)
+    adapter = train_adapters(policy, [job])[0].adapter
+    assert adapter is not None
+    assert close(adapter, by_peft(job, policy))
+    assert any(b.abs().max() > 1e-3 for _, b in adapter.weights.values())  # and it did learn something
+
+
+def mixed_jobs() -> list[Job]:
+    return [
+        Job(ROWS, RECIPE, 1),
+        Job(ROWS[:2], RECIPE.model_copy(update={"rank": 2, "learning_rate": 1e-2, "steps": 3}), 2),
+        Job(ROWS[1:], RECIPE.model_copy(update={"targets": ("q_proj",), "steps": None, "tokens": 200, "batch_size": 1}), 3),
+        Job((), RECIPE, 4),
+        Job(ROWS[2:], RECIPE.model_copy(update={"rank": 8, "schedule": "cosine", "steps": None, "epochs": 4}), 5),
+        Job((Example("two months later.", prompt="It was walled "),), RECIPE.model_copy(update={"weight_decay": 0.0}), 6),
+    ]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 32])
+def test_together_equals_alone_whatever_the_slots(policy: Policy, slots: int) -> None:
+    jobs = mixed_jobs()
+    together = train_adapters(policy, jobs, slots)
+    for job, outcome in zip(jobs, together, strict=True):
+        alone = train_adapters(policy, [job])[0]
+        assert outcome.adapter is not None and alone.adapter is not None
+        assert outcome.adapter.rank == job.recipe.rank
+        assert close(outcome.adapter, alone.adapter)
+        assert (outcome.steps, outcome.tokens) == (alone.steps, alone.tokens)
+        assert outcome.loss == pytest.approx(alone.loss, abs=1e-4)
+
+
+def test_permuting_jobs_permutes_adapters_and_nothing_else(policy: Policy) -> None:
+    jobs = mixed_jobs()
+    order = [4, 0, 5, 2, 1, 3]
+    straight = train_adapters(policy, jobs)
+    shuffled = train_adapters(policy, [jobs[i] for i in order])
+    for place, i in enumerate(order):
+        a, b = shuffled[place].adapter, straight[i].adapter
+        assert a is not None and b is not None and close(a, b)
+
+
+def test_a_finished_adapter_is_not_touched_again(policy: Policy) -> None:
+    """A short job beside a long one ends with exactly the bits it has when both end together."""
+    short, long = Job(ROWS, RECIPE.model_copy(update={"steps": 3}), 1), Job(ROWS, RECIPE.model_copy(update={"steps": 9}), 2)
+    other = Job(ROWS, RECIPE.model_copy(update={"steps": 3}), 2)
+    # Same rows, seeds and shapes for the first three steps; the cosine of `other` ends where `short` does.
+    constant = {"schedule": "constant"}
+    jobs = [replace(j, recipe=j.recipe.model_copy(update=constant)) for j in (short, long, other)]
+    beside_long = train_adapters(policy, [jobs[0], jobs[1]])[0].adapter
+    beside_equal = train_adapters(policy, [jobs[0], jobs[2]])[0].adapter
+    assert beside_long is not None and beside_equal is not None and same(beside_long, beside_equal)
+
+
+def test_training_is_bit_identical_when_repeated(policy: Policy) -> None:
+    first, second = (train_adapters(policy, mixed_jobs()) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert a.adapter is not None and b.adapter is not None and same(a.adapter, b.adapter)
+
+
+def test_the_base_is_bit_identical_after_a_wave(policy: Policy) -> None:
+    before = {n: p.clone() for n, p in policy.model.named_parameters()}
+    logits = policy.forward(input_ids=torch.arange(20)[None]).logits
+    train_adapters(policy, mixed_jobs())
+    assert all(torch.equal(before[n], p) for n, p in policy.model.named_parameters())
+    assert torch.equal(policy.forward(input_ids=torch.arange(20)[None]).logits, logits)  # no hook is left behind
+
+
+def test_a_job_without_loss_tokens_changes_nothing(policy: Policy) -> None:
+    outcome = train_adapters(policy, [Job((), RECIPE, 1)])[0]
+    assert outcome.adapter is not None and outcome.steps == 0
+    assert all(not b.any() for _, b in outcome.adapter.weights.values())
+
+
+def test_a_diverging_job_is_caught_and_harms_no_neighbour(policy: Policy) -> None:
+    start = init_adapter(target_modules(policy.model, "all-linear"), RECIPE, 1)
+    huge = Adapter(start.rank, start.alpha, {n: (a, b + 1e30) for n, (a, b) in start.weights.items()})
+    wild, calm = Job(ROWS, RECIPE, 1, start=huge), Job(ROWS, RECIPE, 2)
+    first, second = train_adapters(policy, [wild, calm])
+    alone = train_adapters(policy, [calm])[0]
+    assert first.adapter is None and first.steps < RECIPE.steps  # stopped as soon as it was seen
+    assert second.adapter is not None and alone.adapter is not None and close(second.adapter, alone.adapter)
+
+
+def test_the_budget_in_tokens_is_met_by_the_first_step_that_reaches_it() -> None:
+    lengths = [10, 20, 30]
+    batches = plan_batches(lengths, RECIPE.model_copy(update={"steps": None, "tokens": 100, "batch_size": 1}), 0)
+    total = sum(lengths[i] for b in batches for i in b)
+    assert total >= 100 and total - lengths[batches[-1][0]] < 100
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=12),
+    batch=st.integers(1, 5),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_epoch_shows_every_row_once(lengths: list[int], batch: int, epochs: int, seed: int) -> None:
+    recipe = Recipe(epochs=epochs, batch_size=batch)
+    batches = plan_batches(lengths, recipe, seed)
+    shown = [i for b in batches for i in b]
+    assert len(batches) == epochs * math.ceil(len(lengths) / batch)
+    for epoch in range(epochs):
+        assert sorted(shown[epoch * len(lengths) : (epoch + 1) * len(lengths)]) == list(range(len(lengths)))
+
+
+def test_learning_rates_start_and_end_where_they_should() -> None:
+    linear = Recipe(learning_rate=0.1)
+    assert learning_rate(linear, 0, 10) == pytest.approx(0.1)
+    assert learning_rate(linear, 9, 10) == pytest.approx(0.01)
+    assert learning_rate(linear.model_copy(update={"warmup": 0.5}), 0, 10) == 0.0
+    assert learning_rate(linear.model_copy(update={"schedule": "constant"}), 9, 10) == pytest.approx(0.1)
+
+
+def test_an_exported_adapter_gives_the_same_logits_in_peft(policy: Policy, tmp_path: Path) -> None:
+    adapter = train_adapters(policy, [Job(ROWS, RECIPE, 1)])[0].adapter
+    assert adapter is not None
+    save_peft(adapter, tmp_path / "adapter", "tiny")
+    assert same(load_peft(tmp_path / "adapter"), adapter)
+    ids = torch.randint(2, 258, (1, 30), generator=torch.Generator().manual_seed(0))
+    theirs = peft.PeftModel.from_pretrained(tiny.llama(), tmp_path / "adapter").eval()(input_ids=ids).logits
+    room = Slots(target_modules(policy.model, "all-linear"), 1, 4, "cpu")
+    room.put(0, adapter)
+    with room.attached():
+        ours = policy.forward(input_ids=ids).logits
+    assert torch.allclose(theirs, ours, atol=1e-5)
+    assert not torch.allclose(ours, policy.forward(input_ids=ids).logits, atol=1e-3)
+    policy.merge(adapter)
+    assert torch.allclose(theirs, policy.forward(input_ids=ids).logits, atol=1e-4)
+
+
+def test_loss_falls_on_the_completion_and_one_end_token_alone() -> None:
+    tok = tiny.tokenizer()
+    row = encode_example(Example("two", prompt="one "), tok)
+    assert [t for t, on in zip(row.ids, row.loss, strict=True) if on] == [*tok("two")["input_ids"], tok.eos_token_id]
+    assert row.ids.count(tok.eos_token_id) == 1
+    whole = encode_example(Example("two"), tok)
+    assert whole.loss == (False, True, True, True)
+
+
+def test_answers_side_by_side_equal_answers_alone(policy: Policy) -> None:
+    adapters = [o.adapter for o in train_adapters(policy, mixed_jobs())] + [None]
+    prompts = [[Prompt(f"{k} asks {q}?") for q in range(1 + k % 3)] for k in range(len(adapters))]
+    greedy = Sampling(max_tokens=12)
+    together = ask(policy, adapters, prompts, greedy)
+    assert together == [ask(policy, [a], [p], greedy)[0] for a, p in zip(adapters, prompts, strict=True)]
+    assert together[-1] == generate(policy, prompts[-1], greedy, [0] * len(prompts[-1]))
+    queries = [[Query(p, "gold") for p in row] for row in prompts]
+    lls = log_likelihood(policy, adapters, queries)
+    alone = [log_likelihood(policy, [a], [q])[0] for a, q in zip(adapters, queries, strict=True)]
+    assert [x for row in lls for x in row] == pytest.approx([x for row in alone for x in row], abs=1e-4)
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(policy: Policy) -> None:
+    sampling = Sampling(max_tokens=20, temperature=1.0, top_p=0.95)
+    prompts = [Prompt("a" * n) for n in (3, 30, 11, 5, 8)]
+    seeds = [5, 6, 7, 8, 9]
+    together = generate(policy, prompts, sampling, seeds)
+    assert together == [generate(policy, [p], sampling, [s])[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert together == generate(policy, prompts, sampling, seeds, batch=2)
+    assert len(set(generate(policy, prompts[:1] * 5, sampling, seeds))) > 1
+
+
+def test_sampling_is_exact() -> None:
+    """Frequencies agree with softmax at the temperature, cut at the smallest set that reaches top-p."""
+    n = 20_000
+    logits = torch.tensor([2.0, 0.5, 1.0, -1.0, 0.0])
+    probs = (logits / 0.7).softmax(-1)
+    kept = [0, 2, 1]
+    assert float(probs[kept[:2]].sum()) < 0.9 <= float(probs[kept].sum())
+    draws = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    tokens = _choose(logits.expand(n, -1), Sampling(1, temperature=0.7, top_p=0.9), draws)
+    shares = torch.bincount(tokens, minlength=5) / n
+    expected = torch.zeros(5)
+    expected[kept] = probs[kept] / probs[kept].sum()
+    assert torch.allclose(shares, expected, atol=0.012)
+    assert not shares[[3, 4]].any()
+
+
+def test_a_target_that_does_not_exist_is_one_clear_sentence(policy: Policy) -> None:
+    with pytest.raises(SealError, match=r"no linear layer is named c_attn.*q_proj"):
+        target_modules(policy.model, ("c_attn",))
