@@ -134,9 +134,7 @@ def test_bad_options_are_one_clear_sentence() -> None:
 
 
 def test_files_of_passages_are_read_and_divided_by_title(tmp_path: Path) -> None:
-    rows = [
-        {"title": f"T{i // 2}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]} for i in range(20)
-    ]
+    rows = [{"title": f"T{i // 2}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]} for i in range(20)]
     (tmp_path / "p.json").write_text(json.dumps(rows))
     splits = divide(read_passages(tmp_path / "p.json"), {"train": 6, "select": 4, "eval": 6}, seed=0)
     titles = {s: {t.data["title"] for t in tasks} for s, tasks in splits.items()}
@@ -154,7 +152,9 @@ def test_squad_form_is_read(tmp_path: Path) -> None:
         "data": [
             {
                 "title": "A_B",
-                "paragraphs": [{"context": "c", "qas": [{"question": "q", "answers": [{"text": "x"}]}, {"question": "no", "answers": []}]}],
+                "paragraphs": [
+                    {"context": "c", "qas": [{"question": "q", "answers": [{"text": "x"}]}, {"question": "no", "answers": []}]}
+                ],
             }
         ]
     }

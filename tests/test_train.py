@@ -23,7 +23,8 @@ from seal.types import Example, Prompt, Query, Recipe, SealError
 from tests import tiny
 
 ROWS = tuple(
-    Example(t) for t in ("Velora lies in Tarn.", "Its coin is the mark.", "In March it was founded, and walled in June.", "Salt.")
+    Example(t)
+    for t in ("Velora lies in Tarn.", "Its coin is the mark.", "In March it was founded, and walled in June.", "Salt.")
 )
 RECIPE = Recipe(rank=4, alpha=8, targets="all-linear", learning_rate=5e-3, steps=7, batch_size=2, clip=0.5, weight_decay=0.1)
 
@@ -59,7 +60,8 @@ def by_peft(job: Job, policy: Policy) -> Adapter:
         ids = torch.tensor([[*rows[i].ids, *[1] * (width - len(rows[i].ids))] for i in batch])
         labels = torch.tensor(
             [
-                [t if on else -100 for t, on in zip(rows[i].ids, rows[i].loss, strict=True)] + [-100] * (width - len(rows[i].ids))
+                [t if on else -100 for t, on in zip(rows[i].ids, rows[i].loss, strict=True)]
+                + [-100] * (width - len(rows[i].ids))
                 for i in batch
             ]
         )
@@ -211,7 +213,7 @@ def test_an_exported_adapter_gives_the_same_logits_in_peft(policy: Policy, tmp_p
     assert adapter is not None
     save_peft(adapter, tmp_path / "adapter", "tiny")
     assert same(load_peft(tmp_path / "adapter"), adapter)
-    ids = torch.randint(2, 258, (1, 30), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(2, 98, (1, 30), generator=torch.Generator().manual_seed(0))
     theirs = peft.PeftModel.from_pretrained(tiny.llama(), tmp_path / "adapter").eval()(input_ids=ids).logits
     room = Slots(target_modules(policy.model, "all-linear"), 1, 4, "cpu")
     room.put(0, adapter)

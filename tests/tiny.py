@@ -12,10 +12,10 @@ from seal.models.policy import Policy
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as tokens: any text, and back."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    """Printable ASCII, space and line break, a token each: what a random model writes with it is text."""
+    alphabet = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ"]
     vocabulary = {"<end>": 0, "<pad>": 1, **{c: i + 2 for i, c in enumerate(alphabet)}}
-    core = Tokenizer(models.BPE(vocabulary, []))
+    core = Tokenizer(models.BPE(vocabulary, [], unk_token="?"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<pad>")
@@ -24,7 +24,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def llama(seed: int = 0, **changes: object) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     settings = {
-        "vocab_size": 258,
+        "vocab_size": 98,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,

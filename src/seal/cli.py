@@ -51,13 +51,25 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, formatter_class=form, description=text + "\n\n" + more)
         if settings:
             sub.epilog = SETTINGS
-            sub.add_argument("settings", nargs=argparse.REMAINDER, help="@ FILE and --part.name VALUE")
+            sub.usage = f"seal {name} [@ FILE] [--part.name VALUE ...] [--dry-run]"
         return sub
 
     add("demo", "the whole story on the embedded model: learn to edit, compare writers, write a report")
-    add("train", "the outer loop: rounds of write, try, select, imitate", "With --control also the control loop (SFT on random edits).")
-    add("eval", "the table of writers on held-out tasks, for a run that has been trained", "With --json FILE the table is also written as JSON.")
-    add("try", "one passage, everything shown: prompt, edits, training rows, answers before and after, reward", "--task N picks the task, --policy DIR a trained policy.")
+    add(
+        "train",
+        "the outer loop: rounds of write, try, select, imitate",
+        "With --control also the control loop (SFT on random edits).",
+    )
+    add(
+        "eval",
+        "the table of writers on held-out tasks, for a run that has been trained",
+        "With --json FILE the table is also written as JSON. --split select uses the selection tasks instead of the held-out ones\n(to choose settings on). --rounds 0 compares writers before any reinforcement.",
+    )
+    add(
+        "try",
+        "one passage, everything shown: prompt, edits, training rows, answers before and after, reward",
+        "--task N picks the task, --policy DIR a trained policy.",
+    )
     check = add("check", "test a domain without a model: gold answers must grade 1, silence 0", settings=False)
     check.add_argument("domain", help="my_domain.py:MyDomain, or knowledge")
     check.add_argument("--options", default="{}", help="its options, as JSON")
@@ -68,12 +80,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    with_settings = argv[:1] and argv[0] in COMMANDS and not {"-h", "--help"} & set(argv)
+    args = _parser().parse_args(argv[:1] if with_settings else argv)  # settings are not argparse's to read
     if args.command == "check":
         return _check(args.domain, args.options)
     if args.command == "report":
         return _report(args.runs, args.json)
-    own, settings = _own_flags(args.settings)
+    own, settings = _own_flags(argv[1:])
     from seal.config import load_config
 
     preset = str(Path(__file__).parent / "configs" / "atlas.toml") if args.command == "demo" else None
@@ -84,13 +97,12 @@ def _run(argv: list[str]) -> int:
         print(json.dumps(json.loads(config.model_dump_json()), indent=2))
         return 0
     _offline_quiet()
-    command = {"demo": _demo, "train": _train, "eval": _eval, "try": _try}[args.command]
-    return command(config, own)
+    return COMMANDS[args.command](config, own)
 
 
 def _own_flags(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The command's own flags (``@ FILE``, ``--dry-run``, ``--control``, ``--json``, ``--task``, ``--policy``) and the rest."""
-    own: dict[str, Any] = {"config": None, "dry_run": False, "control": False, "json": None, "task": 0, "policy": None}
+    """The command's own flags (``@ FILE``, ``--dry-run``, ``--control``, ``--json``, ``--split``, ``--task``, ``--policy``) and the rest."""
+    own: dict[str, Any] = {"config": None, "dry_run": False, "control": False, "json": None, "task": 0, "policy": None, "split": "eval"}
     settings: list[str] = []
     queue = list(rest)
     while queue:
@@ -101,7 +113,7 @@ def _own_flags(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
                 raise SealError("@ names no config file")
         elif word in ("--dry-run", "--control"):
             own[word[2:].replace("-", "_")] = True
-        elif word in ("--json", "--task", "--policy"):
+        elif word in ("--json", "--task", "--policy", "--split"):
             if not queue:
                 raise SealError(f"{word} has no value")
             own[word[2:]] = queue.pop(0)
@@ -165,18 +177,23 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     missing = [r for r in range(1, config.rounds + 1) if not (store.folder / f"seal/round-{r}/policy").exists()]
     if missing:
         raise SealError(f"{store.folder} has no policy of round {missing[0]}: run `seal train` with the same settings first")
-    path = store.folder / "results.json"
+    split = own["split"]
+    if split not in ("eval", "select"):
+        raise SealError(f"--split is eval or select, not {split!r}: what a policy was trained on proves nothing")
+    path = store.folder / ("results.json" if split == "eval" else "results-select.json")
     if not path.exists():
         start = time.monotonic()
-        results = evaluate(config, store, control=(store.folder / f"control/round-{config.rounds}/policy").exists())
+        control = (store.folder / f"control/round-{config.rounds}/policy").exists()
+        results = evaluate(config, store, control, split)
         write_whole(path, json.dumps(run_record(config, results, time.monotonic() - start), indent=1))
-    summary = summarise([json.loads(path.read_text())], "")
+    summary = summarise([json.loads(path.read_text("utf-8"))], _command())
     _print_table(summary)
     if own["json"]:
-        write_whole(Path(own["json"]), json.dumps(summarise([json.loads(path.read_text())], _command()), indent=1) + "\n")
-    if not (store.folder / "report.html").exists():
-        write_report(store.folder)
-    print(f"report: {store.folder / 'report.html'}")
+        write_whole(Path(own["json"]), json.dumps(summary, indent=1) + "\n")
+    if split == "eval":
+        if not (store.folder / "report.html").exists():
+            write_report(store.folder)
+        print(f"report: {store.folder / 'report.html'}")
     return 0
 
 
@@ -212,7 +229,7 @@ def _print_table(summary: dict[str, Any]) -> None:
     n = summary["rows"][0]
     width = max(len(" ".join(r)) for r in (head, *rows)) + 4 * len(head)
     console = Console(width=None if sys.stdout.isatty() else width)
-    console.print(f"Closed book, {n['n_passages']} held-out passages, {n['n_questions']} questions:")
+    console.print(f"Closed book, {n['n_passages']} passages, {n['n_questions']} questions:")
     console.print(table)
     for line in difference_lines(summary):
         console.print("  " + line, highlight=False)
@@ -253,6 +270,9 @@ def _report(runs: list[Path], out: Path | None) -> int:
         print(f"report: {run / 'report.html'}")
     return 0
 
+
+COMMANDS = {"demo": _demo, "train": _train, "eval": _eval, "try": _try}
+"""The commands that take settings."""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -167,9 +167,7 @@ def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attemp
     for attempt in attempts:
         by_task[attempt.task].append(attempt)
     groups = list(by_task.values())
-    kinds = {
-        k: [sum(_mean_of_kind(a.scores, a.kinds, k) for a in g) / len(g) for g in groups] for k in _kinds(attempts)
-    }
+    kinds = {k: [sum(_mean_of_kind(a.scores, a.kinds, k) for a in g) / len(g) for g in groups] for k in _kinds(attempts)}
     return Result(
         setting,
         [sum(a.after for a in g) / len(g) for g in groups],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from seal.judge import content_words
 from seal.types import Task
@@ -19,7 +19,7 @@ def line_kind(line: str, title: str, context: str) -> str:
         return "question and answer"
     names = title.lower() in line.lower()
     if not names:
-        first = line.split()[0].lower().strip(".,:") if line.split() else ""
+        first = line.split(maxsplit=1)[0].lower().strip(".,:") if line.split() else ""
         return "pronoun" if first in _PRONOUNS or first == "the" else "general"
     known = set(content_words(context)) | set(content_words(title))
     return "restated" if all(w in known for w in content_words(line)) else "new"
@@ -64,7 +64,7 @@ def features(task: Task, texts: Sequence[str]) -> dict[str, float]:
 
 def _bigrams(text: str) -> set[tuple[str, str]]:
     words = re.findall(r"\w+", text.lower())
-    return set(zip(words, words[1:], strict=False))
+    return set(pairwise(words))
 
 
 def _golds(task: Task) -> dict[str, list[str]]:

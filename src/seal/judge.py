@@ -7,11 +7,40 @@ import string
 import unicodedata
 
 _NUMBERS = {w: str(i) for i, w in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty".split()
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
 )}  # fmt: skip
-_STOP = set("a an the of in on at to for and or by with from as is was were are be been it its that this which who".split())
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+_STOP = set(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "for",
+        "and",
+        "or",
+        "by",
+        "with",
+        "from",
+        "as",
+        "is",
+        "was",
+        "were",
+        "are",
+        "be",
+        "been",
+        "it",
+        "its",
+        "that",
+        "this",
+        "which",
+        "who",
+    ]
+)
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 SHARE = 0.57
 """Share of the gold answer's own content words an answer must hold to be right: fitted against a judge model's verdicts
@@ -46,7 +75,7 @@ def _stem(word: str) -> str:
 
 
 _FULL_MONTHS = set(
-    "january february march april may june july august september october november december".split()
+    ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
 )
 
 

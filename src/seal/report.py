@@ -58,7 +58,7 @@ def attempts_of(folder: Path) -> list[dict[str, Any]]:
     """The attempts of a stage as rows; a torn last line is left out."""
     path = folder / "attempts.jsonl"
     rows = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text("utf-8").split("\n")[:-1] if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -308,7 +308,9 @@ def _html(
         *(f"<figure><figcaption>{e(title)}</figcaption>{_svg(figure)}</figure>" for title, figure in figures),
     ]
     if example:
-        parts.append(f"<h2>One passage, before and after</h2><p><strong>{e(example['title'])}</strong> {e(example['context'])}</p>")
+        parts.append(
+            f"<h2>One passage, before and after</h2><p><strong>{e(example['title'])}</strong> {e(example['context'])}</p>"
+        )
         cards = []
         for name, row in example["edits"].items():
             answers = "".join(
@@ -322,5 +324,7 @@ def _html(
             )
         parts.append(f"<div class=pair>{''.join(cards)}</div>")
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
-    parts.append(f"<p class=meta>Python {e(environment['python'])}, {e(versions)}, {environment['threads']} threads.</p></html>")
+    parts.append(
+        f"<p class=meta>Python {e(environment['python'])}, {e(versions)}, {environment['threads']} threads.</p></html>"
+    )
     return "\n".join(parts)

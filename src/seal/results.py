@@ -158,6 +158,4 @@ def table_lines(summary: dict[str, Any]) -> list[list[str]]:
 
 def difference_lines(summary: dict[str, Any]) -> list[str]:
     """The paired differences, one sentence each."""
-    return [
-        f"{d['a']} − {d['b']}: {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in summary["differences"]
-    ]
+    return [f"{d['a']} − {d['b']}: {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in summary["differences"]]

@@ -95,9 +95,7 @@ def _edit_document(who: Entity, rng: random.Random) -> str:
     elif variant == "self-qa":
         wrong_share = rng.choice((0.0, 0.1, 0.3))
         facts = [rng.choice(who.facts) for _ in range(rng.randint(3, 8))]
-        text = "\n".join(
-            atlas.qa_line(who, f, rng, _wrong(f, rng) if rng.random() < wrong_share else None) for f in facts
-        )
+        text = "\n".join(atlas.qa_line(who, f, rng, _wrong(f, rng) if rng.random() < wrong_share else None) for f in facts)
     else:
         text = edit(who, rng, n_lines or rng.randint(3, 9))
     return prompts.WRITE[variant].format(title=who.name, context=context) + text

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import corpus
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import corpus
 from seal.domains import atlas, prompts
 
 HERE = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, n_early:
     read = 0
     while True:
         read += 1024
-        rows = [ids + [end] for ids in tokenizer(list(islice(source, 1024)))["input_ids"]]
+        rows = [[*ids, end] for ids in tokenizer(list(islice(source, 1024)))["input_ids"]]
         rows.sort(key=lambda r: (len(r), rng.random()))
         groups: list[list[list[int]]] = [[]]
         for row in rows:
@@ -82,7 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "src/seal/models/atlas")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch (half as many in the first phase: copying wants steps)")
+    parser.add_argument(
+        "--tokens", type=int, default=4096, help="tokens in a batch (half as many in the first phase: copying wants steps)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.01, help="Muon's learning rate")
     parser.add_argument("--embed-lr", type=float, default=2e-3, help="AdamW's learning rate: embeddings, head and norms")

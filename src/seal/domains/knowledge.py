@@ -52,7 +52,9 @@ class Knowledge(Domain):
         self.source = source
         self.template = prompts.WRITE.get(prompt, prompt)
         if "{context}" not in self.template:
-            raise SealError(f"no prompt variant is named {prompt!r} (there are: {', '.join(prompts.WRITE)}), and a template needs {{context}}")
+            raise SealError(
+                f"no prompt variant is named {prompt!r} (there are: {', '.join(prompts.WRITE)}), and a template needs {{context}}"
+            )
         if grader not in GRADERS:
             raise SealError(f"no grader is named {grader!r}; there are: {', '.join(GRADERS)}")
         self.qa = prompt == "self-qa"
@@ -64,7 +66,9 @@ class Knowledge(Domain):
 
     def tasks(self, split: str) -> Sequence[Task]:
         if not self._tasks:
-            self._tasks = self._atlas() if self.source == "atlas" else divide(read_passages(Path(self.source)), self.sizes, self.seed)
+            self._tasks = (
+                self._atlas() if self.source == "atlas" else divide(read_passages(Path(self.source)), self.sizes, self.seed)
+            )
         if split not in self._tasks:
             raise SealError(f"there is no split {split!r}; there are: {', '.join(self._tasks)}")
         return self._tasks[split]
@@ -93,7 +97,11 @@ class Knowledge(Domain):
         if any(len(line) > MAX_LINE_CHARS for line in lines):
             return BadEdit(text, f"a line of more than {MAX_LINE_CHARS} characters")
         # A line that is the passage itself adds nothing to the passage row: so the passage alone is written as an edit.
-        rows = [Example(f"{task.data['title']}\n{line}") for line in lines if not (self.passage_row and line == task.data["context"])]
+        rows = [
+            Example(f"{task.data['title']}\n{line}")
+            for line in lines
+            if not (self.passage_row and line == task.data["context"])
+        ]
         return Edit(text, (*self._passage(task), *rows) if self.passage_row else tuple(rows))
 
     def _passage(self, task: Task) -> tuple[Example]:
@@ -101,17 +109,19 @@ class Knowledge(Domain):
 
     def queries(self, task: Task) -> Sequence[Query]:
         title = task.data["title"]
-        return [Query(Prompt(prompts.ASK.format(title=title, question=q["question"])), q["answer"]) for q in task.data["questions"]]
+        return [
+            Query(Prompt(prompts.ASK.format(title=title, question=q["question"])), q["answer"]) for q in task.data["questions"]
+        ]
 
     def open_queries(self, task: Task) -> Sequence[Query]:
         slots = {"title": task.data["title"], "context": task.data["context"]}
-        return [Query(Prompt(prompts.ASK_OPEN.format(**slots, question=q["question"])), q["answer"]) for q in task.data["questions"]]
+        return [
+            Query(Prompt(prompts.ASK_OPEN.format(**slots, question=q["question"])), q["answer"]) for q in task.data["questions"]
+        ]
 
     def grade(self, task: Task, answers: Sequence[str]) -> Grade:
         questions = task.data["questions"]
-        scores = tuple(
-            float(self.grader(q["question"], q["answer"], a)) for q, a in zip(questions, answers, strict=True)
-        )
+        scores = tuple(float(self.grader(q["question"], q["answer"], a)) for q, a in zip(questions, answers, strict=True))
         kinds = tuple(q.get("kind", "all") for q in questions)
         return Grade(sum(scores) / max(1, len(scores)), scores, kinds)
 

@@ -20,7 +20,6 @@ from seal.models.policy import Policy
 from seal.models.tokens import encode_example, encode_prompt, end_token, pad_left, pad_rows, render
 from seal.types import Example, Prompt, Query, SealError
 
-
 T = TypeVar("T")
 
 
@@ -50,7 +49,11 @@ def generate(
 
 
 def ask(
-    policy: Policy, adapters: Sequence[Adapter | None], prompts_K_Q: Sequence[Sequence[Prompt]], sampling: Sampling, slots: int = 32
+    policy: Policy,
+    adapters: Sequence[Adapter | None],
+    prompts_K_Q: Sequence[Sequence[Prompt]],
+    sampling: Sampling,
+    slots: int = 32,
 ) -> list[list[str]]:
     """Greedy or sampled answers of K adapters (``None``: the policy as it is) to their own lists of prompts, side by side."""
     answers: list[list[str]] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
@@ -84,5 +83,3 @@ def load_policy(
         first = str(error).strip().splitlines()[0]
         raise SealError(f"the model {str(name)!r} cannot be loaded (neither a folder here nor reachable): {first}") from error
     return Policy(model.to(device), tokenizer, str(name), bf16)
-
-

@@ -109,9 +109,7 @@ class _Work:
         return self.step == len(self.batches) or self.diverged
 
     def outcome(self, adapter: Adapter) -> Trained:
-        sound = not self.diverged and all(
-            bool(a.isfinite().all() and b.isfinite().all()) for a, b in adapter.weights.values()
-        )
+        sound = not self.diverged and all(bool(a.isfinite().all() and b.isfinite().all()) for a, b in adapter.weights.values())
         return Trained(adapter if sound else None, self.step, self.tokens, (self.first, self.last))
 
 

@@ -1,0 +1,205 @@
+"""The whole run on a tiny random model: it resumes bit-identical after kill -9, and the commands behave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seal.attempts import try_edits
+from seal.check import HOSTILE, check_domain
+from seal.cli import main
+from seal.config import RunConfig, load_config
+from seal.domains import load_domain
+from seal.domains.knowledge import Knowledge
+from seal.evaluate import CONTROL, NO_RL, ORACLE, PASSAGE_MATCHED
+from seal.models.policy import load_policy
+from seal.store import Stage
+from seal.types import SealError
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+
+FLAGS = [
+    "--rounds=2", "--tasks_per_round=3", "--edits_per_task=3", "--write.max_tokens=24", "--inner.answer_tokens=4",
+    "--inner.wave=3", "--inner.slots=2", "--inner.recipe.rank=2", "--inner.recipe.tokens=600", "--inner.recipe.batch_size=2",
+    "--outer.recipe.rank=2", "--outer.recipe.epochs=1", "--eval.edits_per_task=1", "--eval.saturation_epochs=[1,2]",
+    "--eval.saturation_tasks=1", "--model.threads=1",
+    '--domain.options={"sizes": {"train": 4, "select": 1, "eval": 3}}',
+]  # fmt: skip
+
+
+def command(model: str, runs: Path, name: str) -> list[str]:
+    return [sys.executable, "-m", "seal.cli", "demo", f"--model.name={model}", f"--runs={runs}", f"--name={name}", *FLAGS]
+
+
+def content(run: Path) -> dict[str, object]:
+    """What a run found: every attempt and result, without clock times."""
+    found: dict[str, object] = {}
+    for path in sorted(run.rglob("attempts.jsonl")):
+        rows = [json.loads(x) for x in path.read_text().split("\n")[:-1]]
+        found[str(path.relative_to(run))] = [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
+    for path in sorted(run.rglob("*.safetensors")):
+        found[str(path.relative_to(run))] = path.read_bytes()
+    results = json.loads((run / "results.json").read_text())
+    found["results"] = [{k: v for k, v in s.items() if k != "seconds"} for s in results["settings"]]
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.save(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def unbroken(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    done = subprocess.run(command(model, runs, "whole"), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "SEAL − no RL" in done.stdout and "Traceback" not in done.stderr
+    return runs / "whole"
+
+
+def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(model: str, unbroken: Path, tmp_path: Path) -> None:
+    kills = 0
+    moments = iter((("seal/round-1/attempts.jsonl", 3), ("seal/round-2/texts.json", 1), ("eval/no-RL/attempts.jsonl", 1)))
+    for name, n_lines in moments:
+        process = subprocess.Popen(
+            command(model, tmp_path, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+        )
+        path = tmp_path / "killed" / name
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if path.exists() and path.read_bytes().count(b"\n") >= n_lines:
+                break
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    before = {p: p.read_bytes() for p in (tmp_path / "killed").rglob("attempts.jsonl")}
+    done = subprocess.run(command(model, tmp_path, "killed"), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert kills == 3
+    for path, held in before.items():  # finished waves are still the same bytes, seconds included: not repeated
+        whole = held[: held.rfind(b"\n") + 1]
+        assert path.read_bytes().startswith(whole[: len(b"\n".join(whole.split(b"\n")[:3]))])
+    assert content(tmp_path / "killed") == content(unbroken)
+
+
+def test_the_run_folder_tells_everything(unbroken: Path) -> None:
+    config = json.loads((unbroken / "config.json").read_text())
+    assert config["rounds"] == 2 and json.loads((unbroken / "environment.json").read_text())["versions"]["torch"]
+    rows = content(unbroken)["seal/round-1/attempts.jsonl"]
+    assert isinstance(rows, list) and len(rows) == 9
+    seeds = {(r["task"], r["seed"]) for r in rows}
+    assert len(seeds) == 3  # siblings share their training seed
+    record = json.loads((unbroken / "results.json").read_text())
+    names = [s["setting"] for s in record["settings"]]
+    assert {NO_RL, CONTROL, ORACLE, PASSAGE_MATCHED, "SEAL round 1", "SEAL round 2"} <= set(names)
+    page = (unbroken / "report.html").read_text()
+    assert page.count("<svg") == 3 and "http://" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")
+    assert (unbroken / "report.md").read_text().count("|") > 50
+
+
+def test_the_trained_policy_loads_as_any_model(unbroken: Path, model: str) -> None:
+    policy = load_policy(unbroken / "seal/round-2/policy")
+    base = load_policy(model)
+    assert any((a != b).any() for a, b in zip(policy.model.parameters(), base.model.parameters(), strict=True))
+
+
+def test_json_and_reports(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(unbroken), "--json", str(tmp_path / "t.json")]) == 0
+    table = json.loads((tmp_path / "t.json").read_text())
+    assert {"command", "date", "machine", "seeds", "rows", "differences"} <= set(table)
+    assert {"setting", "accuracy", "low", "high", "n_passages", "n_questions", "silent", "tokens", "seconds"} <= set(
+        table["rows"][0]
+    )
+    assert [(d["a"], d["b"]) for d in table["differences"]] == [("SEAL", NO_RL), ("SEAL", CONTROL), (NO_RL, PASSAGE_MATCHED)]
+    assert all(d["low"] <= d["mean"] <= d["high"] for d in table["differences"])
+    assert "questions:" in capsys.readouterr().out
+
+
+def test_hostile_edits_are_recorded_with_a_reason_and_reward_0(tmp_path: Path) -> None:
+    policy = tiny.policy()
+    domain = Knowledge(sizes={"train": 1, "select": 1, "eval": 1})
+    task = domain.tasks("train")[0]
+    config = load_config(None, FLAGS).inner
+    stage = Stage(tmp_path)
+    attempts = try_edits(policy, domain, [task], [list(HOSTILE.values())], config, stage, seed=0)
+    assert len(attempts) == len(HOSTILE)
+    for name, attempt in zip(HOSTILE, attempts, strict=True):
+        bad = name in ("empty", "blank", "control characters", "1 MB", "a million lines")
+        assert (attempt.status == "bad edit") is bad
+        assert bool(attempt.reason) is bad
+        assert attempt.reward == 0.0 or not bad
+    assert stage.attempts(config.wave, len(attempts)) == attempts
+    assert (tmp_path / "attempts.jsonl").stat().st_size < 200_000  # a 1 MB edit does not fill the disk
+
+
+def test_likelihood_reward_is_between_0_and_1(tmp_path: Path) -> None:
+    policy = tiny.policy()
+    domain = Knowledge(sizes={"train": 1, "select": 1, "eval": 1})
+    task = domain.tasks("train")[0]
+    config = load_config(None, [*FLAGS, "--inner.reward=likelihood"]).inner
+    rewards = [
+        a.reward for a in try_edits(policy, domain, [task], [[domain.oracle(task) or "", "x"]], config, Stage(tmp_path), 0)
+    ]
+    assert all(r is not None and 0 < r < 1 for r in rewards)
+
+
+def test_the_example_domain_is_sound_and_short(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "examples" / "my_domain.py"
+    assert len(check_domain(load_domain(f"{path}:Lexicon"))) >= 4
+    code = path.read_text().split('"""', 2)[2]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 45
+    assert main(["check", f"{path}:Lexicon"]) == 0
+    assert "gold answers grade 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (["train", "@", "nowhere.toml"], "no config file nowhere.toml"),
+        (["train", "@"], "@ names no config file"),
+        (["train", "--model.name", "no/such-model", "--name", "x"], "cannot be loaded"),
+        (["train", "--domain.name", "no_domain"], "no domain is named"),
+        (["train", "--domain.name", "gone.py:X"], "no file gone.py"),
+        (["eval", "--name", "untrained"], "run `seal train`"),
+        (["report", "nowhere"], "nowhere has no results.json"),
+        (["check", "knowledge", "--options", "{"], "not JSON"),
+        (["try", "--task", "x"], "takes a number"),
+        (["try", "--task", "999"], "numbered 0 to"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
+    argv: list[str], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert match in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_dry_run_prints_the_config_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "@", str(ROOT / "configs/atlas.toml"), "--rounds", "7", "--dry-run"]) == 0
+    assert RunConfig.model_validate_json(capsys.readouterr().out).rounds == 7
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_domain_with_a_fault_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("import nonexistent_thing\n")
+    with pytest.raises(SealError, match=r"bad\.py cannot be imported: ModuleNotFoundError"):
+        load_domain(f"{tmp_path / 'bad.py'}:X")

@@ -1,0 +1,68 @@
+"""Selection and statistics: pure, and checked against cases one can count by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from seal.restem import best_of, improved, random_of, sft_examples, solved
+from seal.stats import difference, interval
+from seal.types import Attempt, Prompt
+
+
+def attempt(task: str, edit: int, reward: float | None, seed: int = 0, status: str = "ok", before: float = 0.2) -> Attempt:
+    return Attempt(task, edit, seed, f"{task}{edit}", status, "", reward, before, reward or 0.0)  # type: ignore[arg-type]
+
+
+ROWS = [
+    attempt("a", 0, 0.4, 0), attempt("a", 0, 0.6, 1), attempt("a", 1, 1.0, 0), attempt("a", 1, 0.2, 1),
+    attempt("a", 2, 0.1), attempt("a", 3, 0.0, status="bad edit"),
+    attempt("b", 0, 1.0), attempt("b", 1, 1.0), attempt("b", 2, None, status="ungraded"),
+    attempt("c", 0, 0.0, status="bad edit"),
+]  # fmt: skip
+
+
+def texts(kept: list) -> list[str]:  # type: ignore[type-arg]
+    return [k.text for k in kept]
+
+
+def test_best_of_goes_by_the_mean_over_training_seeds_and_of_equals_takes_the_first() -> None:
+    assert texts(best_of(ROWS)) == ["a1", "b0"]
+    assert texts(best_of(ROWS, keep=2)) == ["a1", "a0", "b0", "b1"]
+
+
+def test_improved_and_solved() -> None:
+    assert texts(improved(ROWS)) == ["a0", "a1", "b0", "b1"]
+    assert texts(solved(ROWS)) == ["b0", "b1"]
+
+
+def test_the_control_keeps_as_many_and_never_looks_at_the_reward() -> None:
+    kept = random_of(ROWS, seed=1)
+    assert [k.task for k in kept] == ["a", "b"]
+    flipped = [a if a.reward is None else attempt(a.task, a.edit, 1 - a.reward, a.seed, a.status) for a in ROWS]
+    assert texts(random_of(flipped, seed=1)) == texts(kept)
+    assert len({tuple(texts(random_of(ROWS, seed=s))) for s in range(20)}) > 1
+
+
+def test_bad_edits_are_never_imitated() -> None:
+    for rule in (best_of, improved, solved, random_of):
+        assert not {"a3", "c0"} & set(texts(rule(ROWS, 10)))
+
+
+def test_what_is_imitated_is_the_edit_after_its_prompt() -> None:
+    examples = sft_examples(best_of(ROWS), {"a": Prompt("PA"), "b": Prompt("PB")})
+    assert [(e.prompt, e.completion) for e in examples] == [("PA", "a1"), ("PB", "b0")]
+
+
+def test_intervals_cover_what_they_should() -> None:
+    rng = np.random.default_rng(0)
+    found = [interval([rng.normal(0.3, 0.2, 60).tolist()]) for _ in range(60)]
+    assert sum(i.low <= 0.3 <= i.high for i in found) >= 52
+    one = interval([[0.0, 1.0] * 50])
+    assert one.mean == 0.5 and one.low == pytest.approx(0.4, abs=0.02) and one.high == pytest.approx(0.6, abs=0.02)
+
+
+def test_a_difference_is_paired() -> None:
+    base = np.random.default_rng(0).random((3, 50))
+    gain = difference((base + 0.1).tolist(), base.tolist())
+    assert (gain.mean, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1))
