@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -117,12 +118,12 @@ def _attempt(
     before: Grade,
     config: InnerConfig,
 ) -> Attempt:
-    common = {"task": trial.task.id, "edit": trial.edit, "seed": trial.seed, "text": trial.parsed.text, "before": before.score}
+    common: dict[str, Any] = {"task": trial.task.id, "edit": trial.edit, "seed": trial.seed, "text": trial.parsed.text, "before": before.score}
     if isinstance(trial.parsed, BadEdit) or outcome is None:
         reason = trial.parsed.reason if isinstance(trial.parsed, BadEdit) else ""
         # Nothing was learnt, so the model answers as before; the reward is 0 all the same: a bad edit must not pay.
         return Attempt(
-            **common,  # type: ignore[arg-type]
+            **common,
             status="bad edit",
             reason=reason,
             reward=0.0,
@@ -130,12 +131,12 @@ def _attempt(
             scores=before.scores,
             kinds=before.kinds,
         )
-    done = {"rows": len(trial.parsed.examples), "steps": outcome.steps, "tokens": outcome.tokens}
+    done: dict[str, Any] = {"rows": len(trial.parsed.examples), "steps": outcome.steps, "tokens": outcome.tokens}
     if asked is None:
         reason = f"training gave a number that is not finite, at step {outcome.steps}"
         zeros = tuple(0.0 for _ in before.scores)
         return Attempt(
-            **common,  # type: ignore[arg-type]
+            **common,
             **done,
             status="diverged",
             reason=reason,
@@ -149,7 +150,7 @@ def _attempt(
     grade = domain.grade(trial.task, answers)
     likely = sum(math.exp(ll) for ll in lls) / max(1, len(lls))
     return Attempt(
-        **common,  # type: ignore[arg-type]
+        **common,
         **done,
         status="ok",
         reason="",

@@ -151,7 +151,8 @@ class Attempt:
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Attempt:
         tuples = ("answers", "scores", "kinds", "loss")
-        return Attempt(**{k: tuple(v) if k in tuples else v for k, v in row.items()})
+        fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in row.items()}
+        return Attempt(**fields)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def derive(attribute: str, base: str, gap: str = "") -> str:
     if attribute in ("month", "weekday"):
         gaps = table["gaps"][attribute].split()
         cycle = values(attribute)
-        return cycle[(cycle.index(base) + gaps.index(gap) + 2) % len(cycle)]
+        return cycle[(cycle.index(base) + int(gaps.index(gap)) + 2) % len(cycle)]
     if attribute == "count":
         numbers = table["numbers"]["words"].split()
         return str(numbers[numbers.index(base) * {"twice": 2, "thrice": 3}[gap]])
@@ -203,7 +203,7 @@ def _told(who: Entity, fact: Fact, rng: random.Random) -> list[list[tuple[str, M
     """What the passage says for a fact: groups of sentences, each a (template, values) pair."""
     if not fact.derived:
         return [[(rng.choice(phrases(who, fact.attribute, "say")), {"v": fact.value})]]
-    slots = {"v": fact.base, "g": fact.gap}
+    slots: Mapping[str, str] = {"v": fact.base, "g": fact.gap}
     if fact.attribute == "direction":
         return [[(rng.choice(phrases(who, "direction", "base")), slots)]]
     if rng.random() < 0.4:

@@ -133,7 +133,7 @@ def _room(policy: Policy, adapters: Sequence[Adapter | None]) -> Slots | None:
     if not real:
         return None
     modules = {n: policy.model.get_submodule(n) for a in real for n in a.weights}
-    room = Slots(modules, len(adapters), max(a.rank for a in real), policy.device)  # type: ignore[arg-type]
+    room = Slots(modules, len(adapters), max(a.rank for a in real), policy.device)
     for slot, adapter in enumerate(adapters):
         if adapter is not None:
             room.put(slot, adapter)

@@ -30,7 +30,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return torch.device(self.model.device)
 
     @property
     def chat(self) -> bool:
@@ -57,7 +57,7 @@ class Policy:
         for name, (a, b) in adapter.weights.items():
             w = self.model.get_submodule(name).weight
             update = weight * adapter.scale * (b @ a)
-            w.copy_((w.float() + update.to(w.device)).to(w.dtype))  # type: ignore[operator,union-attr,arg-type]
+            w.copy_((w.float() + update.to(w.device)).to(w.dtype))
 
     def save(self, folder: Path) -> None:
         """Write a folder that :func:`load_policy`, and any ``from_pretrained``, reads."""

@@ -179,7 +179,7 @@ def train_adapters(
     works = [w for _, w in zip(range(slots), queue, strict=False)]
     if works:
         modules = target_modules(policy.model, _union([j.recipe.targets for j in jobs]))
-        modules |= {n: policy.model.get_submodule(n) for w in works for n in w.start.weights}  # type: ignore[misc]
+        modules |= {n: policy.model.get_submodule(n) for w in works for n in w.start.weights}
         room = Slots(modules, len(works), max(j.recipe.rank for j in jobs), policy.device)
         optimizer = _AdamW(room)
         for slot, work in enumerate(works):
@@ -218,7 +218,7 @@ def _step(policy: Policy, room: Slots, optimizer: _AdamW, works: Sequence[_Work]
         logits = policy.forward(input_ids=ids, position_ids=positions, use_cache=False).logits  # (K, T, V)
     losses = slot_losses(logits, labels)  # (K,)
     room.grad.zero_()
-    losses.sum().backward()  # gradients of different slots never mix: each loss depends on its own adapter alone
+    torch.autograd.backward(losses.sum())  # gradients of different slots never mix: each loss depends on its own adapter alone
     optimizer.step(works)
     for work, loss in zip(works, losses.tolist(), strict=True):
         work.record(loss, sum(len(r.ids) for r in work.batch()))
