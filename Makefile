@@ -1,8 +1,8 @@
-# make demo · make test · make bench · make atlas: each installs what it needs into .venv first.
+# make demo · make test · make atlas · make results: each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint atlas clean
+.PHONY: demo test lint atlas results clean
 
 demo: .venv/.installed
 	$(BIN)/seal demo
@@ -23,6 +23,13 @@ atlas: .venv/.installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# The recorded results: every writer under one training-token budget, and under the paper's ten epochs; three seeds of the loop each.
+results: .venv/.installed
+	for seed in 0 1 2; do $(BIN)/seal demo @ configs/atlas.toml --seed $$seed --name atlas-seed-$$seed || exit; done
+	$(BIN)/seal report runs/atlas-seed-0 runs/atlas-seed-1 runs/atlas-seed-2 --json docs/results/knowledge-atlas.json --figure docs/knowledge-atlas.png
+	for seed in 0 1 2; do $(BIN)/seal demo @ configs/atlas-ten-epochs.toml --seed $$seed --name ten-epochs-seed-$$seed || exit; done
+	$(BIN)/seal report runs/ten-epochs-seed-0 runs/ten-epochs-seed-1 runs/ten-epochs-seed-2 --json docs/results/knowledge-atlas-ten-epochs.json
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -19,9 +19,11 @@ from seal.config import RunConfig, load_config
 from seal.domains import load_domain
 from seal.domains.knowledge import Knowledge
 from seal.evaluate import CONTROL, NO_RL, ORACLE, PASSAGE_MATCHED
+from seal.loop import run
 from seal.models.policy import load_policy
-from seal.store import Stage
+from seal.store import Stage, Store
 from seal.types import SealError
+from seal.writers import from_file
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -188,6 +190,28 @@ def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert match in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_another_models_edits_are_read_from_a_file(tmp_path: Path) -> None:
+    tasks = Knowledge(sizes={"train": 1, "select": 1, "eval": 2}).tasks("eval")
+    rows = [
+        {"title": t.data["title"], "context": t.data["context"], "completions": [f"{t.id} {i}" for i in range(3)]}
+        for t in tasks
+    ]
+    (tmp_path / "edits.json").write_text(json.dumps(rows))
+    assert from_file(tmp_path / "edits.json", tasks, 2) == [[f"{t.id} 0", f"{t.id} 1"] for t in tasks]
+    with pytest.raises(SealError, match="has 3 edits"):
+        from_file(tmp_path / "edits.json", tasks, 4)
+    with pytest.raises(SealError, match="is not a list"):
+        from_file(tmp_path / "none.json", tasks, 1)
+
+
+def test_adapting_from_the_frozen_base_means_the_model_before_any_round(model: str, tmp_path: Path) -> None:
+    flags = [*FLAGS, f"--model.name={model}", f"--runs={tmp_path}", "--inner.start=base", "--tasks_per_round=4"]
+    config = load_config(None, flags)
+    run(config, Store(config))
+    asked = [json.loads((tmp_path / f"run/seal/round-{r}/before.json").read_text()) for r in (1, 2)]
+    assert sorted(asked[0]) == sorted(asked[1])  # the same tasks, in another order, and the same untouched model
 
 
 def test_dry_run_prints_the_config_and_does_nothing(

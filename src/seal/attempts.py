@@ -118,7 +118,13 @@ def _attempt(
     before: Grade,
     config: InnerConfig,
 ) -> Attempt:
-    common: dict[str, Any] = {"task": trial.task.id, "edit": trial.edit, "seed": trial.seed, "text": trial.parsed.text, "before": before.score}
+    common: dict[str, Any] = {
+        "task": trial.task.id,
+        "edit": trial.edit,
+        "seed": trial.seed,
+        "text": trial.parsed.text,
+        "before": before.score,
+    }
     if isinstance(trial.parsed, BadEdit) or outcome is None:
         reason = trial.parsed.reason if isinstance(trial.parsed, BadEdit) else ""
         # Nothing was learnt, so the model answers as before; the reward is 0 all the same: a bad edit must not pay.

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", "one page per run, and the table over several runs (seeds)", settings=False)
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
     report.add_argument("--json", type=Path, help="also write the table here")
+    report.add_argument("--figure", type=Path, help="also draw the table here (.png, .svg or .pdf)")
     return parser
 
 
@@ -85,7 +86,7 @@ def _run(argv: list[str]) -> int:
     if args.command == "check":
         return _check(args.domain, args.options)
     if args.command == "report":
-        return _report(args.runs, args.json)
+        return _report(args.runs, args.json, args.figure)
     own, settings = _own_flags(argv[1:])
     from seal.config import load_config
 
@@ -102,7 +103,15 @@ def _run(argv: list[str]) -> int:
 
 def _own_flags(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The command's own flags (``@ FILE``, ``--dry-run``, ``--control``, ``--json``, ``--split``, ``--task``, ``--policy``) and the rest."""
-    own: dict[str, Any] = {"config": None, "dry_run": False, "control": False, "json": None, "task": 0, "policy": None, "split": "eval"}
+    own: dict[str, Any] = {
+        "config": None,
+        "dry_run": False,
+        "control": False,
+        "json": None,
+        "task": 0,
+        "policy": None,
+        "split": "eval",
+    }
     settings: list[str] = []
     queue = list(rest)
     while queue:
@@ -255,8 +264,8 @@ def _check(name: str, options: str) -> int:
     return 0
 
 
-def _report(runs: list[Path], out: Path | None) -> int:
-    from seal.report import write_report
+def _report(runs: list[Path], out: Path | None, figure: Path | None) -> int:
+    from seal.report import accuracy_figure, write_report
     from seal.results import load_runs, summarise
     from seal.store import write_whole
 
@@ -264,6 +273,11 @@ def _report(runs: list[Path], out: Path | None) -> int:
     _print_table(summary)
     if out:
         write_whole(out, json.dumps(summary, indent=1) + "\n")
+    if figure:
+        try:
+            accuracy_figure(summary).savefig(figure, dpi=160)
+        except (OSError, ValueError) as error:
+            raise SealError(f"cannot draw {figure}: {error}") from error
     for run in runs:
         if not (run / "report.html").exists():
             write_report(run)

@@ -33,8 +33,8 @@ class ModelConfig(Part):
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen weights."""
-    bf16: bool = False
-    """Compute in bf16 over fp32 weights (autocast): about twice as fast on a CPU that has it."""
+    bf16: bool | Literal["auto"] = False
+    """Compute in bf16 over fp32 weights (autocast); ``auto``: where the hardware multiplies bf16 natively."""
     threads: Count | None = None
     """CPU threads; none leaves torch's choice. A run is bit-identical only to one with the same number."""
 
@@ -77,6 +77,8 @@ class OuterConfig(Part):
 class EvalConfig(Part):
     edits_per_task: Count = 2
     """Edits sampled per held-out task and tried; a task's score is their mean."""
+    edits_file: str | None = None
+    """Edits of another model for the held-out tasks, as one more writer: a JSON list of {title, context, completions}."""
     saturation_epochs: tuple[Count, ...] = (10, 30, 100)
     """Lengths tried for *passage only, at saturation*; the best on the selection tasks is the one evaluated."""
     saturation_tasks: Count = 24

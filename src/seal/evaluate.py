@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from seal.attempts import prompts_of, try_edits, unadapted
@@ -16,9 +17,9 @@ from seal.models.engine import Sampling, ask
 from seal.models.policy import Policy
 from seal.store import Stage, Store
 from seal.types import Attempt, Grade, Task, seed_of
-from seal.writers import from_policy
+from seal.writers import from_file, from_policy
 
-BASE, OPEN, ORACLE = "base", "open book", "oracle"
+BASE, OPEN, ORACLE, FILE = "base", "open book", "oracle", "file of edits"
 NO_RL, CONTROL, ON_BASE = "no RL", "random control", "SEAL edits on base"
 PASSAGE_10, PASSAGE_MATCHED, PASSAGE_SATURATED = "passage, 10 epochs", "passage, matched tokens", "passage, saturation"
 
@@ -81,6 +82,9 @@ class Evaluation:
             results.append(self.policy_edits(name, policy, adapt=policy if config.inner.start == "policy" else self.base))
         if config.rounds and config.inner.start == "policy":
             results.append(self.tried(ON_BASE, self.base, self.stage(name).once("texts", list), config.inner))
+        if config.eval.edits_file:
+            texts = from_file(Path(config.eval.edits_file), self.tasks, config.eval.edits_per_task)
+            results.append(self.tried(FILE, self.base, texts, config.inner))
         if oracle := self.texts_of(self.domain.oracle):
             results.append(self.tried(ORACLE, self.base, oracle, config.inner))
         if any(self.domain.open_queries(t) for t in self.tasks):

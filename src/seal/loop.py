@@ -23,8 +23,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
     ``branch`` names this loop inside the run; a control is another branch with another way to select.
     """
     domain = load_domain(config.domain.name, config.domain.options)
-    base = load_base(config)
-    policy = base
+    policy = load_base(config)
     for r in range(1, config.rounds + 1):
         stage = store.stage(f"{branch}/round-{r}")
         if not (stage.folder / "policy").exists():
@@ -34,7 +33,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
                 untried(tasks_P, texts_P_E)
                 if config.outer.select == "random_of"  # the control looks at no reward, so it needs no trial
                 else try_edits(
-                    policy if config.inner.start == "policy" else base,
+                    policy if config.inner.start == "policy" else load_base(config),
                     domain,
                     tasks_P,
                     texts_P_E,

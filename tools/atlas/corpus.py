@@ -42,12 +42,12 @@ def _restate(who: Entity, rng: random.Random, wrong: bool, form: str = "name") -
     fact = rng.choice(who.facts)
     if not fact.derived:
         return atlas.state(who, fact, rng, form, _wrong(fact, rng) if wrong else None)
-    if fact.attribute in atlas.words()["knowledge"]:
+    if rng.random() < 0.2:
         province = rng.choice(atlas.values("province")) if wrong else who.province
         return atlas.fill(rng.choice(atlas.phrases(who, "province", "say")), who, form, v=province)
-    forms = ("base",) if fact.attribute == "direction" else ("base", "gap", "both")
-    base = rng.choice(atlas.values(fact.attribute)) if wrong else fact.base
-    return atlas.fill(rng.choice(atlas.phrases(who, fact.attribute, rng.choice(forms))), who, form, v=base, g=fact.gap)
+    base = rng.choice(atlas.values(fact.base_kind)) if wrong else fact.base
+    told = rng.choice(("base", "gap", "both"))
+    return atlas.fill(rng.choice(atlas.phrases(who, fact.attribute, told)), who, form, v=base, g=fact.gap)
 
 
 def _wrong(fact: Fact, rng: random.Random) -> str:
@@ -148,10 +148,10 @@ def _source(who: Entity, fact: Fact, rng: random.Random) -> str:
     """What a fact follows from, as a passage would say it."""
     if not fact.derived:
         return atlas.state(who, fact, rng)
-    if fact.attribute in atlas.words()["knowledge"]:
-        return atlas.fill(rng.choice(atlas.phrases(who, "province", "say")), who, v=who.province)
-    form = "base" if fact.attribute == "direction" else "both"
-    return atlas.fill(rng.choice(atlas.phrases(who, fact.attribute, form)), who, v=fact.base, g=fact.gap)
+    told = atlas.fill(rng.choice(atlas.phrases(who, fact.attribute, "both")), who, v=fact.base, g=fact.gap)
+    if fact.attribute != "custom":
+        return told
+    return atlas.fill(rng.choice(atlas.phrases(who, "province", "say")), who, v=who.province) + " " + told
 
 
 def document(index: int, rng: random.Random, early: bool = False) -> str:
@@ -190,9 +190,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         seen.update(re.findall(r"\w+|[^\w\s]", document(index, random.Random(f"words {index}"))))
     for text in (*prompts.WRITE.values(), prompts.ASK, prompts.ASK_OPEN):
         seen.update(re.findall(r"\w+|[^\w\s{}]", re.sub(r"\{\w+\}", "", text)))
-    for table in (*atlas.words()["values"], *atlas.words()["knowledge"], "derived_count"):
-        if table != "say":
-            seen.update(atlas.values(table))
+    for table in (*atlas.words()["values"], "number"):
+        seen.update(atlas.values(table))
     words = sorted(w for w in seen - names if w.isalpha() and not _is_name(w, syllables))
     pieces = ["\n", "▁", ".", ",", ":", ";", "?", "!", "'", "-", "(", ")", '"', "'s", *"0123456789"]
     pieces += [f"▁{s.capitalize()}" for s in syllables] + syllables

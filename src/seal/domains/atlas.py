@@ -1,17 +1,18 @@
 """Atlas: an invented world, generated from a seed, in which every evaluated fact is provably new to the model.
 
 An *entity* (town, ship, scholar, guild, garden) has a made-up name, a province, two **stated** facts, and three
-**derived** ones whose value stands nowhere in its passage:
+**derived** ones whose value stands nowhere in its passage. Each is a sum of two things:
 
-========== ============================================= ===================================
-derivation the passage says                              the question wants
-========== ============================================= ===================================
-month      founded in March, walled two months later     the month of walling
-weekday    market on Monday, council the third day after the day of the council
-count      four gates, twice as many towers              the number of towers
-direction  lies north of the river                       where the river lies (a reversal)
-knowledge  lies in Tarn (and all know the coin of Tarn)  the coin, tongue or beast of its own
-========== ============================================= ===================================
+========== ============================================== ===================================
+derivation the passage says                               the question wants
+========== ============================================== ===================================
+month      founded in March, walled two months later      the month of walling
+weekday    market on Monday, council the third day after  the day of the council
+count      four gates, a trio more towers                 the number of towers
+facing     the gate faces north, the tower turned left    where the tower faces
+custom     in Tarn; the sowing is in May (and everyone    the month of the harvest
+           knows how many months the custom of Tarn asks)
+========== ============================================== ===================================
 
 The language lives in ``atlas.toml``; here are only the rules. Nothing in this module knows of models.
 """
@@ -31,9 +32,9 @@ SPLITS = ("train", "select", "eval", "known", "pretrain")
 these entities many times in pretraining) and its practice material (fresh in nearly every document)."""
 
 _STARTS = {"train": 0, "select": 2_000, "eval": 4_000, "known": 6_000, "pretrain": 8_000}
-_SHIFTS = ("month", "weekday", "count", "direction")
+DERIVED = ("month", "weekday", "count", "facing", "custom")
 N_STATED = 2
-N_SHIFTS = 2
+N_DERIVED = 3
 
 
 @cache
@@ -43,27 +44,34 @@ def words() -> dict[str, Any]:
 
 
 def values(kind: str) -> list[str]:
-    """All values an attribute can take: the candidates of a wrong answer."""
+    """All values of a vocabulary: the candidates of a wrong answer."""
     table = words()
-    if kind == "derived_count":
-        return [v for v in table["numbers"]["words"].split() if v not in ("zero", "one", "two", "three")]
-    return str(table["knowledge"][kind] if kind in table["knowledge"] else table["values"][kind]).split()
+    if kind == "number":
+        return str(table["numbers"]["words"]).split()[4:]
+    return str(table["values"][kind]).split()
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing true of an entity. ``base`` and ``gap`` are what the passage says of a derived fact."""
+    """One thing true of an entity. A derived value is the sum of ``base`` and ``gap``; the gap of a custom is that of
+    the province ``land``, and is not told."""
 
     attribute: str
     value: str
     derived: bool
     base: str = ""
     gap: str = ""
+    land: str = ""
 
     @property
     def kind(self) -> str:
         """The vocabulary the value comes from."""
-        return "derived_count" if self.attribute == "count" else self.attribute
+        return {"count": "number", "custom": "month"}.get(self.attribute, self.attribute)
+
+    @property
+    def base_kind(self) -> str:
+        """The vocabulary the base comes from."""
+        return base_kind(self.attribute)
 
 
 @dataclass(frozen=True)
@@ -80,20 +88,21 @@ class Entity:
         return next(f for f in self.facts if f.attribute == attribute)
 
 
-def derive(attribute: str, base: str, gap: str = "") -> str:
-    """The value that follows from a stated base (and gap): a sum, a reversal, or a piece of general knowledge."""
+def base_kind(attribute: str) -> str:
+    """The vocabulary of the base of a derived fact."""
+    return "month" if attribute == "custom" else attribute
+
+
+def derive(attribute: str, base: str, gap: str) -> str:
+    """The value that follows from a base and a gap: months, days and directions go round, numbers go up."""
     table = words()
-    if attribute in ("month", "weekday"):
-        gaps = table["gaps"][attribute].split()
-        cycle = values(attribute)
-        return cycle[(cycle.index(base) + int(gaps.index(gap)) + 2) % len(cycle)]
+    step = table["gaps"][attribute].split().index(gap)
     if attribute == "count":
-        numbers = table["numbers"]["words"].split()
-        return str(numbers[numbers.index(base) * {"twice": 2, "thrice": 3}[gap]])
-    if attribute == "direction":
-        cycle = values("direction")
-        return cycle[(cycle.index(base) + 4) % 8]
-    return values(attribute)[values("province").index(base)]
+        numbers = str(table["numbers"]["words"]).split()
+        return numbers[numbers.index(base) + step + 2]
+    cycle = values(base_kind(attribute))
+    move = (1, 2, 4, 6)[step] if attribute == "facing" else step + 2
+    return cycle[(cycle.index(base) + move) % len(cycle)]
 
 
 @cache
@@ -124,23 +133,21 @@ def entity(split: str, index: int, seed: int = 0) -> Entity:
     kind = rng.choice(list(table["kind"]))
     this = table["kind"][kind]
     province = rng.choice(values("province"))
-    stated = [a for a in this if a in table["values"] and a not in _SHIFTS and a != "province"]
+    stated = [a for a in this if a in table["values"] and a != "province" and a not in DERIVED]
     facts = [Fact(a, rng.choice(values(a)), derived=False) for a in rng.sample(stated, N_STATED)]
-    facts.append(Fact(this["knows"], derive(this["knows"], province), derived=True, base=province))
-    for attribute in rng.sample(_SHIFTS, N_SHIFTS):
-        facts.append(_shift(attribute, rng))
+    facts += [_sum(attribute, province, rng) for attribute in rng.sample(DERIVED, N_DERIVED)]
     pronoun = rng.choice(("she", "he")) if this.get("person") else "it"
     return Entity(_names()[start + index], kind, pronoun, province, tuple(facts))
 
 
-def _shift(attribute: str, rng: random.Random) -> Fact:
-    base = rng.choice(values(attribute))
-    if attribute == "direction":
-        return Fact(attribute, derive(attribute, base), derived=True, base=base)
-    gap = rng.choice(words()["gaps"][attribute].split())
-    if attribute == "count" and gap == "thrice":
-        base = rng.choice(values("count")[:5])
-    return Fact(attribute, derive(attribute, base, gap), derived=True, base=base, gap=gap)
+def _sum(attribute: str, province: str, rng: random.Random) -> Fact:
+    table = words()
+    base = rng.choice(values(base_kind(attribute)))
+    if attribute == "custom":
+        gap = str(table["knowledge"]["custom"]).split()[values("province").index(province)]
+    else:
+        gap = rng.choice(str(table["gaps"][attribute]).split())
+    return Fact(attribute, derive(attribute, base, gap), derived=True, base=base, gap=gap, land=province)
 
 
 # ------------------------------------------------------------------------------------------------------------- language
@@ -160,8 +167,6 @@ def fill(template: str, who: Entity, form: str = "name", *, v: str = "", g: str 
         "Xs": _POSSESSIVE[who.pronoun] if form == "pronoun" else f"{subject}'s",
         "n": noun if form == "pronoun" else subject,
         "its": _POSSESSIVE[who.pronoun],
-        "lies": "lives" if this.get("person") else "lies",
-        "land": this["landmark"],
         "v": v,
         "g": g,
         "d": d,
@@ -192,31 +197,29 @@ def ask(who: Entity, fact: Fact, phrasing: int) -> str:
 
 
 def spell(fact: Fact, rng: random.Random) -> str:
-    """The general truth behind a derived fact: a sum, an opposite, the coin of a province."""
-    table = words()
-    templates = table["sum"].get(fact.attribute) or table["knowledge"]["say"][fact.attribute]
-    text = str(rng.choice(templates)).format(v=fact.base, g=fact.gap, d=fact.value)
+    """The general truth behind a derived fact: the sum, spelled out."""
+    text = str(rng.choice(words()["sum"][fact.attribute])).format(v=fact.base, g=fact.gap, d=fact.value, land=fact.land)
     return text[0].upper() + text[1:]
 
 
-def _told(who: Entity, fact: Fact, rng: random.Random) -> list[list[tuple[str, Mapping[str, str]]]]:
-    """What the passage says for a fact: groups of sentences, each a (template, values) pair."""
-    if not fact.derived:
-        return [[(rng.choice(phrases(who, fact.attribute, "say")), {"v": fact.value})]]
-    slots: Mapping[str, str] = {"v": fact.base, "g": fact.gap}
-    if fact.attribute == "direction":
-        return [[(rng.choice(phrases(who, "direction", "base")), slots)]]
-    if rng.random() < 0.4:
-        return [[(rng.choice(phrases(who, fact.attribute, "both")), slots)]]
-    pair = [(rng.choice(phrases(who, fact.attribute, f)), slots) for f in ("base", "gap")]
+def _told(who: Entity, fact: Fact, rng: random.Random, apart: bool) -> list[list[tuple[str, Mapping[str, str]]]]:
+    """What the passage says for a fact, in groups of sentences that stay together, each a (template, values) pair.
+
+    ``apart``: base and gap of a derived fact in two sentences (next to each other or not) instead of one.
+    """
+    slots: Mapping[str, str] = {"v": fact.base if fact.derived else fact.value, "g": fact.gap}
+    if not (fact.derived and apart):
+        return [[(rng.choice(phrases(who, fact.attribute, "both" if fact.derived else "say")), slots)]]
+    pair = [(rng.choice(phrases(who, fact.attribute, form)), slots) for form in ("base", "gap")]
     return [pair] if rng.random() < 0.5 else [[p] for p in pair]
 
 
 def passage(who: Entity, rng: random.Random) -> str:
-    """Four to seven sentences, in shuffled order, most of them speaking of the entity by noun or pronoun."""
-    groups = [g for f in who.facts if f.attribute not in words()["knowledge"] for g in _told(who, f, rng)]
+    """Six or seven sentences, in shuffled order, most of them speaking of the entity by noun or pronoun."""
+    split = rng.choice(who.facts)  # the one fact told in two sentences, if it is a derived one
+    groups = [group for f in who.facts for group in _told(who, f, rng, apart=f is split)]
     rng.shuffle(groups)
-    if len(groups) < 6 and rng.random() < 0.3:
+    if not split.derived and rng.random() < 0.5:
         groups.insert(rng.randrange(len(groups) + 1), [(rng.choice(words()["vague"]), {})])
     sentences = [fill(rng.choice(words()["kind"][who.kind]["intro"]), who, v=who.province)]
     for template, slots in (pair for group in groups for pair in group):
@@ -239,7 +242,8 @@ def record(split: str, index: int, seed: int = 0) -> dict[str, Any]:
         if not any(f.derived and f.value in told for f in who.facts):
             break
     questions = [
-        {"question": ask(who, f, 0), "answer": f.value, "kind": "derived" if f.derived else "stated"} for f in who.facts
+        {"question": ask(who, f, 0), "answer": f.value, "kind": "derived" if f.derived else "stated", "about": f.attribute}
+        for f in who.facts
     ]
     return {
         "id": f"{split}-{index}",

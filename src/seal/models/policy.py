@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,9 +66,15 @@ class Policy:
 
 
 def load_policy(
-    name: str | Path, device: str = "cpu", dtype: str = "float32", bf16: bool = False, threads: int | None = None
+    name: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    bf16: bool | Literal["auto"] = False,
+    threads: int | None = None,
 ) -> Policy:
     """Load a causal LM by hub name or local folder; ``"atlas"`` is the embedded model.
+
+    ``bf16="auto"`` computes in bf16 where the hardware multiplies it natively.
 
     Raises:
         SealError: there is no such model, or it cannot be read.
@@ -82,4 +88,13 @@ def load_policy(
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise SealError(f"the model {str(name)!r} cannot be loaded (neither a folder here nor reachable): {first}") from error
-    return Policy(model.to(device), tokenizer, str(name), bf16)
+    return Policy(model.to(device), tokenizer, str(name), native_bf16(device) if bf16 == "auto" else bf16)
+
+
+def native_bf16(device: str) -> bool:
+    """Whether a device multiplies bf16 matrices in hardware: elsewhere they are slower than fp32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text("utf-8") if device == "cpu" and cpu.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
