@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seal.attempts import prompts_of, try_edits, unadapted
+from seal.attempts import answering, prompts_of, try_edits, unadapted
 from seal.config import InnerConfig, RunConfig
 from seal.domains import load_domain
 from seal.domains.base import Domain
 from seal.loop import load_base, load_round
-from seal.models.engine import Sampling, ask
+from seal.models.engine import ask
 from seal.models.policy import Policy
 from seal.store import Stage, Store
 from seal.types import Attempt, Grade, Task, seed_of
@@ -113,9 +113,7 @@ class Evaluation:
         queries = [self.domain.open_queries(t) for t in self.tasks]
         answers = self.stage(OPEN).once(
             "answers",
-            lambda: ask(
-                self.base, [None] * len(queries), [prompts_of(q) for q in queries], Sampling(self.config.inner.answer_tokens)
-            ),
+            lambda: ask(self.base, [None] * len(queries), [prompts_of(q) for q in queries], answering(self.config.inner)),
         )
         grades = [self.domain.grade(t, a) for t, a in zip(self.tasks, answers, strict=True)]
         return _from_grades(OPEN, grades, answers, start)

@@ -31,7 +31,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     stop: str = ""
-    """Text that ends an answer (itself cut off); empty for the end token alone."""
+    """Text that ends an answer once something is written (itself cut off); empty for the end token alone."""
 
 
 def generate(
@@ -165,7 +165,7 @@ def _decode(
                 open_rows.remove(row)
                 continue
             written[row].append(token)
-            if sampling.stop and sampling.stop in policy.tokenizer.decode(written[row][-4:]):
+            if sampling.stop and sampling.stop in policy.tokenizer.decode(written[row]).lstrip():
                 open_rows.remove(row)
         if not open_rows:
             break
@@ -178,7 +178,7 @@ def _decode(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1
     texts = policy.tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [t.split(sampling.stop)[0] if sampling.stop else t for t in texts]
+    return [t.lstrip().split(sampling.stop)[0] if sampling.stop else t for t in texts]
 
 
 def _draws(sampling: Sampling, seeds: Sequence[int]) -> Tensor | None:
