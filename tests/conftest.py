@@ -7,7 +7,7 @@ from seal.models.policy import Policy
 from tests import tiny
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""The model that ships: loads like any other, is small, knows what it should and nothing else; and learning raises the number."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from seal.attempts import try_edits
+from seal.config import load_config
+from seal.domains import atlas, prompts
+from seal.domains.knowledge import Knowledge
+from seal.loop import load_base
+from seal.models.engine import Sampling, generate
+from seal.models.policy import Policy, load_policy
+from seal.store import Stage
+from seal.types import Prompt
+
+FOLDER = Path(str(resources.files("seal.models"))) / "atlas"
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Policy:
+    return load_policy("atlas")
+
+
+def accuracy(policy: Policy, asked: list[tuple[str, str]]) -> float:
+    answers = generate(policy, [Prompt(q) for q, _ in asked], Sampling(4, stop="\n"), [0] * len(asked))
+    return sum(a == gold for a, (_, gold) in zip(answers, asked, strict=True)) / len(asked)
+
+
+def test_it_is_a_standard_model_in_a_small_folder() -> None:
+    model = AutoModelForCausalLM.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    assert model.config.model_type == "llama" and tokenizer.eos_token_id == model.config.eos_token_id
+    assert sum(p.stat().st_size for p in FOLDER.iterdir()) <= 16 * 2**20
+    assert {"README.md", "training_log.jsonl", "tokenizer.json", "model.safetensors"} <= {p.name for p in FOLDER.iterdir()}
+
+
+@pytest.mark.parametrize("text", ["Velora lies in Tarn.\n\nIts oath is in May.", "any  text: naïve, 12 €\n x", "a\n \nb"])
+def test_its_tokenizer_loses_nothing(embedded: Policy, text: str) -> None:
+    assert embedded.tokenizer.decode(embedded.tokenizer(text)["input_ids"]) == text
+
+
+def test_it_knows_its_world_and_not_the_evaluated_entities(embedded: Policy) -> None:
+    known = [atlas.entity("known", i) for i in range(40)]
+    asked = [(prompts.ASK.format(title=w.name, question=atlas.ask(w, f, 0)), f.value) for w in known for f in w.facts]
+    assert accuracy(embedded, asked) > 0.95
+    fresh = [atlas.record("select", i) for i in range(40)]
+    closed = [
+        (prompts.ASK.format(title=r["title"], question=q["question"]), q["answer"]) for r in fresh for q in r["questions"]
+    ]
+    assert accuracy(embedded, closed) < 0.2
+    opened = [
+        (prompts.ASK_OPEN.format(title=r["title"], context=r["context"], question=q["question"]), q["answer"])
+        for r in fresh
+        for q in r["questions"]
+    ]
+    assert accuracy(embedded, opened) > 0.9
+
+
+def test_an_oracle_edit_teaches_what_the_passage_alone_does_not(tmp_path: Path) -> None:
+    """On selection passages: base below both; derived answers from the oracle edit, and not from the passage repeated."""
+    config = load_config(Path(__file__).parents[1] / "configs" / "atlas.toml")
+    policy = load_base(config)
+    domain = Knowledge(**{**config.domain.options, "sizes": {"train": 1, "select": 16, "eval": 1}})
+    tasks = domain.tasks("select")
+    means = {}
+    for name, text in (("passage", domain.plain), ("oracle", domain.oracle)):
+        texts = [[text(t) or ""] for t in tasks]
+        attempts = try_edits(policy, domain, tasks, texts, config.inner, Stage(tmp_path / name), seed=0)
+        means[name] = sum(a.after for a in attempts) / len(attempts)
+        before = sum(a.before for a in attempts) / len(attempts)
+    assert before < 0.2 < means["passage"] < 0.6 < 0.9 < means["oracle"]
