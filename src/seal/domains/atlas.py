@@ -96,7 +96,7 @@ def base_kind(attribute: str) -> str:
 def derive(attribute: str, base: str, gap: str) -> str:
     """The value that follows from a base and a gap: months, days and directions go round, numbers go up."""
     table = words()
-    step = table["gaps"][attribute].split().index(gap)
+    step = str(table["gaps"][attribute]).split().index(gap)
     if attribute == "count":
         numbers = str(table["numbers"]["words"]).split()
         return numbers[numbers.index(base) + step + 2]

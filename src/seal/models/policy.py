@@ -94,7 +94,7 @@ def load_policy(
 def native_bf16(device: str) -> bool:
     """Whether a device multiplies bf16 matrices in hardware: elsewhere they are slower than fp32."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     cpu = Path("/proc/cpuinfo")
     flags = cpu.read_text("utf-8") if device == "cpu" and cpu.exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
