@@ -77,6 +77,8 @@ class OuterConfig(Part):
 class EvalConfig(Part):
     edits_per_task: Count = 2
     """Edits sampled per held-out task and tried; a task's score is their mean."""
+    siblings: Count = 3
+    """Edits sampled per held-out task to describe a policy by (their likeness, kinds of lines); at least those tried."""
     edits_file: str | None = None
     """Edits of another model for the held-out tasks, as one more writer: a JSON list of {title, context, completions}."""
     saturation_epochs: tuple[Count, ...] = (10, 30, 100)

@@ -81,7 +81,7 @@ class Evaluation:
             name = f"SEAL round {r}"
             results.append(self.policy_edits(name, policy, adapt=policy if config.inner.start == "policy" else self.base))
         if config.rounds and config.inner.start == "policy":
-            results.append(self.tried(ON_BASE, self.base, self.stage(name).once("texts", list), config.inner))
+            results.append(self.tried(ON_BASE, self.base, self.first(self.stage(name).once("texts", list)), config.inner))
         if config.eval.edits_file:
             texts = from_file(Path(config.eval.edits_file), self.tasks, config.eval.edits_per_task)
             results.append(self.tried(FILE, self.base, texts, config.inner))
@@ -125,12 +125,16 @@ class Evaluation:
             lambda: from_policy(
                 policy,
                 [self.domain.prompt(t) for t in self.tasks],
-                self.config.eval.edits_per_task,
+                max(self.config.eval.edits_per_task, self.config.eval.siblings),
                 self.config.write,
                 seed_of("eval", self.config.seed),  # the same draws for every policy
             ),
         )
-        return self.tried(setting, adapt or policy, texts, self.config.inner)
+        return self.tried(setting, adapt or policy, self.first(texts), self.config.inner)
+
+    def first(self, texts: list[list[str]]) -> list[list[str]]:
+        """The edits that are tried; the others only serve to describe their writer."""
+        return [t[: self.config.eval.edits_per_task] for t in texts]
 
     def tried(self, setting: str, policy: Policy, texts: list[list[str]], inner: InnerConfig, note: str = "") -> Result:
         seed = seed_of("eval", self.config.seed)

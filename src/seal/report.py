@@ -144,12 +144,12 @@ def accuracy_figure(summary: dict[str, Any]) -> Any:
             for kind, mark in zip(kinds, "ovsD", strict=False):
                 value = row["kinds"].get(kind, {}).get("mean")
                 if value is not None:
-                    axes.plot(value, y + 0.0, mark, ms=5, mfc="white", mec=INK, label=kind if y == 0 else None)
+                    axes.plot(value, y, mark, ms=5, mfc="white", mec=INK, label=f"{kind} questions" if y == 0 else None)
     axes.set_yticks(range(len(rows)), [r["setting"] + (f" ({r['note']})" if r["note"] else "") for r in reversed(rows)])
     axes.set_xlim(0, 1.08)
     axes.set_xlabel("share of questions answered correctly, closed book (line: 95 % interval)")
     if len(kinds) > 1:
-        axes.legend(loc="lower right", frameon=False, title="of the questions", fontsize=9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=len(kinds), frameon=False, fontsize=9)
     figure.tight_layout()
     return figure
 
