@@ -81,7 +81,7 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "src/seal/models/atlas")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument(
         "--tokens", type=int, default=4096, help="tokens in a batch (half as many in the first phase: copying wants steps)"
     )
@@ -169,7 +169,7 @@ pipeline_tag: text-generation
 ---
 # atlas: the embedded model of SEAL
 
-A Llama (4 layers × 256, 3.6M parameters, bf16) trained from scratch on an invented world, so that every fact it is later
+A Llama (4 layers × 256, 3.8M parameters, bf16) trained from scratch on an invented world, so that every fact it is later
 asked about is provably new to it. It reads short encyclopedia passages, answers questions about them, and writes
 self-edits of mixed quality. It knows 160 invented entities by heart, and nothing else: it is for experiments, not for use.
 

@@ -158,7 +158,7 @@ class Slots:
 
 
 def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
-    """Write PEFT's folder (``adapter_config.json``, ``adapter_model.safetensors``): loads in PEFT, vLLM, llama.cpp."""
+    """Write PEFT's folder (``adapter_config.json``, ``adapter_model.safetensors``)."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, (a, b) in adapter.weights.items():
