@@ -43,8 +43,8 @@ _STOP = set(
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 SHARE = 0.57
-"""Share of the gold answer's own content words an answer must hold to be right: fitted against a judge model's verdicts
-on 48,444 answers, where this rule agreed with the judge on 0.885 (the judge with itself: 0.989)."""
+"""Share of the gold answer's own content words an answer must hold to be right. From a re-analysis of SEAL's released
+verdicts, where a rule of this kind agreed with the judge model on 0.885; this implementation has not been measured yet."""
 
 
 def normalize(text: str) -> str:
