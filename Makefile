@@ -26,6 +26,7 @@ atlas: .venv/.installed
 
 # The recorded results: every writer under one training-token budget, and under the paper's ten epochs; three seeds of the loop each.
 results: .venv/.installed
+	rm -f docs/results/knowledge-atlas.json docs/knowledge-atlas.png docs/results/knowledge-atlas-ten-epochs.json
 	for seed in 0 1 2; do $(BIN)/seal demo @ configs/atlas.toml --seed $$seed --name atlas-seed-$$seed || exit; done
 	$(BIN)/seal report runs/atlas-seed-0 runs/atlas-seed-1 runs/atlas-seed-2 --json docs/results/knowledge-atlas.json --figure docs/knowledge-atlas.png
 	for seed in 0 1 2; do $(BIN)/seal demo @ configs/atlas-ten-epochs.toml --seed $$seed --name ten-epochs-seed-$$seed || exit; done

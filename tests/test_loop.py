@@ -128,6 +128,9 @@ def test_json_and_reports(unbroken: Path, tmp_path: Path, capsys: pytest.Capture
     assert [(d["a"], d["b"]) for d in table["differences"]] == [("SEAL", NO_RL), ("SEAL", CONTROL), (NO_RL, PASSAGE_MATCHED)]
     assert all(d["low"] <= d["mean"] <= d["high"] for d in table["differences"])
     assert "questions:" in capsys.readouterr().out
+    held = (tmp_path / "t.json").read_bytes()
+    assert main(["report", str(unbroken), "--json", str(tmp_path / "t.json")]) == 2  # nothing is overwritten
+    assert "exists already" in capsys.readouterr().err and (tmp_path / "t.json").read_bytes() == held
 
 
 def test_hostile_edits_are_recorded_with_a_reason_and_reward_0(tmp_path: Path) -> None:

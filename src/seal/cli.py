@@ -182,6 +182,7 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     from seal.results import run_record, summarise
     from seal.store import write_whole
 
+    _must_be_new(own["json"])
     store = _open(config)
     missing = [r for r in range(1, config.rounds + 1) if not (store.folder / f"seal/round-{r}/policy").exists()]
     if missing:
@@ -206,6 +207,17 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     return 0
 
 
+def _must_be_new(*paths: Path | str | None) -> None:
+    """Nothing is overwritten, and that is said before the work is done.
+
+    Raises:
+        SealError: one of the files to be written is there already.
+    """
+    for path in paths:
+        if path and Path(path).exists():
+            raise SealError(f"{path} exists already, and nothing is overwritten: give another name, or move it away")
+
+
 def _command() -> str:
     return " ".join(["seal", *sys.argv[1:]])
 
@@ -213,6 +225,7 @@ def _command() -> str:
 def _demo(config: Any, own: dict[str, Any]) -> int:
     from seal.loop import run
 
+    _must_be_new(own["json"])
     store = _open(config)
     say = f"SEAL on {config.model.name}: {config.rounds} rounds of {config.tasks_per_round} passages × {config.edits_per_task} edits"
     print(f"{say}, in {store.folder}", file=sys.stderr)
@@ -269,6 +282,7 @@ def _report(runs: list[Path], out: Path | None, figure: Path | None) -> int:
     from seal.results import load_runs, summarise
     from seal.store import write_whole
 
+    _must_be_new(out, figure)
     summary = summarise(load_runs(runs), _command())
     _print_table(summary)
     if out:
