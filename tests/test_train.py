@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from seal.models.engine import Sampling, _choose, ask, generate, log_likelihood
+from seal.models.fit import Room
 from seal.models.lora import Adapter, Slots, init_adapter, load_peft, save_peft, target_modules
 from seal.models.policy import Policy
 from seal.models.tokens import encode_example
@@ -112,10 +113,10 @@ def mixed_jobs() -> list[Job]:
     ]
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 32])
-def test_together_equals_alone_whatever_the_slots(policy: Policy, slots: int) -> None:
+@pytest.mark.parametrize("room", [Room(1, 1), Room(2, 100), Room(3, 10_000), Room(32, 10_000), Room(32, 60)], ids=str)
+def test_together_equals_alone_whatever_the_room(policy: Policy, room: Room) -> None:
     jobs = mixed_jobs()
-    together = train_adapters(policy, jobs, slots)
+    together = train_adapters(policy, jobs, room)
     for job, outcome in zip(jobs, together, strict=True):
         alone = train_adapters(policy, [job])[0]
         assert outcome.adapter is not None and alone.adapter is not None
@@ -217,7 +218,7 @@ def test_an_exported_adapter_gives_the_same_logits_in_peft(policy: Policy, tmp_p
     theirs = peft.PeftModel.from_pretrained(tiny.llama(), tmp_path / "adapter").eval()(input_ids=ids).logits
     room = Slots(target_modules(policy.model, "all-linear"), 1, 4, "cpu")
     room.put(0, adapter)
-    with room.attached():
+    with room.attached(torch.float32):
         ours = policy.forward(input_ids=ids).logits
     assert torch.allclose(theirs, ours, atol=1e-5)
     assert not torch.allclose(ours, policy.forward(input_ids=ids).logits, atol=1e-3)

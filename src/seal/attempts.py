@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from seal.config import InnerConfig
 from seal.domains.base import Domain
 from seal.models.engine import Sampling, ask, log_likelihood
+from seal.models.fit import Room, room_for
 from seal.models.policy import Policy
 from seal.models.train import Job, Trained, train_adapters
 from seal.progress import progress
@@ -53,14 +54,27 @@ def try_edits(
         for s in range(config.seeds)
     ]
     attempts = stage.attempts(config.wave, len(trials))
+    room = room_of(policy, config, stage)
     with progress(label, len(trials)) as advance:
         advance(len(attempts))
         for start in range(len(attempts), len(trials), config.wave):
-            wave = _try_wave(policy, domain, trials[start : start + config.wave], before, config)
+            wave = _try_wave(policy, domain, trials[start : start + config.wave], before, config, room)
             stage.append(wave)
             attempts += wave
             advance(len(wave))
     return attempts
+
+
+def room_of(policy: Policy, config: InnerConfig, stage: Stage) -> Room:
+    """How many adapters go side by side: what fits, unless the config says. Kept with the stage, because a run that is
+    resumed ends bit-identical only if the same adapters meet in the same passes."""
+
+    def compute() -> dict[str, int]:
+        fits = room_for(policy, [config.recipe])
+        slots = fits.slots if config.slots == "auto" else config.slots
+        return {"slots": slots, "tokens": fits.tokens if config.pass_tokens == "auto" else config.pass_tokens}
+
+    return Room(**stage.once("room", compute))
 
 
 def unadapted(policy: Policy, domain: Domain, tasks: Sequence[Task], config: InnerConfig, stage: Stage) -> dict[str, Grade]:
@@ -95,17 +109,17 @@ def _trial(domain: Domain, task: Task, edit: int, number: int, text: str, config
 
 
 def _try_wave(
-    policy: Policy, domain: Domain, trials: Sequence[Trial], before: dict[str, Grade], config: InnerConfig
+    policy: Policy, domain: Domain, trials: Sequence[Trial], before: dict[str, Grade], config: InnerConfig, room: Room
 ) -> list[Attempt]:
     start = time.monotonic()
     good = [t for t in trials if isinstance(t.parsed, Edit)]
     jobs = [Job(t.parsed.examples, t.recipe, t.seed) for t in good if isinstance(t.parsed, Edit)]
-    trained = train_adapters(policy, jobs, config.slots)
+    trained = train_adapters(policy, jobs, room)
     adapted = [(t, r) for t, r in zip(good, trained, strict=True) if r.adapter is not None]
     adapters = [r.adapter for _, r in adapted]
     queries = [domain.queries(t.task) for t, _ in adapted]
-    answers = ask(policy, adapters, [prompts_of(q) for q in queries], answering(config), config.slots)
-    likelihoods = log_likelihood(policy, adapters, queries, config.slots)
+    answers = ask(policy, adapters, [prompts_of(q) for q in queries], answering(config), room.slots)
+    likelihoods = log_likelihood(policy, adapters, queries, room.slots)
     asked = {id(t): (a, lls) for (t, _), a, lls in zip(adapted, answers, likelihoods, strict=True)}
     outcomes = {id(t): r for t, r in zip(good, trained, strict=True)}
     seconds = (time.monotonic() - start) / max(1, len(trials))

@@ -57,8 +57,10 @@ class InnerConfig(Part):
     """What the adapters are trained on: the current policy (as in the paper) or the model as it was before any round."""
     answer_tokens: Count = 64
     """Longest answer, in tokens."""
-    slots: Count = 32
-    """Adapters trained side by side."""
+    slots: Count | Literal["auto"] = "auto"
+    """Adapters trained side by side; ``auto``: as many as fit in memory, 64 at most."""
+    pass_tokens: Count | Literal["auto"] = "auto"
+    """Most tokens of one forward and backward over several adapters; ``auto``: what fits, and is worth it on the device."""
     wave: Count = 64
     """Attempts finished and recorded together. What a kill can lose is at most one wave in the making."""
 

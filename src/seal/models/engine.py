@@ -7,17 +7,20 @@ needs no model, for tests and for trying out a domain.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from seal.models.fit import is_out_of_memory
 from seal.models.lora import Adapter, Slots
+from seal.models.packing import pack
 from seal.models.policy import Policy
-from seal.models.tokens import encode_example, encode_prompt, end_token, pad_left, pad_rows, render
+from seal.models.tokens import Row, encode_example, encode_prompt, end_token, pad_left, render
 from seal.types import Example, Prompt, Query, SealError
 
 T = TypeVar("T")
@@ -37,14 +40,18 @@ class Sampling:
 def generate(
     policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], batch: int = 128
 ) -> list[str]:
-    """One text per prompt from the policy without adapters, in order. Rows of like length go together."""
+    """One text per prompt from the policy without adapters, in order. Rows of like length go together, and a prompt that
+    stands there several times is read once."""
     tokens = [_encode(policy, p, sampling) for p in prompts]
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     texts = [""] * len(prompts)
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
+
+    def some(start: int, stop: int) -> None:
+        rows = order[start:stop]
         for i, text in zip(rows, _decode(policy, [tokens[i] for i in rows], sampling, [seeds[i] for i in rows]), strict=True):
             texts[i] = text
+
+    _in_parts(len(order), batch, some)
     return texts
 
 
@@ -56,18 +63,18 @@ def ask(
     slots: int = 32,
 ) -> list[list[str]]:
     """Greedy or sampled answers of K adapters (``None``: the policy as it is) to their own lists of prompts, side by side."""
-    answers: list[list[str]] = []
-    for start in range(0, len(adapters), slots):
-        group = prompts_K_Q[start : start + slots]
-        tokens = [[_encode(policy, p, sampling) for p in prompts] for prompts in group]
-        room = _room(policy, adapters[start : start + slots])
+    answers: list[list[str]] = [[] for _ in adapters]
+
+    def some(start: int, stop: int) -> None:
+        tokens = [[_encode(policy, p, sampling) for p in prompts] for prompts in prompts_K_Q[start:stop]]
         flat, width = _rectangle(tokens)
         if not width:
-            answers += [[] for _ in group]
-            continue
-        with room.attached() if room else nullcontext():
-            texts = _decode(policy, flat, sampling, [0] * len(flat), shrink=room is None)
-        answers += [texts[k * width : k * width + len(prompts)] for k, prompts in enumerate(group)]
+            return
+        texts = _decode(policy, flat, sampling, [0] * len(flat), _room(policy, adapters[start:stop]))
+        for k, prompts in enumerate(tokens):
+            answers[start + k] = texts[k * width : k * width + len(prompts)]
+
+    _in_parts(len(adapters), slots, some)
     return answers
 
 
@@ -76,32 +83,45 @@ def log_likelihood(
     policy: Policy, adapters: Sequence[Adapter | None], queries_K_Q: Sequence[Sequence[Query]], slots: int = 32
 ) -> list[list[float]]:
     """Mean log-probability per token of each query's gold answer (end token included): one forward, no generation."""
-    out: list[list[float]] = []
-    for start in range(0, len(adapters), slots):
-        group = queries_K_Q[start : start + slots]
-        rows = [
-            [
-                policy.clip_row(
-                    encode_example(Example(_joined(q), prompt=q.prompt.text, chat=True), policy.tokenizer, policy.chat)
-                )
-                for q in queries
-            ]
-            for queries in group
-        ]
-        flat, width = _rectangle(rows)
-        if not width:
-            out += [[] for _ in group]
-            continue
-        room = _room(policy, adapters[start : start + slots])
-        ids, labels = pad_rows(flat, policy.device)
-        with room.attached() if room else nullcontext():
-            logits = policy.forward(input_ids=ids, use_cache=False).logits
-        each = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
-        )
-        mean = (-each.sum(1) / (labels[:, 1:] != -100).sum(1).clamp(min=1)).tolist()
-        out += [mean[k * width : k * width + len(queries)] for k, queries in enumerate(group)]
-    return out
+    found: list[list[float]] = [[] for _ in adapters]
+
+    def some(start: int, stop: int) -> None:
+        rows = [[_gold_row(policy, q) for q in queries] for queries in queries_K_Q[start:stop]]
+        asked = sorted((k for k, mine in enumerate(rows) if mine), key=lambda k: sum(len(r.ids) for r in rows[k]))
+        if not asked:
+            return
+        room = _room(policy, [adapters[start + k] for k in asked])
+        lines = pack([rows[k] for k in asked], policy.device)
+        with (
+            room.attached(policy.runner.dtype, blocks=lines.blocks) if room else nullcontext(),
+            policy.losses(lines) as (_, each),
+        ):
+            losses = iter(each.tolist())
+        for k in asked:
+            counts = [sum(row.loss) for row in rows[k]]
+            found[start + k] = [-sum(islice(losses, n)) / max(1, n) for n in counts]
+
+    _in_parts(len(adapters), slots, some)
+    return found
+
+
+def _in_parts(total: int, size: int, run: Callable[[int, int], None]) -> None:
+    """``run(start, stop)`` over parts of ``size``; where memory runs out, over halves of them."""
+    start = 0
+    while start < total:
+        stop = min(total, start + size)
+        try:
+            run(start, stop)
+            start = stop
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+            size = max(1, (stop - start) // 2)
+
+
+def _gold_row(policy: Policy, query: Query) -> Row:
+    example = Example(_joined(query), prompt=query.prompt.text, chat=True)
+    return policy.clip_row(encode_example(example, policy.tokenizer, policy.chat))
 
 
 def _joined(query: Query) -> str:
@@ -132,7 +152,7 @@ def _room(policy: Policy, adapters: Sequence[Adapter | None]) -> Slots | None:
     real = [a for a in adapters if a is not None]
     if not real:
         return None
-    modules = {n: policy.model.get_submodule(n) for a in real for n in a.weights}
+    modules = {n: policy.runner.get_submodule(n) for a in real for n in a.weights}
     room = Slots(modules, len(adapters), max(a.rank for a in real), policy.device)
     for slot, adapter in enumerate(adapters):
         if adapter is not None:
@@ -142,43 +162,111 @@ def _room(policy: Policy, adapters: Sequence[Adapter | None]) -> Slots | None:
 
 @torch.no_grad()
 def _decode(
-    policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], shrink: bool = True
+    policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], room: Slots | None = None
 ) -> list[str]:
-    """The decoding loop, with a KV cache. ``shrink``: stopped rows leave the batch (not while a rectangle is needed)."""
-    ids, mask = pad_left(prompts, policy.device)
+    """The decoding loop, with a KV cache. With ``room`` the prompts are a rectangle, as many for each of its slots.
+
+    Rows that have stopped leave the batch, and so do slots all of whose rows have.
+    """
+    batch = _Batch(policy, prompts, room)
     draws = _draws(sampling, seeds)  # (N, max_tokens) uniform numbers, one row's own, or None
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
     written: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
-    open_rows = set(rows)
+    open_rows = set(range(len(prompts)))
     end = end_token(policy.tokenizer)
-    cache = DynamicCache(config=policy.model.config)
-    for step in range(sampling.max_tokens):
-        out = policy.forward(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        tokens = _choose(out.logits[:, -1].float(), sampling, None if draws is None else draws[rows, step])
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            if row not in open_rows:
-                continue
-            if token == end:
-                open_rows.remove(row)
-                continue
-            written[row].append(token)
-            if sampling.stop and sampling.stop in policy.tokenizer.decode(written[row]).lstrip():
-                open_rows.remove(row)
-        if not open_rows:
-            break
-        if shrink and len(open_rows) <= 0.7 * len(rows):
-            keep = torch.tensor([i for i, row in enumerate(rows) if row in open_rows], device=ids.device)
-            rows = [rows[i] for i in keep.tolist()]
-            cache.batch_select_indices(keep)
-            tokens, mask, positions = tokens[keep], mask[keep], positions[keep]
-        ids = tokens[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+    with batch:
+        for step in range(sampling.max_tokens):
+            logits = batch.forward()
+            tokens = _choose(logits, sampling, None if draws is None else draws[batch.rows, step])
+            for row, token in zip(batch.rows, tokens.tolist(), strict=True):
+                if row not in open_rows:
+                    continue
+                if token == end:
+                    open_rows.remove(row)
+                    continue
+                written[row].append(token)
+                if sampling.stop and sampling.stop in policy.tokenizer.decode(written[row]).lstrip():
+                    open_rows.remove(row)
+            if not open_rows:
+                break
+            batch.take(tokens, open_rows)
     texts = policy.tokenizer.batch_decode(written, skip_special_tokens=True)
     return [t.lstrip().split(sampling.stop)[0] if sampling.stop else t for t in texts]
+
+
+class _Batch:
+    """Rows being decoded: what goes in next, the KV cache, and which prompt and slot each row belongs to."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], room: Slots | None) -> None:
+        self.policy, self.room = policy, room
+        self.rows = list(range(len(prompts)))
+        self.width = len(prompts) // len(room) if room else 1  # rows per slot, now
+        self.wide = self.width  # and at the start: row // wide is a row's slot
+        self.adapters = ExitStack()
+        self.cache = DynamicCache(config=policy.runner.config)
+        # Samples of one prompt share its prefill. Under adapters the same prompt is not the same computation.
+        first: dict[tuple[int, ...], int] = {}
+        self.repeats = [first.setdefault(tuple(p), len(first)) for p in prompts] if room is None else self.rows
+        alone = list(map(list, first)) if room is None else prompts
+        self.ids, self.mask = pad_left(alone, policy.device)
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+
+    def __enter__(self) -> None:
+        self._attach(None)
+
+    def __exit__(self, *error: object) -> None:
+        self.adapters.close()
+
+    def _attach(self, slots: list[int] | None) -> None:
+        self.adapters.close()
+        if self.room:
+            self.adapters.enter_context(self.room.attached(self.policy.runner.dtype, slots))
+
+    def forward(self) -> Tensor:
+        """Logits of the next token of every row, (N, V)."""
+        out = self.policy.forward(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = out.logits[:, -1].float()
+        if len(logits) < len(self.rows):  # the prompts have been read: one row for each of their samples
+            index = torch.tensor(self.repeats, device=logits.device)
+            self.cache.batch_select_indices(index)
+            self.mask, self.positions, logits = self.mask[index], self.positions[index], logits[index]
+        return logits
+
+    def take(self, tokens: Tensor, open_rows: set[int]) -> None:
+        """Go on with these tokens, without rows that have stopped where that is worth the copy."""
+        keep = self._worth_keeping(open_rows)
+        if len(keep) <= 0.7 * len(self.rows):
+            index = torch.tensor(keep, device=tokens.device)
+            self.rows = [self.rows[i] for i in keep]
+            self.cache.batch_select_indices(index)
+            tokens, self.mask, self.positions = tokens[index], self.mask[index], self.positions[index]
+            if self.room:
+                slots = list(dict.fromkeys(row // self.wide for row in self.rows))
+                self.width = len(self.rows) // len(slots)
+                self._attach(slots)
+        self.ids = tokens[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+
+    def _worth_keeping(self, open_rows: set[int]) -> list[int]:
+        """Places of the rows still open; with adapters, as many for every slot that has any (filled up with stopped ones)."""
+        going = [i for i, row in enumerate(self.rows) if row in open_rows]
+        if self.room is None:
+            return going
+        slots = [range(k, k + self.width) for k in range(0, len(self.rows), self.width)]
+        width = max(sum(self.rows[i] in open_rows for i in places) for places in slots)
+        keep = []
+        for places in slots:
+            still = sorted(places, key=lambda i: self.rows[i] not in open_rows)[:width]
+            if self.rows[still[0]] in open_rows:
+                keep += sorted(still)
+        return keep
 
 
 def _draws(sampling: Sampling, seeds: Sequence[int]) -> Tensor | None:

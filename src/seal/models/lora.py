@@ -1,15 +1,14 @@
 """K LoRA adapters on one frozen model, side by side in one forward and backward.
 
-The model is not changed: while slots are attached, a forward hook on every target ``nn.Linear`` adds each row's own
-low-rank update. Rows come in a rectangle, B per adapter: (K·B, T) with adapter k owning rows k·B … (k+1)·B - 1.
+The model's weights are not changed: while slots are attached, every target ``nn.Linear`` adds each row's own low-rank
+update.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from seal.models.packing import Block
 from seal.types import Recipe, SealError
-
-# Our parameters are strided views (one row of ``flat`` per adapter); autograd says once that it would lay them out otherwise.
-warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 
 @dataclass(frozen=True)
@@ -72,86 +70,146 @@ def init_adapter(modules: dict[str, nn.Linear], recipe: Recipe, seed: int) -> Ad
 
 
 class Slots:
-    """Room for K adapters of rank up to R on the same modules, stored flat: one row of ``flat`` (K, P) per adapter.
+    """Room for K adapters of rank up to R on the same modules, stored flat: one fp32 row of ``flat`` (K, P) per adapter.
 
-    Every A (K, R, in) and B (K, out, R) is a view into ``flat``, and its gradient a view into ``grad``, so the optimiser
-    and gradient clipping work on all adapters and modules at once. A smaller rank is padded with zeros, which stay zero:
-    the gradient of a padded row of A is proportional to the zero column of B, and the other way round.
+    Every A (R, in) and B (out, R) is a piece of that row, so optimiser, clipping and gradients see one vector per adapter
+    whatever the number of modules. A smaller rank is padded with zeros, which stay zero: the gradient of a padded row of A
+    is proportional to the zero column of B, and the other way round.
     """
 
     def __init__(self, modules: dict[str, nn.Linear], n_slots: int, rank: int, device: torch.device | str) -> None:
         self.modules = modules
         self.rank = rank
         self.scale = torch.zeros(n_slots, 1, 1, device=device)
-        sizes = [(rank * m.in_features, m.out_features * rank) for m in modules.values()]
-        self.flat = torch.zeros(n_slots, sum(a + b for a, b in sizes), device=device)
-        self.grad = torch.zeros_like(self.flat)
-        self._make_views()
-
-    def _make_views(self) -> None:
-        self.views: dict[str, tuple[Tensor, Tensor]] = {}
-        start = 0
-        for name, module in self.modules.items():
-            pair = []
-            for shape in ((self.rank, module.in_features), (module.out_features, self.rank)):
-                stop = start + shape[0] * shape[1]
-                view = self.flat[:, start:stop].view(-1, *shape).detach().requires_grad_()
-                view.grad = self.grad[:, start:stop].view(-1, *shape)
-                pair.append(view)
-                start = stop
-            self.views[name] = (pair[0], pair[1])
+        self.shapes = [((rank, m.in_features), (m.out_features, rank)) for m in modules.values()]
+        self.sizes = [math.prod(shape) for pair in self.shapes for shape in pair]
+        self.flat = torch.zeros(n_slots, sum(self.sizes), device=device)
 
     def __len__(self) -> int:
         return len(self.flat)
+
+    def pieces(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """(K', P) cut into each module's A (K', R, in) and B (K', out, R), without copying."""
+        cut = iter(torch.split(flat, self.sizes, dim=1))
+        return {
+            n: (next(cut).unflatten(1, a), next(cut).unflatten(1, b))
+            for n, (a, b) in zip(self.modules, self.shapes, strict=True)
+        }
 
     @torch.no_grad()
     def put(self, slot: int, adapter: Adapter) -> None:
         """Place an adapter in a slot, over whatever was there. Modules that it does not adapt are left unchanged by it."""
         self.flat[slot] = 0
         self.scale[slot] = adapter.scale
+        pieces = self.pieces(self.flat[slot : slot + 1])
         for name, (a, b) in adapter.weights.items():
-            view_a, view_b = self.views[name]
-            view_a.data[slot, : adapter.rank] = a.to(view_a.device)
-            view_b.data[slot, :, : adapter.rank] = b.to(view_b.device)
+            pieces[name][0][0, : adapter.rank] = a.to(self.flat.device)
+            pieces[name][1][0, :, : adapter.rank] = b.to(self.flat.device)
 
     @torch.no_grad()
     def take(self, slot: int, like: Adapter) -> Adapter:
         """A copy of a slot's adapter, of the rank and on the modules of ``like``."""
-        weights = {}
-        for name in like.weights:
-            a, b = self.views[name]
-            cut = (a[slot, : like.rank].cpu().clone(), b[slot, :, : like.rank].cpu().contiguous().clone())
-            weights[name] = cut
+        pieces = self.pieces(self.flat[slot : slot + 1].cpu())
+        weights = {
+            n: (pieces[n][0][0, : like.rank].clone(), pieces[n][1][0, :, : like.rank].contiguous().clone())
+            for n in like.weights
+        }
         return Adapter(like.rank, like.alpha, weights)
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Shrink to these slots, in this order."""
-        index = torch.tensor(list(slots), device=self.flat.device, dtype=torch.long)
-        self.flat = self.flat[index].clone()
-        self.grad = torch.zeros_like(self.flat)
-        self.scale = self.scale[index].clone()
-        self._make_views()
-
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """While inside, every forward of the model must have K·B rows, and each row meets its own adapter."""
-        handles = [m.register_forward_hook(self._hook(*self.views[n])) for n, m in self.modules.items()]
+    def attached(
+        self,
+        dtype: torch.dtype,
+        chosen: Sequence[int] | None = None,
+        blocks: Sequence[Block] | None = None,
+        grad: bool = False,
+    ) -> Iterator[Tensor]:
+        """While inside, every token that goes through the model meets the adapter of its slot.
+
+        The tokens of the K' ``chosen`` slots (all, unless said) stand slot by slot: in ``blocks`` of equal shares, or in one.
+        Tokens after the last block meet none.
+        Gives the (K', P) copy of their weights, in the precision of the computation, that gradients are taken of.
+        """
+        chosen = range(len(self)) if chosen is None else chosen
+        work = torch.empty(len(chosen), self.flat.shape[1], dtype=dtype, device=self.flat.device)
+        torch._foreach_copy_(list(work.unbind()), [self.flat[slot] for slot in chosen])
+        scale = torch.stack([self.scale[slot] for slot in chosen])
+        work.requires_grad_(grad)
+        with torch.set_grad_enabled(grad):
+            pieces = {n: (a.contiguous(), b.contiguous()) for n, (a, b) in self.pieces(work).items()}
+        undo = [_adapt(module, *pieces[name], scale.to(dtype), blocks) for name, module in self.modules.items()]
         try:
-            yield
+            yield work
         finally:
-            for handle in handles:
-                handle.remove()
+            for restore in undo:
+                restore()
 
-    def _hook(self, a: Tensor, b: Tensor) -> Any:
-        n_slots = len(self)
 
-        def add_update(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            x = args[0]  # (K·B, T, in), or (K·B·T, in) where a model flattens
-            grouped = x.reshape(n_slots, -1, x.shape[-1])  # (K, B·T, in)
-            low = torch.bmm(grouped, a.to(x.dtype).mT) * self.scale.to(x.dtype)  # (K, B·T, R)
-            return out + torch.bmm(low, b.to(x.dtype).mT).view_as(out)
+def _adapt(module: nn.Linear, a: Tensor, b: Tensor, scale: Tensor, blocks: Sequence[Block] | None) -> Callable[[], None]:
+    """Make a linear layer add each token's own update; the returned function makes it what it was."""
+    if type(module) is nn.Linear and "forward" not in module.__dict__:
+        setattr(module, "forward", lambda x: _adapted(x, module.weight, module.bias, a, b, scale, blocks))  # noqa: B010
+        return lambda: module.__dict__.pop("forward") and None
 
-        return add_update
+    def add_update(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        """For a quantised layer, or one that something else has wrapped: the update alone, on top of its output."""
+        zero = module.weight.new_zeros(1, dtype=a.dtype).expand(b.shape[1], a.shape[2])
+        update: Tensor = _adapted(args[0].to(a.dtype), zero, None, a, b, scale, blocks)
+        return out + update.to(out.dtype)
+
+    return module.register_forward_hook(add_update).remove
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """x W^T + bias + scale · (x A^T) B^T with W frozen: x (…, in), A (K, R, in), B (K, out, R).
+
+    The two products of the update are added in place of the base's (``baddbmm``), forward and backward, so that nothing of
+    the size of x or of the output is written twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        blocks: Sequence[Block] | None,
+    ) -> Tensor:
+        tokens = x.reshape(-1, a.shape[2])  # (N, in)
+        out = nn.functional.linear(tokens, weight, bias)  # (N, out)
+        blocks = blocks or ((0, len(a), 0, len(tokens)),)
+        lows: list[Tensor] = []
+        for first, last, start, stop in blocks:
+            shape = (last - first, (stop - start) // (last - first), -1)
+            low = torch.bmm(tokens[start:stop].view(shape), a[first:last].mT).mul_(scale[first:last])  # (K', T, R)
+            out[start:stop].view(shape).baddbmm_(low, b[first:last].mT)
+            lows.append(low)
+        ctx.blocks, ctx.shape = blocks, x.shape
+        ctx.save_for_backward(tokens, weight, a, b, scale, *lows)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, weight, a, b, scale, *lows = ctx.saved_tensors
+        grad = grad.reshape(-1, b.shape[1])  # (N, out)
+        grad_x = grad.mm(weight) if ctx.needs_input_grad[0] else None
+        grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
+        for (first, last, start, stop), low in zip(ctx.blocks, lows, strict=True):
+            shape = (last - first, (stop - start) // (last - first), -1)
+            mine = grad[start:stop].view(shape)
+            low_grad = torch.bmm(mine, b[first:last]).mul_(scale[first:last])  # (K', T, R)
+            torch.bmm(mine.mT, low, out=grad_b[first:last])
+            torch.bmm(low_grad.mT, tokens[start:stop].view(shape), out=grad_a[first:last])
+            if grad_x is not None:
+                grad_x[start:stop].view(shape).baddbmm_(low_grad, a[first:last])
+        return None if grad_x is None else grad_x.view(ctx.shape), None, None, grad_a, grad_b, None, None
+
+
+_adapted: Any = _AdaptedLinear.apply
 
 
 # ------------------------------------------------------------------------------------------------------- PEFT's folder

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seal.models.lora import Adapter
+from seal.models.packing import Lines, chunked_loss, pack, rows_apart
 from seal.models.tokens import Row
 from seal.types import SealError
 
@@ -25,12 +33,17 @@ class Policy:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.bf16 = bf16
-        """Compute in bf16 (autocast) over weights kept in fp32."""
+        self.runner = (
+            copy.deepcopy(self.model).to(torch.bfloat16) if bf16 and self.model.dtype != torch.bfloat16 else self.model
+        )
+        """What computes: ``model`` itself, or its copy in bf16, so that merges add up in full precision."""
+        self.plain = True
+        """Whether the model is a body with plain causal attention and then a linear head: then the fast path is right."""
+        self.plain = self._is_plain()
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.model.device)
+        return torch.device(self.runner.device)
 
     @property
     def chat(self) -> bool:
@@ -48,8 +61,78 @@ class Policy:
 
     def forward(self, **inputs: Any) -> Any:
         """The model's own forward, in the policy's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            return self.model(**inputs)
+        return self.runner(**inputs)
+
+    @contextmanager
+    def losses(self, lines: Lines) -> Iterator[tuple[Tensor, Tensor]]:
+        """The sum over lines of their mean loss, and the loss at every loss token: (K, T) lines → scalar, (M,).
+
+        A context, within which gradients are to be taken: recomputed activations need the same attention again.
+        """
+        inputs = {"input_ids": lines.ids, "position_ids": lines.positions, "use_cache": False}
+        if self.plain and max(stop - start for start, stop in lines.spans) <= self._window:
+            with rows_apart(self.runner.config, lines):
+                hidden = self._body(**inputs).last_hidden_state  # (K, T, H)
+                weight, bias = self._head
+                chunk = max(64, (1 << (20 if self.device.type == "cpu" else 27)) // len(weight))  # 4 MiB of logits, or 512
+                yield chunked_loss(hidden.flatten(0, 1)[lines.at], weight, bias, lines.targets, lines.share, chunk)
+        else:
+            logits = self.forward(**inputs).logits
+            each = cross_entropy(logits.flatten(0, 1)[lines.at].float(), lines.targets, reduction="none")
+            yield (each * lines.share).sum(), each.detach()
+
+    @property
+    def recompute(self) -> bool:
+        """Whether activations are computed again in the backward pass instead of kept."""
+        return any(m.gradient_checkpointing for m in self._layers)
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
+        for layer in self._layers:
+            layer.gradient_checkpointing = on
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer.training = on  # of the layer alone: transformers asks it, and no dropout inside follows
+
+    @property
+    def _layers(self) -> list[GradientCheckpointingLayer]:
+        return [m for m in self.runner.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    @property
+    def _body(self) -> Any:
+        return self.runner.base_model
+
+    @property
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        head: Any = self.runner.get_output_embeddings()
+        return head.weight, getattr(head, "bias", None)
+
+    @property
+    def _window(self) -> int:
+        config = self.runner.config.get_text_config()
+        sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min([int(s) for s in sizes if s] or [self.context])
+
+    def _is_plain(self) -> bool:
+        """Found out by trying: a few rows through the fast path, and each alone through the model's own forward. Models with
+        capped scores, sinks or scaled logits take their own forward with a mask."""
+        config = self.runner.config.get_text_config()
+        if any(getattr(config, name, None) for name in ("final_logit_softcapping", "attn_logit_softcapping")):
+            return False
+        n = min(6, self.context)
+        rows = [
+            Row(tuple((7 * i + j) % config.vocab_size for j in range(n - i)), (False, *[True] * (n - i - 1))) for i in range(3)
+        ]
+        lines = pack([rows[:2], rows[2:]], self.device)
+        with torch.no_grad():
+            alone = [self.forward(input_ids=torch.tensor([r.ids], device=self.device)).logits[0, :-1] for r in rows]
+            expected = cross_entropy(torch.cat(alone).float(), lines.targets, reduction="none")
+            try:
+                with self.losses(lines) as (_, found):
+                    pass
+            except (NotImplementedError, TypeError, AttributeError, ValueError):
+                return False
+        tolerance = 1e-3 if self.runner.dtype == torch.float32 else 0.1
+        return bool(torch.allclose(expected, found, atol=tolerance, rtol=tolerance))
 
     @torch.no_grad()
     def merge(self, adapter: Adapter, weight: float = 1.0) -> None:
@@ -58,6 +141,7 @@ class Policy:
             w = self.model.get_submodule(name).weight
             update = weight * adapter.scale * (b @ a)
             w.copy_((w.float() + update.to(w.device)).to(w.dtype))
+            self.runner.get_submodule(name).weight.copy_(w)
 
     def save(self, folder: Path) -> None:
         """Write a folder that :func:`load_policy`, and any ``from_pretrained``, reads."""

@@ -68,18 +68,6 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def pad_rows(rows: Sequence[Row], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Rows, padded at the right: ids (N, T) and labels (N, T), -100 where no loss falls. Padding never carries loss."""
-    width = max((len(r.ids) for r in rows), default=1)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    labels = torch.full((len(rows), width), -100, dtype=torch.long)
-    for i, row in enumerate(rows):
-        n = len(row.ids)
-        ids[i, :n] = torch.tensor(row.ids)
-        labels[i, :n] = torch.where(torch.tensor(row.loss), ids[i, :n], -100)
-    return ids.to(device), labels.to(device)
-
-
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Prompts, padded at the left: ids (N, T) and attention mask (N, T)."""
     width = max(len(p) for p in prompts)

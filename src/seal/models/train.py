@@ -12,17 +12,16 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from seal.models.fit import Room, is_out_of_memory, room_for
 from seal.models.lora import Adapter, Slots, init_adapter, target_modules
+from seal.models.packing import pack, send
 from seal.models.policy import Policy
 from seal.models.tokens import Row, encode_example
-from seal.types import Example, Recipe
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""AdamW's constants, torch's defaults."""
+from seal.types import Example, Recipe, SealError
 
 
 @dataclass(frozen=True)
@@ -80,129 +79,201 @@ class _Work:
 
     def __init__(self, index: int, job: Job, policy: Policy) -> None:
         self.index, self.job = index, job
-        modules = target_modules(policy.model, job.recipe.targets)
+        modules = target_modules(policy.runner, job.recipe.targets)
         self.start = job.start or init_adapter(modules, job.recipe, job.seed)
         rows = [encode_example(e, policy.tokenizer, policy.chat) for e in job.examples]
         self.rows = [policy.clip_row(r) for r in rows]
         if not any(any(r.loss) for r in self.rows):
             self.rows = []
         self.batches = plan_batches([len(r.ids) for r in self.rows], job.recipe, job.seed)
+        self.widths = [sum(len(self.rows[i].ids) for i in batch) for batch in self.batches]
+        self.slot = -1
         self.step = 0
-        self.tokens = 0
-        self.first = self.last = 0.0
+        self.losses: list[float] = []
 
     def batch(self) -> list[Row]:
         return [self.rows[i] for i in self.batches[self.step]]
 
-    def record(self, loss: float, tokens: int) -> None:
-        self.first = loss if self.step == 0 else self.first
-        self.last = loss
-        self.tokens += tokens
-        self.step += 1
+    @property
+    def width(self) -> int:
+        """Tokens of the next step."""
+        return self.widths[self.step]
+
+    @property
+    def left(self) -> int:
+        return len(self.batches) - self.step
 
     @property
     def diverged(self) -> bool:
-        return not math.isfinite(self.last)
-
-    @property
-    def done(self) -> bool:
-        return self.step == len(self.batches) or self.diverged
+        return not all(map(math.isfinite, self.losses))
 
     def outcome(self, adapter: Adapter) -> Trained:
-        sound = not self.diverged and all(bool(a.isfinite().all() and b.isfinite().all()) for a, b in adapter.weights.values())
-        return Trained(adapter if sound else None, self.step, self.tokens, (self.first, self.last))
+        sound = all(bool(a.isfinite().all() and b.isfinite().all()) for a, b in adapter.weights.values())
+        bad = next((i for i, x in enumerate(self.losses) if not math.isfinite(x)), None)
+        steps = len(self.losses) if bad is None else bad + 1  # where it was lost, whenever that was noticed
+        ends = (self.losses[0], self.losses[steps - 1]) if steps else (0.0, 0.0)
+        return Trained(adapter if sound and bad is None else None, steps, sum(self.widths[:steps]), ends)
 
 
-class _AdamW:
-    """AdamW over the flat parameters of all slots at once, each slot with its own rate, decay, clipping and step count."""
+@dataclass
+class Tally:
+    """What a call of :func:`train_adapters` did, for benchmarks: forward-backward passes, tokens, and those that were padding."""
 
-    def __init__(self, slots: Slots) -> None:
-        self.slots = slots
-        self.mean = torch.zeros_like(slots.flat)  # (K, P)
-        self.square = torch.zeros_like(slots.flat)  # (K, P)
-
-    def reset(self, slot: int) -> None:
-        self.mean[slot] = 0
-        self.square[slot] = 0
-
-    def keep(self, kept: Sequence[int]) -> None:
-        index = torch.tensor(list(kept), device=self.mean.device)
-        self.mean, self.square = self.mean[index].clone(), self.square[index].clone()
-
-    @torch.no_grad()
-    def step(self, works: Sequence[_Work]) -> None:
-        """One update of every slot; ``works`` is what each slot is at, before this step is counted."""
-        flat, grad = self.slots.flat, self.slots.grad
-
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, device=flat.device, dtype=torch.float32)[:, None]  # (K, 1)
-
-        recipes = [w.job.recipe for w in works]
-        if any(r.clip for r in recipes):
-            limit = column([r.clip or math.inf for r in recipes])
-            norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
-            grad.mul_((limit / (norm + 1e-6)).clamp_(max=1.0))
-        rates = [learning_rate(w.job.recipe, w.step, len(w.batches)) for w in works]
-        if any(r.weight_decay for r in recipes):
-            flat.mul_(column([1 - lr * r.weight_decay for lr, r in zip(rates, recipes, strict=True)]))
-        self.mean.lerp_(grad, 1 - BETA1)
-        self.square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
-        root = column([math.sqrt(1 - BETA2 ** (w.step + 1)) for w in works])
-        rate = column([lr / (1 - BETA1 ** (w.step + 1)) for lr, w in zip(rates, works, strict=True)])
-        flat.sub_(self.mean / (self.square.sqrt().div_(root).add_(EPSILON)) * rate)
+    passes: int = 0
+    real: int = 0
+    padded: int = 0
+    halvings: int = 0
+    """How often memory ran out and a pass was made smaller."""
 
 
 def train_adapters(
-    policy: Policy, jobs: Sequence[Job], slots: int = 32, on_done: Callable[[int], None] | None = None
+    policy: Policy,
+    jobs: Sequence[Job],
+    room: Room | None = None,
+    on_done: Callable[[int], None] | None = None,
+    tally: Tally | None = None,
 ) -> list[Trained]:
-    """Train one adapter per job, at most ``slots`` of them side by side; the outcomes in the order of the jobs.
+    """Train one adapter per job, side by side; the outcomes in the order of the jobs.
 
-    A slot whose job is done takes the next job at once; when no job is left, the wave shrinks. ``on_done`` is told the
-    index of each job that ends.
+    ``room`` says how many at once (found out, unless given). A slot whose job is done takes the next job at once. Slots
+    need not keep step: each pass takes those whose next batches are of like length, so that little is padded. ``on_done`` is
+    told the index of each job that ends.
     """
-    outcomes: list[Trained | None] = [None] * len(jobs)
+    return _Training(policy, jobs, room, on_done or (lambda index: None), tally or Tally()).run()
 
-    def finish(work: _Work, adapter: Adapter) -> None:
-        outcomes[work.index] = work.outcome(adapter)
-        if on_done:
-            on_done(work.index)
 
-    def trainable() -> Iterator[_Work]:
-        for index, job in enumerate(jobs):
-            work = _Work(index, job, policy)
+class _Training:
+    """One call of :func:`train_adapters`."""
+
+    def __init__(
+        self, policy: Policy, jobs: Sequence[Job], room: Room | None, on_done: Callable[[int], None], tally: Tally
+    ) -> None:
+        self.policy, self.jobs, self.on_done, self.tally = policy, jobs, on_done, tally
+        self.outcomes: list[Trained | None] = [None] * len(jobs)
+        self.queue = self._trainable()
+        self.room = room
+        self.unsettled: list[tuple[Tensor, list[_Work]]] = []
+
+    def run(self) -> list[Trained]:
+        room = self.room or room_for(self.policy, [j.recipe for j in self.jobs])
+        works = [w for _, w in zip(range(room.slots), self.queue, strict=False)]
+        if works:
+            modules = target_modules(self.policy.runner, _union([j.recipe.targets for j in self.jobs]))
+            modules |= {n: self.policy.runner.get_submodule(n) for w in works for n in w.start.weights}
+            self.slots = Slots(modules, len(works), max(j.recipe.rank for j in self.jobs), self.policy.device)
+            self.optimizer = _AdamW(self.slots)
+            self.tokens = room.tokens
+            for slot, work in enumerate(works):
+                self._admit(slot, work)
+        while works:
+            chosen = choose([w.width for w in works], [w.left for w in works], self.tokens)
+            if self._step([works[i] for i in chosen]):
+                works = self._settled(works)
+        return [o for o in self.outcomes if o is not None]
+
+    def _trainable(self) -> Iterator[_Work]:
+        for index, job in enumerate(self.jobs):
+            work = _Work(index, job, self.policy)
             if work.batches:
                 yield work
             else:  # nothing to learn: the adapter that changes nothing
-                finish(work, work.start)
+                self._finish(work, work.start)
 
-    queue = trainable()
-    works = [w for _, w in zip(range(slots), queue, strict=False)]
-    if works:
-        modules = target_modules(policy.model, _union([j.recipe.targets for j in jobs]))
-        modules |= {n: policy.model.get_submodule(n) for w in works for n in w.start.weights}
-        room = Slots(modules, len(works), max(j.recipe.rank for j in jobs), policy.device)
-        optimizer = _AdamW(room)
-        for slot, work in enumerate(works):
-            room.put(slot, work.start)
-        while works:
-            _step(policy, room, optimizer, works)
-            kept = []
-            for slot, work in enumerate(works):
-                if work.done:
-                    finish(work, room.take(slot, work.start))
-                    following = next(queue, None)
-                    if following is None:
-                        continue
-                    works[slot] = following
-                    optimizer.reset(slot)
-                    room.put(slot, following.start)
-                kept.append(slot)
-            if len(kept) < len(works):
-                works = [works[slot] for slot in kept]
-                if works:
-                    room.keep(kept)
-                    optimizer.keep(kept)
-    return [o for o in outcomes if o is not None]
+    def _admit(self, slot: int, work: _Work) -> None:
+        work.slot = slot
+        self.slots.put(slot, work.start)
+        self.optimizer.reset(slot)
+
+    def _finish(self, work: _Work, adapter: Adapter) -> None:
+        self.outcomes[work.index] = work.outcome(adapter)
+        self.on_done(work.index)
+
+    def _settled(self, works: list[_Work]) -> list[_Work]:
+        """Read the losses back when one of the jobs may be done, take out those that are, and let others in."""
+        on_host = self.policy.device.type == "cpu"
+        if not (on_host or len(self.unsettled) >= 16 or any(not w.left for w in works)):
+            return works  # the device is not waited for
+        for losses, stepped in self.unsettled:
+            for work, loss in zip(stepped, losses.tolist(), strict=True):
+                work.losses.append(loss)
+        self.unsettled = []
+        going = []
+        for work in works:
+            if work.left and not work.diverged:
+                going.append(work)
+                continue
+            self._finish(work, self.slots.take(work.slot, work.start))
+            if following := next(self.queue, None):
+                self._admit(work.slot, following)
+                going.append(following)
+        return going
+
+    def _step(self, works: list[_Work]) -> bool:
+        """One forward and backward of these slots together, and their optimiser step; false where memory ran out."""
+        lines = pack([w.batch() for w in works], self.policy.device)
+        chosen = [w.slot for w in works]
+        try:
+            with (
+                self.slots.attached(self.policy.runner.dtype, chosen, lines.blocks, grad=True) as weights,
+                self.policy.losses(lines) as (total, each),
+            ):
+                (grad,) = torch.autograd.grad(total, weights)  # of different slots never mixes: each loss has its own adapter
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not is_out_of_memory(error):
+                raise
+            self._make_smaller(works, error)
+            return False
+        losses = each.new_zeros(len(works)).index_add_(0, lines.owner, each * lines.share)
+        self.optimizer.step(works, grad.float())
+        self.unsettled.append((losses, works))
+        for work in works:
+            work.step += 1
+        self.tally.passes += 1
+        self.tally.real += lines.n_real
+        self.tally.padded += lines.ids.numel() - lines.n_real
+        return True
+
+    def _make_smaller(self, works: list[_Work], error: RuntimeError) -> None:
+        """After running out of memory: half the tokens a pass, then activations recomputed; nothing is lost.
+
+        Raises:
+            SealError: one adapter's batch alone does not fit.
+        """
+        widest = max(w.width for w in works)
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(works) > 1:
+            self.tokens = widest * len(works) // 2
+        elif not self.policy.recompute:
+            self.policy.recompute = True
+        else:
+            raise SealError(
+                f"a single batch of {widest} tokens does not fit in memory on {self.policy.device}: "
+                "take a smaller batch_size, shorter rows or a smaller model"
+            ) from error
+        self.tally.halvings += 1
+
+
+def choose(widths: Sequence[int], left: Sequence[int], tokens: int) -> list[int]:
+    """Which slots go together next, by width: at most ``tokens`` in all (but at least one slot).
+
+    Of the runs of slots in the order of their widths, as long as ``tokens`` allows, the fullest, in quarters; among equals the
+    one whose slots have most steps left, so that all end together. Neighbours in width make large even blocks.
+    """
+    order = sorted(range(len(widths)), key=lambda i: (widths[i], i))
+    best: tuple[tuple[float, float], list[int]] = ((-1.0, 0.0), [])
+    first = real = steps = 0
+    for last, slot in enumerate(order):
+        real += widths[slot]
+        steps += left[slot]
+        while first < last and real > tokens:
+            real -= widths[order[first]]
+            steps -= left[order[first]]
+            first += 1
+        score = (min(3, 4 * real // tokens), steps / (last + 1 - first))
+        if score > best[0]:
+            best = (score, order[first : last + 1])
+    return best[1]
 
 
 def _union(targets: Sequence[str | tuple[str, ...]]) -> str | tuple[str, ...]:
@@ -211,43 +282,31 @@ def _union(targets: Sequence[str | tuple[str, ...]]) -> str | tuple[str, ...]:
     return tuple(sorted({name for group in targets for name in group}))
 
 
-def _step(policy: Policy, room: Slots, optimizer: _AdamW, works: Sequence[_Work]) -> None:
-    """One forward and backward of all slots, and one optimiser step."""
-    ids, labels, positions = pack([w.batch() for w in works], policy.device)  # (K, T) each
-    with room.attached():
-        logits = policy.forward(input_ids=ids, position_ids=positions, use_cache=False).logits  # (K, T, V)
-    losses = slot_losses(logits, labels)  # (K,)
-    room.grad.zero_()
-    torch.autograd.backward(losses.sum())  # gradients of different slots never mix: each loss depends on its own adapter alone
-    optimizer.step(works)
-    for work, loss in zip(works, losses.tolist(), strict=True):
-        work.record(loss, sum(len(r.ids) for r in work.batch()))
+class _AdamW:
+    """torch's fused AdamW with one parameter (an adapter's flat row) per slot: its own rate, decay, clipping, moments.
 
-
-def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
-    """Each slot's rows one after another in one line: ids, labels and positions, all (K, T).
-
-    Positions start again at 0 with every row, which is how transformers knows that rows must not see each other. What is
-    left over at the end of a line is a row of its own that carries no loss.
+    A slot that takes no step is not touched.
     """
-    width = max(sum(len(r.ids) for r in batch) for batch in batches)
-    ids = torch.zeros(len(batches), width, dtype=torch.long)
-    labels = torch.full((len(batches), width), -100, dtype=torch.long)
-    positions = torch.zeros(len(batches), width, dtype=torch.long)
-    for k, batch in enumerate(batches):
-        start = 0
-        for row in batch:
-            stop = start + len(row.ids)
-            ids[k, start:stop] = torch.tensor(row.ids)
-            labels[k, start:stop] = torch.where(torch.tensor(row.loss), ids[k, start:stop], -100)
-            positions[k, start:stop] = torch.arange(stop - start)
-            start = stop
-        positions[k, start:] = torch.arange(width - start)
-    return ids.to(device), labels.to(device), positions.to(device)
 
+    def __init__(self, slots: Slots) -> None:
+        self.rows = [row.detach().requires_grad_() for row in slots.flat]
+        fused = slots.flat.device.type in ("cpu", "cuda")
+        self.torch = torch.optim.AdamW([{"params": [row]} for row in self.rows], lr=0.0, weight_decay=0.0, fused=fused)
 
-def slot_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over each slot's own loss tokens: (K, T, V), (K, T) → (K,)."""
-    target = labels[:, 1:]
-    each = cross_entropy(logits[:, :-1].float().transpose(1, 2), target, ignore_index=-100, reduction="none")  # (K, T-1)
-    return each.sum(1) / (target != -100).sum(1).clamp(min=1)
+    def reset(self, slot: int) -> None:
+        self.torch.state.pop(self.rows[slot], None)
+
+    def step(self, works: Sequence[_Work], grad: Tensor) -> None:
+        """One update of the slots of these jobs, each by its row of ``grad`` (K', P); not counted yet in ``work.step``."""
+        limits = [w.job.recipe.clip or math.inf for w in works]
+        if any(map(math.isfinite, limits)):
+            limit = send(np.array(limits, np.float32)[:, None], grad.device)
+            grad.mul_((limit / (torch.linalg.vector_norm(grad, dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0))
+        for work, gradient in zip(works, grad, strict=True):
+            group = self.torch.param_groups[work.slot]
+            group["lr"] = learning_rate(work.job.recipe, work.step, len(work.batches))
+            group["weight_decay"] = work.job.recipe.weight_decay
+            self.rows[work.slot].grad = gradient
+        self.torch.step()
+        for work in works:
+            self.rows[work.slot].grad = None

@@ -1,0 +1,97 @@
+"""How many adapters fit: slots from the memory that is free, tokens of one pass from what a token costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seal.models.lora import Slots, init_adapter, target_modules
+from seal.models.packing import pack
+from seal.models.policy import Policy
+from seal.models.tokens import Row
+from seal.types import Recipe
+
+MOST_SLOTS = 64
+ENOUGH = {"cpu": 4096, "cuda": 16384}
+"""Tokens of a pass beyond which a bigger one is no faster: on two CPU cores measured (docs/LOG.md), on CUDA assumed."""
+BYTES_PER_WEIGHT = 24
+"""Per adapter weight: itself, two moments and its gradient in fp32, and working copies of weight and gradient."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much goes side by side."""
+
+    slots: int
+    """Adapters held at once."""
+    tokens: int
+    """Tokens of one forward and backward, padding included (a single adapter's batch may be more)."""
+
+
+def room_for(policy: Policy, recipes: Sequence[Recipe]) -> Room:
+    """What fits into the memory that is free now, for adapters of these recipes.
+
+    Half of it for the adapters and their optimiser state, half for activations: what a token keeps for the backward pass is
+    counted in a trial of one small row, and doubled for what comes and goes.
+    """
+    free = free_memory(policy.device)
+    widest = max(recipes, key=lambda r: r.rank * (10**6 if r.targets == "all-linear" else len(r.targets)), default=Recipe())
+    adapter = init_adapter(target_modules(policy.runner, widest.targets), widest, 0)
+    weights = sum(a.numel() + b.numel() for a, b in adapter.weights.values())
+    slots = free // 2 // (weights * BYTES_PER_WEIGHT)
+    tokens = free // 2 // (2 * bytes_per_token(policy, widest))
+    enough = ENOUGH.get(policy.device.type, ENOUGH["cuda"])
+    return Room(max(1, min(MOST_SLOTS, slots)), max(1, min(enough, tokens)))
+
+
+def bytes_per_token(policy: Policy, recipe: Recipe) -> int:
+    """Memory that one training token keeps between forward and backward, in bytes: counted, on any device."""
+    modules = target_modules(policy.runner, recipe.targets)
+    slots = Slots(modules, 1, recipe.rank, policy.device)
+    n = min(32, policy.context)
+    vocabulary = policy.runner.config.get_text_config().vocab_size
+    row = Row(tuple(int(i) for i in np.arange(n) % vocabulary), (False, *[True] * (n - 1)))
+    kept: dict[int, int] = {}
+    frozen = {p.untyped_storage().data_ptr() for p in policy.runner.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    saved = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
+    with slots.attached(policy.runner.dtype, grad=True) as weights, saved, policy.losses(pack([[row]], policy.device)):
+        pass
+    kept.pop(weights.untyped_storage().data_ptr(), None)
+    return max(1, sum(kept.values()) // n)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device; on the CPU within the limit of the container, if there is one."""
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    found = [8 << 30]  # where nothing can be learnt
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text("utf-8").splitlines() if ":" in line)
+        found = [int(lines["MemAvailable"].split()[0]) * 1024]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text("utf-8").strip() != "max":
+        stat = dict(line.split() for line in (limit.parent / "memory.stat").read_text("utf-8").splitlines())
+        cache = int(stat.get("inactive_file", 0))  # counted as used, and given up when it is wanted
+        found.append(int(limit.read_text("utf-8")) - int(used.read_text("utf-8")) + cache)
+    return max(0, min(found))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory: CUDA says so by class, the CPU allocator only in words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error).lower() for words in ("can't allocate memory", "out of memory", "not enough memory")
+    )

@@ -1,0 +1,317 @@
+"""Rows of many adapters as one step's tensors: no padding to speak of, attention row by row, loss in chunks.
+
+An adapter's rows of one step stand one after another in its *line*. Lines of like width form a *block*, a rectangle, so that
+the adapters of a block meet their tokens in one ``bmm``; the blocks stand one after another, and all else sees one flat
+sequence of N tokens. What is padded, to the widest line of a block, carries no loss and no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import AttentionInterface, PretrainedConfig
+
+from seal.models.tokens import Row
+
+Ints = NDArray[np.int64]
+
+
+EVEN = 0.9
+"""Least share of real tokens in a block of several lines."""
+GRAIN = 16
+"""Widths are rounded up to a multiple of this. A CPU compiles a kernel for every new shape of product (oneDNN: 0.2 to 0.7 ms,
+ten times what the product takes), so the shapes must come again: widths and counts are taken from short menus."""
+
+Block = tuple[int, int, int, int]
+"""Lines k to k' (exclusive) at tokens n to n' (exclusive)."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """One step's rows on the device."""
+
+    ids: Tensor
+    """(1, N)"""
+    positions: Tensor
+    """(1, N); 0 where a row begins."""
+    at: Tensor
+    """(M,) places whose next token carries loss."""
+    targets: Tensor
+    """(M,) those next tokens."""
+    owner: Tensor
+    """(M,) the line of each."""
+    share: Tensor
+    """(M,) 1 / number of loss tokens of that line: a line's loss is the mean over its own tokens."""
+    blocks: tuple[Block, ...]
+    spans: tuple[tuple[int, int], ...]
+    """Start and stop of every row."""
+
+    @property
+    def n_real(self) -> int:
+        """Tokens that are not padding."""
+        return sum(stop - start for start, stop in self.spans)
+
+
+def blocks_of(widths: Sequence[int]) -> tuple[Block, ...]:
+    """Consecutive lines in rectangles of 1, 2, 4, 8 … lines, each as large as :data:`EVEN` allows; few if sorted by width."""
+    blocks = []
+    first = start = 0
+    while first < len(widths):
+        count = 1 << (len(widths) - first).bit_length() - 1
+        while count > 1 and sum(widths[first : first + count]) < EVEN * count * _round(max(widths[first : first + count])):
+            count //= 2
+        stop = start + count * _round(max(widths[first : first + count]))
+        blocks.append((first, first + count, start, stop))
+        first, start = first + count, stop
+    return tuple(blocks)
+
+
+def _round(width: int, grain: int = GRAIN) -> int:
+    return -(-width // grain) * grain
+
+
+def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> Lines:
+    """One line per batch, in their order (sorted by width there is least padding).
+
+    Positions start again at 0 with every row, which is how transformers knows that rows must not see each other. What is
+    left over at the end of a line is a row of its own that carries no loss.
+    """
+    blocks = blocks_of([sum(len(r.ids) for r in batch) for batch in batches])
+    n = _round(blocks[-1][3], 8 * GRAIN if blocks[-1][3] > 64 * GRAIN else GRAIN)
+    ids = np.zeros(n, np.int64)
+    positions = np.zeros(n, np.int64)
+    at: list[Ints] = []
+    spans: list[tuple[int, int]] = []
+    counts = np.zeros(len(batches), np.int64)
+    positions[blocks[-1][3] :] = np.arange(n - blocks[-1][3])
+    for first, last, begin, end in blocks:
+        width = (end - begin) // (last - first)
+        for k in range(first, last):
+            start = begin + (k - first) * width
+            rest = start + width
+            for row in batches[k]:
+                stop = start + len(row.ids)
+                ids[start:stop] = row.ids
+                positions[start:stop] = np.arange(stop - start)
+                places = np.flatnonzero(row.loss)
+                at.append(start + places[places > 0] - 1)
+                counts[k] += len(at[-1])
+                spans.append((start, stop))
+                start = stop
+            positions[start:rest] = np.arange(rest - start)
+    owner = np.repeat(np.arange(len(batches)), counts)
+    places = np.concatenate(at)
+    return Lines(
+        send(ids[None], device),
+        send(positions[None], device),
+        send(places, device),
+        send(ids[places + 1], device),
+        send(owner, device),
+        send((1 / np.maximum(counts, 1))[owner].astype(np.float32), device),
+        blocks,
+        tuple(spans),
+    )
+
+
+def send(values: NDArray[Any], device: torch.device | str) -> Tensor:
+    """An array on the device. Through pinned memory to CUDA, so that the host does not wait for the queue."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+# ------------------------------------------------------------------------------------------------- attention, row by row
+
+ROWS = "seal_rows"
+"""The name under which transformers finds :func:`_rows_attention`."""
+
+
+class _Rows:
+    """The rows of a step sorted into rectangles of like width, and the way there and back: indices for x (N · H, D)."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.device = lines.ids.device
+        self.n = lines.ids.numel()
+        self.longest = max(stop - start for start, stop in lines.spans)
+        self.shapes: list[tuple[int, int]] = []  # rows, width
+        self._parts: list[tuple[Ints, NDArray[np.bool_]]] = []  # where each place comes from, and whether it is a real token
+        rest = sorted(lines.spans, key=lambda s: s[0] - s[1])  # longest first
+        while rest:
+            width = rest[0][1] - rest[0][0]
+            mine = [s for s in rest if s[1] - s[0] > width * 2 // 3 or width <= GRAIN]
+            rest = rest[len(mine) :]
+            mine += [(mine[0][0], mine[0][0])] * (_of_menu(len(mine)) - len(mine))  # rows of nothing but holes
+            starts = np.array([s[0] for s in mine])[:, None]
+            lengths = np.array([s[1] - s[0] for s in mine])[:, None]
+            width = _round(width)
+            column = np.arange(width)[None, :]
+            # a hole repeats its row's last token: finite, and nothing real attends to it
+            self._parts.append((starts + np.minimum(column, np.maximum(lengths - 1, 0)), column < lengths))
+            self.shapes.append((len(mine), width))
+        self._indices: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._masks: dict[int, Tensor] = {}
+
+    def indices(self, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For so many heads: (rows · H · width) places in the lines; which of them are holes; and the way back, (N · H), with
+        those that no row covers."""
+        if heads not in self._indices:
+            head = np.arange(heads)[None, :, None]
+            index = np.concatenate([(part[:, None, :] * heads + head).reshape(-1) for part, _ in self._parts])
+            real = np.concatenate(
+                [np.broadcast_to(r[:, None, :], (len(r), heads, r.shape[1])).reshape(-1) for _, r in self._parts]
+            )
+            back = np.full(self.n * heads, -1, np.int64)
+            back[index[real]] = np.flatnonzero(real)
+            bare = np.flatnonzero(back < 0)
+            back[bare] = 0
+            self._indices[heads] = tuple(send(x, self.device) for x in (index, np.flatnonzero(~real), back, bare))  # type: ignore[assignment]
+        return self._indices[heads]
+
+    def mask(self, width: int, dtype: torch.dtype) -> Tensor:
+        """Causal, additive, (1, width, width)."""
+        if width not in self._masks:
+            self._masks[width] = torch.full((1, width, width), -torch.inf, dtype=dtype, device=self.device).triu_(1)
+        return self._masks[width]
+
+
+def _of_menu(count: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 …"""
+    power = 1 << count.bit_length() - 1
+    return next(n for n in (power, power * 3 // 2, power * 2) if n >= count)
+
+
+_rows: list[_Rows] = []  # of the forward that is running; see `rows_apart`
+
+
+@contextmanager
+def rows_apart(config: PretrainedConfig, lines: Lines) -> Iterator[None]:
+    """While inside, attention is computed row by row, without a mask over the whole: rows of like width in one causal call.
+
+    Costs what the rows cost, where a mask over N tokens costs N².
+    """
+    before = config._attn_implementation
+    _rows[:] = [_Rows(lines)]
+    config._attn_implementation = ROWS
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _rows.clear()
+
+
+class _Gather(torch.autograd.Function):
+    """``x[index]``, where every token is taken once and what else is taken is a hole.
+
+    The gradient is then a gather as well (``back``), with zeros for places that nothing came from: no scatter-add.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, bare: Tensor) -> Tensor:
+        ctx.save_for_backward(back, bare)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        back, bare = ctx.saved_tensors
+        return grad.index_select(0, back).index_fill_(0, bare, 0), None, None, None
+
+
+_gather: Any = _Gather.apply
+
+
+def _rows_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Causal attention within each row: query (1, H, N, D), key and value (1, H', N, D) → (1, N, H, D)."""
+    (rows,) = _rows
+    window = options.get("sliding_window")
+    if options.get("s_aux") is not None or options.get("softcap") is not None or (window and window < rows.longest):
+        raise NotImplementedError("attention with sinks, capped scores or a window shorter than a row")
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    apart = [_apart(x, rows) for x in (query, key, value)]
+    out = [
+        _causal(q, k, v, scale, rows).reshape(-1, v.shape[-1]) for q, k, v in zip(*apart, strict=True)
+    ]  # each (rows · H · width, D)
+    index, holes, back, _bare = rows.indices(query.shape[1])
+    whole: Tensor = _gather(out[0] if len(out) == 1 else torch.cat(out), back, index, holes)
+    return whole.view(1, rows.n, query.shape[1], -1), None
+
+
+def _apart(x: Tensor, rows: _Rows) -> list[Tensor]:
+    """(1, H, N, D) → (rows, H, width, D) for every rectangle."""
+    heads = x.shape[1]
+    index, _holes, back, bare = rows.indices(heads)
+    found: Tensor = _gather(x.transpose(1, 2).reshape(-1, x.shape[-1]), index, back, bare)
+    parts = found.split([n * heads * width for n, width in rows.shapes])
+    return [part.view(n, heads, width, -1) for part, (n, width) in zip(parts, rows.shapes, strict=True)]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, rows: _Rows) -> Tensor:
+    """Causal attention (rows, H, width, D). In bf16 on a CPU, short rows go by plain products: torch's kernel takes 3 to 6
+    times as long for their backward pass (docs/LOG.md)."""
+    n, heads, width, _ = q.shape
+    if heads != k.shape[1] and q.device.type != "cuda":
+        k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and width <= 512:
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        scores = torch.baddbmm(rows.mask(width, q.dtype), q, k.mT, alpha=scale)
+        return torch.bmm(scores.softmax(-1), v).view(n, heads, width, -1)
+    return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=heads != k.shape[1])
+
+
+AttentionInterface.register(ROWS, _rows_attention)
+
+
+# --------------------------------------------------------------------------------------------------- loss, chunk by chunk
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Weighted cross-entropy of a linear head without ever holding all logits: (M, H) hidden → scalar, and (M,) losses.
+
+    The gradient of the hidden states is made chunk by chunk on the way forward, while a chunk's logits are there; the
+    head is frozen, so nothing else is needed on the way back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, share: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        needs = ctx.needs_input_grad[0]
+        grad = torch.empty_like(hidden) if needs else None
+        losses = []
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = linear(hidden[part], weight, bias).float()  # (m, V)
+            norm = logits.logsumexp(1)
+            losses.append(norm - logits.gather(1, targets[part, None])[:, 0])
+            if grad is not None:
+                slope = logits.sub_(norm[:, None]).exp_()
+                slope.scatter_add_(1, targets[part, None], slope.new_full((1, 1), -1.0).expand(len(slope), 1))
+                slope *= share[part, None]
+                torch.mm(slope.to(hidden.dtype), weight, out=grad[part])
+        each = torch.cat(losses)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(each)
+        return (each * share).sum(), each
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor, _each: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad * total.to(grad.dtype), None, None, None, None, None
+
+
+chunked_loss: Any = ChunkedLoss.apply
+"""``chunked_loss(hidden, weight, bias, targets, share, chunk)``"""
