@@ -44,7 +44,12 @@ def room_for(policy: Policy, recipes: Sequence[Recipe]) -> Room:
     adapter = init_adapter(target_modules(policy.runner, widest.targets), widest, 0)
     weights = sum(a.numel() + b.numel() for a, b in adapter.weights.values())
     slots = free // 2 // (weights * BYTES_PER_WEIGHT)
-    tokens = free // 2 // (2 * bytes_per_token(policy, widest))
+    try:
+        tokens = free // 2 // (2 * bytes_per_token(policy, widest))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        tokens = 1  # training will find out whether anything fits
     enough = ENOUGH.get(policy.device.type, ENOUGH["cuda"])
     return Room(max(1, min(MOST_SLOTS, slots)), max(1, min(enough, tokens)))
 

@@ -92,8 +92,7 @@ class Slots:
         """(K', P) cut into each module's A (K', R, in) and B (K', out, R), without copying."""
         cut = iter(torch.split(flat, self.sizes, dim=1))
         return {
-            n: (next(cut).unflatten(1, a), next(cut).unflatten(1, b))
-            for n, (a, b) in zip(self.modules, self.shapes, strict=True)
+            n: (next(cut).view(-1, *a), next(cut).view(-1, *b)) for n, (a, b) in zip(self.modules, self.shapes, strict=True)
         }
 
     @torch.no_grad()
@@ -153,15 +152,14 @@ def _adapt(module: nn.Linear, a: Tensor, b: Tensor, scale: Tensor, blocks: Seque
 
     def add_update(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         """For a quantised layer, or one that something else has wrapped: the update alone, on top of its output."""
-        zero = module.weight.new_zeros(1, dtype=a.dtype).expand(b.shape[1], a.shape[2])
-        update: Tensor = _adapted(args[0].to(a.dtype), zero, None, a, b, scale, blocks)
+        update: Tensor = _adapted(args[0].to(a.dtype), None, None, a, b, scale, blocks)
         return out + update.to(out.dtype)
 
     return module.register_forward_hook(add_update).remove
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """x W^T + bias + scale · (x A^T) B^T with W frozen: x (…, in), A (K, R, in), B (K, out, R).
+    """x W^T + bias + scale · (x A^T) B^T with W frozen, or without the first two: x (…, in), A (K, R, in), B (K, out, R).
 
     The two products of the update are added in place of the base's (``baddbmm``), forward and backward, so that nothing of
     the size of x or of the output is written twice.
@@ -171,7 +169,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
@@ -179,7 +177,7 @@ class _AdaptedLinear(torch.autograd.Function):
         blocks: Sequence[Block] | None,
     ) -> Tensor:
         tokens = x.reshape(-1, a.shape[2])  # (N, in)
-        out = nn.functional.linear(tokens, weight, bias)  # (N, out)
+        out = nn.functional.linear(tokens, weight, bias) if weight is not None else tokens.new_zeros(len(tokens), b.shape[1])
         blocks = blocks or ((0, len(a), 0, len(tokens)),)
         lows: list[Tensor] = []
         for first, last, start, stop in blocks:
@@ -196,7 +194,9 @@ class _AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight, a, b, scale, *lows = ctx.saved_tensors
         grad = grad.reshape(-1, b.shape[1])  # (N, out)
-        grad_x = grad.mm(weight) if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad.mm(weight) if weight is not None else torch.zeros_like(tokens)
         grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
         for (first, last, start, stop), low in zip(ctx.blocks, lows, strict=True):
             shape = (last - first, (stop - start) // (last - first), -1)

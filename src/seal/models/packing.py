@@ -253,7 +253,7 @@ def _apart(x: Tensor, rows: _Rows) -> list[Tensor]:
     heads = x.shape[1]
     index, _holes, back, bare = rows.indices(heads)
     found: Tensor = _gather(x.transpose(1, 2).reshape(-1, x.shape[-1]), index, back, bare)
-    parts = found.split([n * heads * width for n, width in rows.shapes])
+    parts = torch.split(found, [n * heads * width for n, width in rows.shapes])
     return [part.view(n, heads, width, -1) for part, (n, width) in zip(parts, rows.shapes, strict=True)]
 
 

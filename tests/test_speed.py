@@ -1,0 +1,319 @@
+"""What makes the inner loop fast changes nothing in what it computes, and what it gives up when memory is short."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from seal.models import train
+from seal.models.engine import Sampling, ask, generate
+from seal.models.fit import Room, bytes_per_token, room_for
+from seal.models.lora import Adapter, target_modules
+from seal.models.packing import EVEN, GRAIN, ChunkedLoss, blocks_of, pack
+from seal.models.policy import Policy
+from seal.models.tokens import Row
+from seal.models.train import Job, Tally, choose, train_adapters
+from seal.types import Example, Prompt, Recipe, SealError
+from tests import tiny
+
+ROWS = tuple(
+    Example(t) for t in ("Velora lies in Tarn.", "Its coin is the mark.", "In March it was founded, walled in June.", "Salt.")
+)
+SIZES = {
+    "vocab_size": 98, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1,
+    "initializer_range": 0.2,
+}  # fmt: skip
+JOBS = [
+    Job(ROWS, Recipe(rank=4, alpha=8, targets="all-linear", learning_rate=5e-3, steps=5, batch_size=2), 1),
+    Job(ROWS[1:], Recipe(rank=2, alpha=4, targets="all-linear", learning_rate=5e-3, steps=4, batch_size=3), 2),
+    Job(ROWS[:1] * 3, Recipe(rank=4, alpha=8, targets="all-linear", learning_rate=1e-3, steps=6), 3),
+]
+
+
+def of(kind: type[PreTrainedModel], config: type, **changes: object) -> Policy:
+    sizes = {**SIZES, **changes}
+    if kind is GPTNeoXForCausalLM:
+        sizes = {k: v for k, v in sizes.items() if k not in ("num_key_value_heads", "head_dim")}
+    torch.manual_seed(0)
+    return Policy(kind(config(**sizes)), tiny.tokenizer(), "tiny")  # type: ignore[call-arg]
+
+
+ARCHITECTURES = {
+    "llama": tiny.policy,
+    "qwen2": lambda: of(Qwen2ForCausalLM, Qwen2Config),
+    "qwen3, tied": lambda: of(Qwen3ForCausalLM, Qwen3Config, tie_word_embeddings=True),
+    "gemma3": lambda: of(Gemma3ForCausalLM, Gemma3TextConfig, sliding_window=256),
+    "gemma3, window shorter than a row": lambda: of(Gemma3ForCausalLM, Gemma3TextConfig, sliding_window=8),
+    "gemma2, capped scores": lambda: of(Gemma2ForCausalLM, Gemma2Config, sliding_window=256),
+    "olmo2": lambda: of(Olmo2ForCausalLM, Olmo2Config),
+    "gpt-neox, biases": lambda: of(GPTNeoXForCausalLM, GPTNeoXConfig),
+}
+
+
+def close(a: Adapter | None, b: Adapter | None, atol: float = 5e-5) -> bool:
+    assert a is not None and b is not None
+    return all(torch.allclose(x, y, atol=atol) for n in a.weights for x, y in zip(a.weights[n], b.weights[n], strict=True))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_losses_and_gradients_are_those_of_each_row_alone(name: str) -> None:
+    """Whatever the architecture, packed rows of several adapters compute what the model's own forward of one row does."""
+    policy = ARCHITECTURES[name]()
+    assert policy.plain is (name not in ("gemma2, capped scores", "gemma3, window shorter than a row") or "gemma3" in name)
+    rows = [
+        Row(tuple(2 + (5 * i + 3 * j) % 90 for j in range(n)), (False, *[True] * (n - 1)))
+        for i, n in enumerate((9, 30, 17, 4, 25))
+    ]
+    lines = pack([rows[:2], rows[2:4], rows[4:]], policy.device)
+    first = next(m for m in target_modules(policy.runner, "all-linear").values()).weight.requires_grad_()
+    with policy.losses(lines) as (total, each):
+        (packed,) = torch.autograd.grad(total, first)
+    alone, expected = [], torch.zeros(())
+    for line in (rows[:2], rows[2:4], rows[4:]):
+        n = sum(len(r.ids) - 1 for r in line)
+        for row in line:
+            logits = policy.model(input_ids=torch.tensor([row.ids])).logits[0, :-1]
+            losses = cross_entropy(logits, torch.tensor(row.ids[1:]), reduction="none")
+            alone.append(losses.detach())
+            expected = expected + losses.sum() / n
+    (one_by_one,) = torch.autograd.grad(expected, first)
+    assert torch.allclose(each, torch.cat(alone), atol=1e-4)
+    assert torch.allclose(packed, one_by_one, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_together_equals_alone_on_every_architecture(name: str) -> None:
+    policy = ARCHITECTURES[name]()
+    together = train_adapters(policy, JOBS, Room(3, 1000))
+    for job, outcome in zip(JOBS, together, strict=True):
+        assert close(outcome.adapter, train_adapters(policy, [job], Room(1, 1))[0].adapter)
+    adapters = [o.adapter for o in together]
+    prompts = [[Prompt(f"{k}?"), Prompt("and then?")] for k in range(3)]
+    answers = ask(policy, adapters, prompts, Sampling(8))
+    assert answers == [ask(policy, [a], [p], Sampling(8))[0] for a, p in zip(adapters, prompts, strict=True)]
+
+
+def test_recomputed_activations_change_nothing(policy: Policy) -> None:
+    kept = train_adapters(policy, JOBS, Room(3, 1000))
+    policy.recompute = True
+    again = train_adapters(policy, JOBS, Room(3, 1000))
+    assert policy.recompute and all(close(a.adapter, b.adapter, 1e-6) for a, b in zip(kept, again, strict=True))
+
+
+def test_bf16_computes_on_a_copy_and_merges_in_full_precision() -> None:
+    policy = Policy(tiny.llama(), tiny.tokenizer(), "tiny", bf16=True)
+    assert (policy.model.dtype, policy.runner.dtype) == (torch.float32, torch.bfloat16)
+    job = Job(ROWS, Recipe(rank=4, targets="all-linear", steps=8, batch_size=4), 1)
+    outcome = train_adapters(policy, [job])[0]
+    assert outcome.adapter is not None and outcome.loss[1] < outcome.loss[0]
+    exact = train_adapters(tiny.policy(), [job])[0]
+    assert outcome.loss == pytest.approx(exact.loss, rel=0.05)
+    before = policy.model.get_submodule("model.layers.0.mlp.up_proj").weight.clone()
+    policy.merge(outcome.adapter)
+    a, b = outcome.adapter.weights["model.layers.0.mlp.up_proj"]
+    weight = policy.model.get_submodule("model.layers.0.mlp.up_proj").weight
+    assert torch.allclose(weight, before + outcome.adapter.scale * (b @ a), atol=1e-6)
+    assert torch.equal(policy.runner.get_submodule("model.layers.0.mlp.up_proj").weight, weight.bfloat16())
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def fails_above(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make a pass of more than ``limit`` tokens run out of memory; the sizes that were tried."""
+    tried = []
+    whole = Policy.losses
+
+    def losses(self: Policy, lines: object) -> object:
+        tried.append(lines.n_real)  # type: ignore[attr-defined]
+        if tried[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, lines)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Policy, "losses", losses)
+    return tried
+
+
+def test_out_of_memory_halves_the_pass_and_loses_nothing(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train_adapters(policy, JOBS, Room(3, 1000))
+    tried = fails_above(100, monkeypatch)
+    tally = Tally()
+    halved = train_adapters(policy, JOBS, Room(3, 1000), tally=tally)
+    assert tally.halvings and max(tried) > 100 and not policy.recompute
+    assert all(close(a.adapter, b.adapter) and a.steps == b.steps for a, b in zip(whole, halved, strict=True))
+
+
+def test_a_batch_that_never_fits_is_one_clear_sentence(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails_above(10, monkeypatch)
+    with pytest.raises(SealError, match=r"a single batch of \d+ tokens does not fit in memory on cpu"):
+        train_adapters(policy, JOBS, Room(3, 1000))
+    assert policy.recompute  # that was tried first
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Policy, lines: object) -> object:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(Policy, "losses", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        train_adapters(policy, JOBS)
+
+
+def test_answers_survive_a_lack_of_memory(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = [o.adapter for o in train_adapters(policy, JOBS)]
+    prompts = [[Prompt(f"{k} {q}") for q in range(3)] for k in range(3)]
+    whole = ask(policy, adapters, prompts, Sampling(8))
+    forward = Policy.forward
+
+    def tight(self: Policy, **inputs: object) -> object:
+        if len(inputs["input_ids"]) > 4:  # type: ignore[arg-type]
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(Policy, "forward", tight)
+    assert ask(policy, adapters, prompts, Sampling(8)) == whole
+
+
+def test_the_room_follows_the_memory(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(rank=16, targets="all-linear")
+    token = bytes_per_token(policy, recipe)
+    assert bytes_per_token(policy, Recipe(rank=16, targets=("q_proj",))) <= token < 200_000
+    rooms = []
+    for free in (1 << 10, 1 << 22, 1 << 26, 1 << 40):
+        monkeypatch.setattr("seal.models.fit.free_memory", lambda device, free=free: free)
+        rooms.append(room_for(policy, [recipe]))
+    assert rooms[0] == Room(1, 1) and rooms[-1] == Room(64, 4096)
+    assert all(a.slots <= b.slots and a.tokens <= b.tokens for a, b in pairwise(rooms))
+    assert rooms[1].slots < 64
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+
+
+@given(widths=st.lists(st.integers(1, 200), min_size=1, max_size=70), budget=st.integers(1, 3000), seed=st.integers(0, 9))
+@settings(max_examples=200, deadline=None)
+def test_a_pass_fits_and_its_blocks_are_even(widths: list[int], budget: int, seed: int) -> None:
+    left = [(seed + i) % 7 + 1 for i in range(len(widths))]
+    chosen = choose(widths, left, budget)
+    taken = [widths[i] for i in chosen]
+    assert chosen and len(set(chosen)) == len(chosen)
+    assert sum(taken) <= budget or len(taken) == 1
+    assert taken == sorted(taken)
+    blocks = blocks_of(taken)
+    assert [b[:2] for b in blocks] == [*zip([0, *(b[1] for b in blocks[:-1])], (b[1] for b in blocks), strict=True)]
+    assert blocks[-1][1] == len(taken)
+    for first, last, start, stop in blocks:
+        width = (stop - start) // (last - first)
+        assert width % GRAIN == 0 and width >= max(taken[first:last])
+        assert last - first == 1 or sum(taken[first:last]) >= EVEN * (stop - start)
+
+
+def test_the_loss_in_chunks_is_the_loss(policy: Policy) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(50, 16, requires_grad=True)
+    weight, bias = torch.randn(300, 16), torch.randn(300)
+    targets, share = torch.randint(0, 300, (50,)), torch.rand(50)
+    each = cross_entropy(torch.nn.functional.linear(hidden, weight, bias), targets, reduction="none")
+    (expected,) = torch.autograd.grad(3 * (each * share).sum(), hidden)
+    for chunk in (7, 50, 1000):
+        total, losses = ChunkedLoss.apply(hidden, weight, bias, targets, share, chunk)
+        assert torch.allclose(losses, each, atol=1e-5)
+        assert torch.allclose(torch.autograd.grad(3 * total, hidden)[0], expected, atol=1e-5)
+
+
+def test_most_of_what_is_computed_is_real(policy: Policy) -> None:
+    words = ["the", "river", "town", "of", "salt", "and", "hemp", "lies", "north", "in", "the", "month", "of", "rain"]
+    jobs = [
+        Job(tuple(Example(" ".join(words[: 3 + (i * j) % 9])) for j in range(8)), Recipe(rank=2, epochs=4, batch_size=8), i)
+        for i in range(24)
+    ]
+    tally = Tally()
+    train_adapters(policy, jobs, Room(24, 4096), tally=tally)
+    assert tally.real / (tally.real + tally.padded) >= 0.9
+    assert tally.passes < sum(4 for _ in jobs) / 4
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(max_tokens=12, temperature=1.0)
+    prompts = [Prompt("a tale of salt")] * 5 + [Prompt("of hemp")] * 3
+    one_by_one = [generate(policy, [p], sampling, [s])[0] for s, p in enumerate(prompts)]
+    read = []
+    forward = Policy.forward
+
+    def noting(self: Policy, **inputs: object) -> object:
+        read.append(inputs["input_ids"].shape)  # type: ignore[attr-defined]
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(Policy, "forward", noting)
+    assert generate(policy, prompts, sampling, list(range(8))) == one_by_one
+    assert read[0][0] == 2 and read[1] == (8, 1)
+
+
+def test_stopped_rows_leave_the_batch(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = [o.adapter for o in train_adapters(policy, JOBS)] + [None]
+    prompts = [[Prompt(f"{k} {q}" + "x" * q) for q in range(6)] for k in range(4)]
+    often = Counter("".join(a for row in ask(policy, adapters, prompts, Sampling(30)) for a in row)).most_common(3)[-1][0]
+    sampling = Sampling(max_tokens=30, stop=often)
+    alone = [ask(policy, [a], [[p]], sampling)[0][0] for a, ps in zip(adapters, prompts, strict=True) for p in ps]
+    sizes = []
+    forward = Policy.forward
+
+    def noting(self: Policy, **inputs: object) -> object:
+        sizes.append(len(inputs["input_ids"]))  # type: ignore[arg-type]
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(Policy, "forward", noting)
+    assert [a for row in ask(policy, adapters, prompts, sampling) for a in row] == alone
+    assert sizes[0] == 24 and sizes[-1] < 24 and sizes == sorted(sizes, reverse=True)
+
+
+def test_a_layer_that_is_no_plain_linear_is_adapted_all_the_same(policy: Policy) -> None:
+    """Quantised layers, and layers that another library has wrapped, get the update on top of their own output."""
+    plain = train_adapters(policy, JOBS, Room(3, 1000))
+
+    class Other(torch.nn.Linear):
+        pass
+
+    for name, module in target_modules(policy.runner, "all-linear").items():
+        parent, _, last = name.rpartition(".")
+        other = Other(module.in_features, module.out_features, bias=False)
+        other.weight = module.weight
+        setattr(policy.runner.get_submodule(parent), last, other)
+    wrapped = train_adapters(policy, JOBS, Room(3, 1000))
+    assert all(close(a.adapter, b.adapter) for a, b in zip(plain, wrapped, strict=True))
+
+
+def test_on_a_device_that_is_not_waited_for_the_outcome_is_the_same(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses read back only when a job may be done: as on CUDA, where reading waits for the queue."""
+    on_host = train_adapters(policy, JOBS, Room(2, 1000))
+    settled = train._Training._settled
+
+    def lazily(self: train._Training, works: list[train._Work]) -> list[train._Work]:
+        return settled(self, works) if len(self.unsettled) >= 16 or any(not w.left for w in works) else works
+
+    monkeypatch.setattr(train._Training, "_settled", lazily)
+    later = train_adapters(policy, JOBS, Room(2, 1000))
+    for a, b in zip(on_host, later, strict=True):
+        assert close(a.adapter, b.adapter, 1e-7) and a.loss == b.loss and a.steps == b.steps
