@@ -30,7 +30,7 @@ from seal.models import train
 from seal.models.engine import Sampling, ask, generate
 from seal.models.fit import Room, bytes_per_token, room_for
 from seal.models.lora import Adapter, target_modules
-from seal.models.packing import EVEN, GRAIN, ChunkedLoss, blocks_of, pack
+from seal.models.packing import ChunkedLoss, of_menu, pack
 from seal.models.policy import Policy
 from seal.models.tokens import Row
 from seal.models.train import Job, Tally, choose, train_adapters
@@ -214,20 +214,29 @@ def test_the_room_follows_the_memory(policy: Policy, monkeypatch: pytest.MonkeyP
 
 @given(widths=st.lists(st.integers(1, 200), min_size=1, max_size=70), budget=st.integers(1, 3000), seed=st.integers(0, 9))
 @settings(max_examples=200, deadline=None)
-def test_a_pass_fits_and_its_blocks_are_even(widths: list[int], budget: int, seed: int) -> None:
+def test_a_pass_fits_and_every_token_finds_its_place(widths: list[int], budget: int, seed: int) -> None:
     left = [(seed + i) % 7 + 1 for i in range(len(widths))]
     chosen = choose(widths, left, budget)
     taken = [widths[i] for i in chosen]
     assert chosen and len(set(chosen)) == len(chosen)
     assert sum(taken) <= budget or len(taken) == 1
     assert taken == sorted(taken)
-    blocks = blocks_of(taken)
-    assert [b[:2] for b in blocks] == [*zip([0, *(b[1] for b in blocks[:-1])], (b[1] for b in blocks), strict=True)]
-    assert blocks[-1][1] == len(taken)
-    for first, last, start, stop in blocks:
-        width = (stop - start) // (last - first)
-        assert width % GRAIN == 0 and width >= max(taken[first:last])
-        assert last - first == 1 or sum(taken[first:last]) >= EVEN * (stop - start)
+    rows = [[Row(tuple(range(n)), (False, *[True] * (n - 1)))] for n in taken]
+    lines = pack(rows, "cpu")
+    rectangle, n = lines.rectangle, lines.n_real
+    assert n == sum(taken) <= lines.ids.numel() < n + 256
+    assert torch.equal(rectangle.index[rectangle.back], torch.arange(n))  # there and back
+    assert len(rectangle.holes) + n == len(rectangle.index) and not set(rectangle.holes.tolist()) & set(rectangle.back.tolist())
+    for k, width in enumerate(taken):
+        start = k * rectangle.shape[1]
+        assert lines.ids[0, rectangle.index[start : start + width]].tolist() == list(range(width))
+
+
+@given(n=st.integers(1, 10_000), finest=st.sampled_from([1, 16]))
+def test_shapes_come_from_a_short_menu(n: int, finest: int) -> None:
+    up = of_menu(n, finest)
+    assert n <= up < n + max(finest, n / 4) and of_menu(up, finest) == up
+    assert len({of_menu(i, finest) for i in range(1, 8192)}) < 60
 
 
 def test_the_loss_in_chunks_is_the_loss(policy: Policy) -> None:

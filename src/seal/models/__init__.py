@@ -4,9 +4,6 @@ import ctypes
 import os
 import sys
 
-# Kernels that oneDNN keeps compiled, 1024 by itself: packing asks for a few thousand shapes of product, again and again.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
-
 if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
     # Activations are allocated and freed at every operation. Kept by the process and in large pages, they cost a fifth less
     # time on a CPU than when the system clears fresh pages each time (docs/LOG.md). torch reads its variable at the first tensor.

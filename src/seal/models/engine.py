@@ -93,7 +93,7 @@ def log_likelihood(
         room = _room(policy, [adapters[start + k] for k in asked])
         lines = pack([rows[k] for k in asked], policy.device)
         with (
-            room.attached(policy.runner.dtype, blocks=lines.blocks) if room else nullcontext(),
+            room.attached(policy.runner.dtype, rectangle=lines.rectangle) if room else nullcontext(),
             policy.losses(lines) as (_, each),
         ):
             losses = iter(each.tolist())

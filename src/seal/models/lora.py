@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from seal.models.packing import Block
+from seal.models.packing import Rectangle
 from seal.types import Recipe, SealError
 
 
@@ -120,23 +120,23 @@ class Slots:
         self,
         dtype: torch.dtype,
         chosen: Sequence[int] | None = None,
-        blocks: Sequence[Block] | None = None,
+        rectangle: Rectangle | None = None,
         grad: bool = False,
     ) -> Iterator[Tensor]:
         """While inside, every token that goes through the model meets the adapter of its slot.
 
-        The tokens of the K' ``chosen`` slots (all, unless said) stand slot by slot: in ``blocks`` of equal shares, or in one.
-        Tokens after the last block meet none.
-        Gives the (K', P) copy of their weights, in the precision of the computation, that gradients are taken of.
+        The tokens stand slot by slot, for the K' ``chosen`` slots (all, unless said): in the lines of ``rectangle``, or as many
+        for each. Gives the (K', P) copy of their weights, in the precision of the computation, that gradients are taken of.
         """
         chosen = range(len(self)) if chosen is None else chosen
         work = torch.empty(len(chosen), self.flat.shape[1], dtype=dtype, device=self.flat.device)
         torch._foreach_copy_(list(work.unbind()), [self.flat[slot] for slot in chosen])
-        scale = torch.stack([self.scale[slot] for slot in chosen])
+        scale = torch.stack([self.scale[slot] for slot in chosen]).to(dtype)
         work.requires_grad_(grad)
         with torch.set_grad_enabled(grad):
             pieces = {n: (a.contiguous(), b.contiguous()) for n, (a, b) in self.pieces(work).items()}
-        undo = [_adapt(module, *pieces[name], scale.to(dtype), blocks) for name, module in self.modules.items()]
+        inputs = _Inputs(len(chosen), rectangle)
+        undo = [_adapt(module, *pieces[name], scale, inputs) for name, module in self.modules.items()]
         try:
             yield work
         finally:
@@ -144,15 +144,38 @@ class Slots:
                 restore()
 
 
-def _adapt(module: nn.Linear, a: Tensor, b: Tensor, scale: Tensor, blocks: Sequence[Block] | None) -> Callable[[], None]:
+class _Inputs:
+    """What goes into the adapted layers, slot by slot: (…, in) → (K, T, in). Layers with one input (q, k, v) share the copy."""
+
+    def __init__(self, n_slots: int, rectangle: Rectangle | None) -> None:
+        self.n_slots, self.rectangle = n_slots, rectangle
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def of(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if self.rectangle is None:
+            return flat.view(self.n_slots, -1, x.shape[-1])
+        if self._last is None or self._last[0] is not x:
+            padded = flat.index_select(0, self.rectangle.index).index_fill_(0, self.rectangle.holes, 0)
+            self._last = x, padded.view(*self.rectangle.shape, -1)
+        return self._last[1]
+
+
+def _adapt(module: nn.Linear, a: Tensor, b: Tensor, scale: Tensor, inputs: _Inputs) -> Callable[[], None]:
     """Make a linear layer add each token's own update; the returned function makes it what it was."""
     if type(module) is nn.Linear and "forward" not in module.__dict__:
-        setattr(module, "forward", lambda x: _adapted(x, module.weight, module.bias, a, b, scale, blocks))  # noqa: B010
+
+        def forward(x: Tensor) -> Any:
+            return _adapted(x, inputs.of(x), module.weight, module.bias, a, b, scale, inputs.rectangle)
+
+        module.__dict__["forward"] = forward
         return lambda: module.__dict__.pop("forward") and None
 
     def add_update(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         """For a quantised layer, or one that something else has wrapped: the update alone, on top of its output."""
-        update: Tensor = _adapted(args[0].to(a.dtype), None, None, a, b, scale, blocks)
+        x = args[0].to(a.dtype)
+        update: Tensor = _adapted(x, inputs.of(x), None, None, a, b, scale, inputs.rectangle)
         return out + update.to(out.dtype)
 
     return module.register_forward_hook(add_update).remove
@@ -161,52 +184,47 @@ def _adapt(module: nn.Linear, a: Tensor, b: Tensor, scale: Tensor, blocks: Seque
 class _AdaptedLinear(torch.autograd.Function):
     """x W^T + bias + scale · (x A^T) B^T with W frozen, or without the first two: x (…, in), A (K, R, in), B (K, out, R).
 
-    The two products of the update are added in place of the base's (``baddbmm``), forward and backward, so that nothing of
-    the size of x or of the output is written twice.
+    ``side`` (K, T, in) is x slot by slot, with zeros where a slot has no token: nothing that is padded reaches a gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        scale: Tensor,
-        blocks: Sequence[Block] | None,
-    ) -> Tensor:
+        ctx: Any, x: Tensor, side: Tensor, weight: Tensor | None, bias: Tensor | None, a: Tensor, b: Tensor, scale: Tensor,
+        rectangle: Rectangle | None,
+    ) -> Tensor:  # fmt: skip
         tokens = x.reshape(-1, a.shape[2])  # (N, in)
+        low = torch.bmm(side, a.mT).mul_(scale)  # (K, T, R)
         out = nn.functional.linear(tokens, weight, bias) if weight is not None else tokens.new_zeros(len(tokens), b.shape[1])
-        blocks = blocks or ((0, len(a), 0, len(tokens)),)
-        lows: list[Tensor] = []
-        for first, last, start, stop in blocks:
-            shape = (last - first, (stop - start) // (last - first), -1)
-            low = torch.bmm(tokens[start:stop].view(shape), a[first:last].mT).mul_(scale[first:last])  # (K', T, R)
-            out[start:stop].view(shape).baddbmm_(low, b[first:last].mT)
-            lows.append(low)
-        ctx.blocks, ctx.shape = blocks, x.shape
-        ctx.save_for_backward(tokens, weight, a, b, scale, *lows)
+        _add(out, low, b.mT, rectangle)
+        ctx.rectangle, ctx.shape = rectangle, x.shape
+        ctx.save_for_backward(side, weight, a, b, scale, low)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, weight, a, b, scale, *lows = ctx.saved_tensors
+        side, weight, a, b, scale, low = ctx.saved_tensors
         grad = grad.reshape(-1, b.shape[1])  # (N, out)
+        mine = grad if ctx.rectangle is None else grad.index_select(0, ctx.rectangle.index)
+        mine = mine.view(*side.shape[:2], -1)  # (K, T, out); what stands in holes meets the zeros of ``side``
+        low_grad = torch.bmm(mine, b).mul_(scale)  # (K, T, R)
+        grad_b = torch.bmm(mine.mT, low)
+        grad_a = torch.bmm(low_grad.mT, side)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad.mm(weight) if weight is not None else torch.zeros_like(tokens)
-        grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
-        for (first, last, start, stop), low in zip(ctx.blocks, lows, strict=True):
-            shape = (last - first, (stop - start) // (last - first), -1)
-            mine = grad[start:stop].view(shape)
-            low_grad = torch.bmm(mine, b[first:last]).mul_(scale[first:last])  # (K', T, R)
-            torch.bmm(mine.mT, low, out=grad_b[first:last])
-            torch.bmm(low_grad.mT, tokens[start:stop].view(shape), out=grad_a[first:last])
-            if grad_x is not None:
-                grad_x[start:stop].view(shape).baddbmm_(low_grad, a[first:last])
-        return None if grad_x is None else grad_x.view(ctx.shape), None, None, grad_a, grad_b, None, None
+            grad_x = grad.mm(weight) if weight is not None else grad.new_zeros(len(grad), a.shape[2])
+            _add(grad_x, low_grad, a, ctx.rectangle)
+            grad_x = grad_x.view(ctx.shape)
+        return grad_x, None, None, None, grad_a, grad_b, None, None
+
+
+def _add(out: Tensor, low: Tensor, factor: Tensor, rectangle: Rectangle | None) -> None:
+    """out (N, …) += low (K, T, R) · factor (K, R, …), each token's own."""
+    update = torch.bmm(low, factor).flatten(0, 1)
+    if rectangle is None:
+        out += update
+    else:
+        out[: len(rectangle.back)] += update.index_select(0, rectangle.back)
 
 
 _adapted: Any = _AdaptedLinear.apply

@@ -1,8 +1,8 @@
-"""Rows of many adapters as one step's tensors: no padding to speak of, attention row by row, loss in chunks.
+"""Rows of many adapters as one step's tensors: one flat sequence, attention row by row, loss in chunks.
 
-An adapter's rows of one step stand one after another in its *line*. Lines of like width form a *block*, a rectangle, so that
-the adapters of a block meet their tokens in one ``bmm``; the blocks stand one after another, and all else sees one flat
-sequence of N tokens. What is padded, to the widest line of a block, carries no loss and no gradient.
+An adapter's rows of one step stand one after another in its *line*, and the lines one after another in a flat sequence of N
+tokens: nothing is padded but its end. Where a rectangle is needed (the adapters' own products, attention) tokens are gathered
+into one and back; its holes carry no loss and no gradient.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from seal.models.tokens import Row
 Ints = NDArray[np.int64]
 
 
-EVEN = 0.9
-"""Least share of real tokens in a block of several lines."""
-GRAIN = 16
-"""Widths are rounded up to a multiple of this. A CPU compiles a kernel for every new shape of product (oneDNN: 0.2 to 0.7 ms,
-ten times what the product takes), so the shapes must come again: widths and counts are taken from short menus."""
+@dataclass(frozen=True)
+class Rectangle:
+    """Ragged lines as a rectangle (K, T), and the way back. Lines begin with the first token and leave none out."""
 
-Block = tuple[int, int, int, int]
-"""Lines k to k' (exclusive) at tokens n to n' (exclusive)."""
+    shape: tuple[int, int]
+    index: Tensor
+    """(K · T,) where in the flat sequence each place comes from."""
+    holes: Tensor
+    """Places that hold no token of theirs."""
+    back: Tensor
+    """(n,) where each token of the sequence went."""
 
 
 @dataclass(frozen=True)
@@ -51,65 +54,52 @@ class Lines:
     """(M,) the line of each."""
     share: Tensor
     """(M,) 1 / number of loss tokens of that line: a line's loss is the mean over its own tokens."""
-    blocks: tuple[Block, ...]
+    rectangle: Rectangle
+    """The lines side by side."""
     spans: tuple[tuple[int, int], ...]
     """Start and stop of every row."""
 
     @property
     def n_real(self) -> int:
         """Tokens that are not padding."""
-        return sum(stop - start for start, stop in self.spans)
+        return self.spans[-1][1]
 
 
-def blocks_of(widths: Sequence[int]) -> tuple[Block, ...]:
-    """Consecutive lines in rectangles of 1, 2, 4, 8 … lines, each as large as :data:`EVEN` allows; few if sorted by width."""
-    blocks = []
-    first = start = 0
-    while first < len(widths):
-        count = 1 << (len(widths) - first).bit_length() - 1
-        while count > 1 and sum(widths[first : first + count]) < EVEN * count * _round(max(widths[first : first + count])):
-            count //= 2
-        stop = start + count * _round(max(widths[first : first + count]))
-        blocks.append((first, first + count, start, stop))
-        first, start = first + count, stop
-    return tuple(blocks)
+def of_menu(n: int, finest: int = 1) -> int:
+    """``n`` rounded up to a multiple of ``finest``, and to two significant binary digits above eight times that.
 
-
-def _round(width: int, grain: int = GRAIN) -> int:
-    return -(-width // grain) * grain
+    A CPU compiles a kernel for every new shape of product (oneDNN: 0.2 to 0.7 ms, ten times what the product takes, and 0.6 MB
+    kept: docs/LOG.md), so shapes are taken from short menus and come again.
+    """
+    grain = finest
+    while n > 8 * grain:
+        grain *= 2
+    return -(-n // grain) * grain
 
 
 def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> Lines:
-    """One line per batch, in their order (sorted by width there is least padding).
+    """One line per batch, in their order.
 
-    Positions start again at 0 with every row, which is how transformers knows that rows must not see each other. What is
-    left over at the end of a line is a row of its own that carries no loss.
+    Positions start again at 0 with every row, which is how transformers knows that rows must not see each other. The padding at
+    the end is a row of its own that carries no loss.
     """
-    blocks = blocks_of([sum(len(r.ids) for r in batch) for batch in batches])
-    n = _round(blocks[-1][3], 8 * GRAIN if blocks[-1][3] > 64 * GRAIN else GRAIN)
+    rows = [row for batch in batches for row in batch]
+    stops = np.cumsum([len(row.ids) for row in rows])
+    starts = np.concatenate([[0], stops[:-1]])
+    real = int(stops[-1])
+    n = -(-real // 64) * 64 if real <= 1024 else -(-real // 256) * 256
     ids = np.zeros(n, np.int64)
-    positions = np.zeros(n, np.int64)
-    at: list[Ints] = []
-    spans: list[tuple[int, int]] = []
-    counts = np.zeros(len(batches), np.int64)
-    positions[blocks[-1][3] :] = np.arange(n - blocks[-1][3])
-    for first, last, begin, end in blocks:
-        width = (end - begin) // (last - first)
-        for k in range(first, last):
-            start = begin + (k - first) * width
-            rest = start + width
-            for row in batches[k]:
-                stop = start + len(row.ids)
-                ids[start:stop] = row.ids
-                positions[start:stop] = np.arange(stop - start)
-                places = np.flatnonzero(row.loss)
-                at.append(start + places[places > 0] - 1)
-                counts[k] += len(at[-1])
-                spans.append((start, stop))
-                start = stop
-            positions[start:rest] = np.arange(rest - start)
-    owner = np.repeat(np.arange(len(batches)), counts)
-    places = np.concatenate(at)
+    ids[:real] = np.concatenate([row.ids for row in rows])
+    positions = np.arange(n)
+    positions[:real] -= np.repeat(starts, stops - starts)
+    positions[real:] -= real
+    loss = np.concatenate([row.loss for row in rows])
+    loss[starts] = False  # nothing comes before it
+    places = np.flatnonzero(loss) - 1
+    widths = np.array([sum(len(row.ids) for row in batch) for batch in batches])
+    line_of = np.repeat(np.arange(len(batches)), widths)
+    owner = line_of[places]
+    counts = np.bincount(owner, minlength=len(batches))
     return Lines(
         send(ids[None], device),
         send(positions[None], device),
@@ -117,8 +107,19 @@ def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> Lines:
         send(ids[places + 1], device),
         send(owner, device),
         send((1 / np.maximum(counts, 1))[owner].astype(np.float32), device),
-        blocks,
-        tuple(spans),
+        _side_by_side(widths, device),
+        tuple(zip(starts.tolist(), stops.tolist(), strict=True)),
+    )
+
+
+def _side_by_side(widths: Ints, device: torch.device | str) -> Rectangle:
+    width = of_menu(int(widths.max()), 16)
+    starts = np.cumsum(widths) - widths
+    column = np.arange(width)[None, :]
+    real = column < widths[:, None]
+    index = np.where(real, starts[:, None] + column, 0).reshape(-1)
+    return Rectangle(
+        (len(widths), width), send(index, device), send(np.flatnonzero(~real), device), send(np.flatnonzero(real), device)
     )
 
 
@@ -148,12 +149,12 @@ class _Rows:
         rest = sorted(lines.spans, key=lambda s: s[0] - s[1])  # longest first
         while rest:
             width = rest[0][1] - rest[0][0]
-            mine = [s for s in rest if s[1] - s[0] > width * 2 // 3 or width <= GRAIN]
+            mine = [s for s in rest if s[1] - s[0] > width * 2 // 3 or width <= 16]
             rest = rest[len(mine) :]
-            mine += [(mine[0][0], mine[0][0])] * (_of_menu(len(mine)) - len(mine))  # rows of nothing but holes
+            mine += [(mine[0][0], mine[0][0])] * (of_menu(len(mine)) - len(mine))  # rows of nothing but holes
             starts = np.array([s[0] for s in mine])[:, None]
             lengths = np.array([s[1] - s[0] for s in mine])[:, None]
-            width = _round(width)
+            width = of_menu(width, 16)
             column = np.arange(width)[None, :]
             # a hole repeats its row's last token: finite, and nothing real attends to it
             self._parts.append((starts + np.minimum(column, np.maximum(lengths - 1, 0)), column < lengths))
@@ -182,12 +183,6 @@ class _Rows:
         if width not in self._masks:
             self._masks[width] = torch.full((1, width, width), -torch.inf, dtype=dtype, device=self.device).triu_(1)
         return self._masks[width]
-
-
-def _of_menu(count: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 …"""
-    power = 1 << count.bit_length() - 1
-    return next(n for n in (power, power * 3 // 2, power * 2) if n >= count)
 
 
 _rows: list[_Rows] = []  # of the forward that is running; see `rows_apart`

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from seal.models.fit import Room, is_out_of_memory, room_for
 from seal.models.lora import Adapter, Slots, init_adapter, target_modules
-from seal.models.packing import pack, send
+from seal.models.packing import of_menu, pack, send
 from seal.models.policy import Policy
 from seal.models.tokens import Row, encode_example
 from seal.types import Example, Recipe, SealError
@@ -214,7 +215,7 @@ class _Training:
         chosen = [w.slot for w in works]
         try:
             with (
-                self.slots.attached(self.policy.runner.dtype, chosen, lines.blocks, grad=True) as weights,
+                self.slots.attached(self.policy.runner.dtype, chosen, lines.rectangle, grad=True) as weights,
                 self.policy.losses(lines) as (total, each),
             ):
                 (grad,) = torch.autograd.grad(total, weights)  # of different slots never mixes: each loss has its own adapter
@@ -255,25 +256,30 @@ class _Training:
 
 
 def choose(widths: Sequence[int], left: Sequence[int], tokens: int) -> list[int]:
-    """Which slots go together next, by width: at most ``tokens`` in all (but at least one slot).
+    """Which slots go together next, by width: at most ``tokens`` in all (but at least one slot), and a count of the menu.
 
-    Of the runs of slots in the order of their widths, as long as ``tokens`` allows, the fullest, in quarters; among equals the
-    one whose slots have most steps left, so that all end together. Neighbours in width make large even blocks.
+    Slots next to each other in width make an even rectangle. Of all such runs the one that wastes least on the cost of a pass
+    (counted as :data:`PASS` tokens), to 4 %; among equals the one whose slots have most steps left, so that all end together.
     """
     order = sorted(range(len(widths)), key=lambda i: (widths[i], i))
+    real = [0, *accumulate(widths[i] for i in order)]
+    steps = [0, *accumulate(left[i] for i in order)]
     best: tuple[tuple[float, float], list[int]] = ((-1.0, 0.0), [])
-    first = real = steps = 0
-    for last, slot in enumerate(order):
-        real += widths[slot]
-        steps += left[slot]
-        while first < last and real > tokens:
-            real -= widths[order[first]]
-            steps -= left[order[first]]
+    first = 0
+    for last in range(1, len(order) + 1):
+        while first < last - 1 and real[last] - real[first] > tokens:
             first += 1
-        score = (min(3, 4 * real // tokens), steps / (last + 1 - first))
+        count = next(n for n in range(last - first, 0, -1) if of_menu(n) == n)
+        begin = last - count
+        total = real[last] - real[begin]
+        score = (round(25 * total / (total + PASS)), (steps[last] - steps[begin]) / count)
         if score > best[0]:
-            best = (score, order[first : last + 1])
+            best = (score, order[begin:last])
     return best[1]
+
+
+PASS = 256
+"""What a pass costs however small, in tokens: measured on two CPU cores."""
 
 
 def _union(targets: Sequence[str | tuple[str, ...]]) -> str | tuple[str, ...]:
