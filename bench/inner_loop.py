@@ -173,7 +173,7 @@ def careful(work: Work, policy: Policy, jobs: list[Job]) -> dict[str, float]:
             optimizer.zero_grad()
             real += sum(len(rows[i].ids) for i in batch)
             total += width * len(batch)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         model.unload()
         policy.runner.requires_grad_(False)
     return {"tokens": real, "real_token_share": real / total, "final_loss": statistics.fmean(losses)}
@@ -311,8 +311,7 @@ def measure(work: Work, args: argparse.Namespace, slots: list[int]) -> tuple[lis
     if work.exact is not work.policy and work.exact.runner.dtype != work.policy.runner.dtype:
         runs["peft fp32", 1] = (lambda: careful(work, work.exact, single)), sum(steps[: len(single)]) / per_edit
     for k in slots:
-        # Small K on a part of the jobs: as many as take a comparable time.
-        mine = jobs[: max(k, min(len(jobs), max(args.single, len(jobs) // 4 if k < slots[-1] else len(jobs))))]
+        mine = jobs if k == slots[-1] else jobs[: max(k, args.single)]
         runs["seal", k] = (lambda k=k, mine=mine: ours(work, mine, k)), sum(steps[: len(mine)]) / per_edit  # type: ignore[misc]
     adapters = [
         t.adapter

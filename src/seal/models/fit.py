@@ -73,7 +73,8 @@ def bytes_per_token(policy: Policy, recipe: Recipe) -> int:
     saved = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
     with slots.attached(policy.runner.dtype, grad=True) as weights, saved, policy.losses(pack([[row]], policy.device)):
         pass
-    kept.pop(weights.untyped_storage().data_ptr(), None)
+    for weight in weights:
+        kept.pop(weight.untyped_storage().data_ptr(), None)
     return max(1, sum(kept.values()) // n)
 
 

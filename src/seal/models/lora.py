@@ -95,6 +95,15 @@ class Slots:
             n: (next(cut).view(-1, *a), next(cut).view(-1, *b)) for n, (a, b) in zip(self.modules, self.shapes, strict=True)
         }
 
+    def flatten(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Gradients of what :meth:`attached` gave, as one fp32 (K', P); zero where there is none."""
+        n_slots = next(len(g) for g in gradients if g is not None)
+        flat = torch.empty(n_slots, self.flat.shape[1], device=self.flat.device)
+        rows = [row for pair in self.pieces(flat).values() for row in pair]
+        for row, gradient in zip(rows, gradients, strict=True):
+            row.copy_(gradient) if gradient is not None else row.zero_()
+        return flat
+
     @torch.no_grad()
     def put(self, slot: int, adapter: Adapter) -> None:
         """Place an adapter in a slot, over whatever was there. Modules that it does not adapt are left unchanged by it."""
@@ -122,23 +131,25 @@ class Slots:
         chosen: Sequence[int] | None = None,
         rectangle: Rectangle | None = None,
         grad: bool = False,
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[list[Tensor]]:
         """While inside, every token that goes through the model meets the adapter of its slot.
 
         The tokens stand slot by slot, for the K' ``chosen`` slots (all, unless said): in the lines of ``rectangle``, or as many
-        for each. Gives the (K', P) copy of their weights, in the precision of the computation, that gradients are taken of.
+        for each. Gives the chosen weights, in the precision of the computation, that gradients are taken of: A and B of each
+        module in turn.
         """
         chosen = range(len(self)) if chosen is None else chosen
         work = torch.empty(len(chosen), self.flat.shape[1], dtype=dtype, device=self.flat.device)
         torch._foreach_copy_(list(work.unbind()), [self.flat[slot] for slot in chosen])
         scale = torch.stack([self.scale[slot] for slot in chosen]).to(dtype)
-        work.requires_grad_(grad)
-        with torch.set_grad_enabled(grad):
-            pieces = {n: (a.contiguous(), b.contiguous()) for n, (a, b) in self.pieces(work).items()}
+        pieces = {
+            n: (a.contiguous().requires_grad_(grad), b.contiguous().requires_grad_(grad))
+            for n, (a, b) in self.pieces(work).items()
+        }
         inputs = _Inputs(len(chosen), rectangle)
         undo = [_adapt(module, *pieces[name], scale, inputs) for name, module in self.modules.items()]
         try:
-            yield work
+            yield [weight for pair in pieces.values() for weight in pair]
         finally:
             for restore in undo:
                 restore()

@@ -87,7 +87,7 @@ def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> Lines:
     stops = np.cumsum([len(row.ids) for row in rows])
     starts = np.concatenate([[0], stops[:-1]])
     real = int(stops[-1])
-    n = -(-real // 64) * 64 if real <= 1024 else -(-real // 256) * 256
+    n = of_menu(real, 16) if real <= 2048 else -(-real // 256) * 256
     ids = np.zeros(n, np.int64)
     ids[:real] = np.concatenate([row.ids for row in rows])
     positions = np.arange(n)

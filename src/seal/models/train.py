@@ -218,14 +218,15 @@ class _Training:
                 self.slots.attached(self.policy.runner.dtype, chosen, lines.rectangle, grad=True) as weights,
                 self.policy.losses(lines) as (total, each),
             ):
-                (grad,) = torch.autograd.grad(total, weights)  # of different slots never mixes: each loss has its own adapter
+                # Gradients of different slots never mix: each line's loss depends on its own adapter alone.
+                gradients = torch.autograd.grad(total, weights, allow_unused=True)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not is_out_of_memory(error):
                 raise
             self._make_smaller(works, error)
             return False
         losses = each.new_zeros(len(works)).index_add_(0, lines.owner, each * lines.share)
-        self.optimizer.step(works, grad.float())
+        self.optimizer.step(works, self.slots.flatten(gradients))
         self.unsettled.append((losses, works))
         for work in works:
             work.step += 1
@@ -307,7 +308,9 @@ class _AdamW:
         limits = [w.job.recipe.clip or math.inf for w in works]
         if any(map(math.isfinite, limits)):
             limit = send(np.array(limits, np.float32)[:, None], grad.device)
-            grad.mul_((limit / (torch.linalg.vector_norm(grad, dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0))
+            factor = (limit / (torch.linalg.vector_norm(grad, dim=1, keepdim=True) + 1e-6)).clamp_(max=1.0)
+            if grad.device.type != "cpu" or bool((factor != 1).any()):  # asking costs nothing on the CPU, and a wait elsewhere
+                grad *= factor
         for work, gradient in zip(works, grad, strict=True):
             group = self.torch.param_groups[work.slot]
             group["lr"] = learning_rate(work.job.recipe, work.step, len(work.batches))
