@@ -1,8 +1,8 @@
-# make demo · make test · make atlas · make results: each installs what it needs into .venv first.
+# make demo · make test · make atlas · make bench · make results: each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint atlas results clean
+.PHONY: demo test lint atlas bench gpu results clean
 
 demo: .venv/.installed
 	$(BIN)/seal demo
@@ -23,6 +23,19 @@ atlas: .venv/.installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# The recorded benchmarks of the CPU (half an hour of two cores; nothing else should run meanwhile).
+bench: .venv/.installed
+	$(BIN)/python bench/inner_loop.py --workload atlas --edits 128 --slots 1 2 4 8 16 32 64
+	$(BIN)/python bench/inner_loop.py --workload atlas-config --edits 128 --slots 1 4 16 64 --trainer-steps 0
+	$(BIN)/python bench/inner_loop.py --workload arc --edits 16 --slots 1 2 4 8 16 --single 3 --trainer-steps 4
+	$(BIN)/python bench/inner_loop.py --workload passages --shape 30M --edits 16 --slots 1 4 16 --single 3 --trainer-steps 0
+	$(BIN)/python bench/inner_loop.py --workload passages --shape 100M --edits 16 --slots 1 2 4 8 16 --single 2 --trainer-steps 1
+	$(BIN)/python bench/round.py
+
+# Every GPU test and benchmark with the python at hand (torch with CUDA, transformers, peft, accelerate); installs nothing.
+gpu:
+	PYTHONPATH=src $(PYTHON) bench/gpu.py
 
 # The recorded results: every writer under one training-token budget, and under the paper's ten epochs; three seeds of the loop each.
 results: .venv/.installed

@@ -79,7 +79,9 @@ def atlas(n: int, recipe: Recipe | None, device: str) -> Work:
     good = [(t, e) for t, e in pairs if isinstance(e, Edit)][:n]
     jobs = [Job(e.examples, recipe or config.inner.recipe, seed_of(i)) for i, (_, e) in enumerate(good)]
     questions = [[q.prompt for q in domain.queries(t)] for t, _ in good]
-    return Work("atlas", policy, load_policy("atlas", device), jobs, questions, prompts, 8, 192)
+    return Work(
+        "atlas", policy, load_policy("atlas", device, threads=torch.get_num_threads()), jobs, questions, prompts, 8, 192
+    )
 
 
 def passages(n: int, shape: str, device: str, all_linear: bool) -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from itertools import pairwise
 
@@ -31,7 +32,7 @@ from seal.models.engine import Sampling, ask, generate
 from seal.models.fit import Room, bytes_per_token, room_for
 from seal.models.lora import Adapter, target_modules
 from seal.models.packing import ChunkedLoss, of_menu, pack
-from seal.models.policy import Policy
+from seal.models.policy import Policy, load_policy, usable_cores
 from seal.models.tokens import Row
 from seal.models.train import Job, Tally, choose, train_adapters
 from seal.types import Example, Prompt, Recipe, SealError
@@ -326,3 +327,32 @@ def test_on_a_device_that_is_not_waited_for_the_outcome_is_the_same(policy: Poli
     later = train_adapters(policy, JOBS, Room(2, 1000))
     for a, b in zip(on_host, later, strict=True):
         assert close(a.adapter, b.adapter, 1e-7) and a.loss == b.loss and a.steps == b.steps
+
+
+def test_4_bit_weights_train_like_the_weights_they_stand_for() -> None:
+    """And not by bitsandbytes' kernels for evaluation on a CPU, which have no backward pass and say nothing of it."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    quantised = load_policy("atlas", quantize="4bit")
+    dense = load_policy("atlas", dtype="bfloat16").model
+    for name, module in quantised.model.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            dense.get_submodule(name).weight.data.copy_(weight)
+    job = Job(
+        (Example("Velora\nVelora was walled in May."),), Recipe(steps=8, rank=4, targets="all-linear", learning_rate=5e-3), 0
+    )
+    one, other = (train_adapters(p, [job])[0] for p in (quantised, Policy(dense, quantised.tokenizer, "dense")))
+    assert one.loss == pytest.approx(other.loss, rel=0.05)
+    assert one.adapter is not None
+    with pytest.raises(SealError, match="cannot be merged into 4-bit"):
+        quantised.merge(one.adapter)
+
+
+def test_4_bit_weights_without_their_package_are_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seal.models.policy.find_spec", lambda name: None)
+    with pytest.raises(SealError, match="need the package bitsandbytes"):
+        load_policy("atlas", quantize="4bit")
+
+
+def test_threads_are_within_what_the_process_may_use() -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)

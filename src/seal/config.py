@@ -35,8 +35,10 @@ class ModelConfig(Part):
     """Precision of the frozen weights."""
     bf16: bool | Literal["auto"] = False
     """Compute in bf16 over fp32 weights (autocast); ``auto``: where the hardware multiplies bf16 natively."""
-    threads: Count | None = None
-    """CPU threads; none leaves torch's choice. A run is bit-identical only to one with the same number."""
+    threads: Count | Literal["auto"] = "auto"
+    """CPU threads; ``auto``: the cores this process may use. A run is bit-identical only to one with the same number."""
+    quantize: Literal["4bit"] | None = None
+    """Hold the frozen weights in 4 bits (NF4, through bitsandbytes); such a model can be adapted but not merged into."""
 
 
 class WriteConfig(Part):

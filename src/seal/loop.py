@@ -89,7 +89,7 @@ def imitate(
 def load_base(config: RunConfig) -> Policy:
     """The model before any round."""
     m = config.model
-    return load_policy(m.name, m.device, m.dtype, m.bf16, m.threads)
+    return load_policy(m.name, m.device, m.dtype, m.bf16, m.threads, m.quantize)
 
 
 def load_round(config: RunConfig, stage: Stage) -> Policy:

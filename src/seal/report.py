@@ -277,10 +277,10 @@ _STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--paper:#15181c;--soft:#1f242a;--line:#343b43;--good:#7fd08f;--bad:#f0938c}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{margin-bottom:.2rem}.meta{opacity:.7;font-size:.9rem}table{border-collapse:collapse;width:100%;margin:1rem 0;font-variant-numeric:tabular-nums}
-td,th{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right}td:first-child,th:first-child{text-align:left}
+td,th{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right}td{white-space:nowrap}td:first-child,th:first-child{text-align:left}
 figure{margin:2rem 0;background:#fff;padding:1rem;border-radius:8px;border:1px solid var(--line);color:#1b1f24;overflow-x:auto}
-figure svg{max-width:100%;height:auto}
-figcaption{font-weight:600;margin-bottom:.5rem}.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1rem}
+figure svg{max-width:100%;min-width:34rem;height:auto}
+figcaption{font-weight:600;margin-bottom:.5rem}.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1rem}
 .card{background:var(--soft);border-radius:8px;padding:1rem}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.88rem;margin:.5rem 0}
 .right{color:var(--good)}.wrong{color:var(--bad)}.scroll{overflow-x:auto}
 """

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seal.models.lora import Adapter
@@ -31,6 +39,9 @@ class Policy:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, bf16: bool = False) -> None:
         self.model = model.eval().requires_grad_(False)
+        for module in model.modules():  # evaluating on a CPU, bitsandbytes takes kernels that have no backward pass
+            if type(module).__name__ == "Linear4bit":
+                module.training = True
         self.tokenizer = tokenizer
         self.name = name
         self.runner = (
@@ -136,9 +147,15 @@ class Policy:
 
     @torch.no_grad()
     def merge(self, adapter: Adapter, weight: float = 1.0) -> None:
-        """Add an adapter to the weights for good: W ← W + weight · scale · B A."""
+        """Add an adapter to the weights for good: W ← W + weight · scale · B A.
+
+        Raises:
+            SealError: the weights are quantised.
+        """
         for name, (a, b) in adapter.weights.items():
             w = self.model.get_submodule(name).weight
+            if not w.is_floating_point():
+                raise SealError("an adapter cannot be merged into 4-bit weights: load the model without quantize")
             update = weight * adapter.scale * (b @ a)
             w.copy_((w.float() + update.to(w.device)).to(w.dtype))
             self.runner.get_submodule(name).weight.copy_(w)
@@ -154,25 +171,49 @@ def load_policy(
     device: str = "cpu",
     dtype: str = "float32",
     bf16: bool | Literal["auto"] = False,
-    threads: int | None = None,
+    threads: int | Literal["auto"] | None = None,
+    quantize: str | None = None,
 ) -> Policy:
     """Load a causal LM by hub name or local folder; ``"atlas"`` is the embedded model.
 
-    ``bf16="auto"`` computes in bf16 where the hardware multiplies it natively.
+    ``bf16="auto"`` computes in bf16 where the hardware multiplies it natively; ``threads="auto"`` takes the cores that this process
+    may use, ``None`` leaves torch's choice. ``quantize="4bit"`` keeps the frozen weights in
+    NF4 and computes in bf16.
 
     Raises:
         SealError: there is no such model, or it cannot be read.
     """
     if threads:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(usable_cores() if threads == "auto" else threads)
     where: str | Path = resources.files("seal.models") / "atlas" if name == EMBEDDED else name  # type: ignore[assignment]
+    how: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if quantize:
+        if find_spec("bitsandbytes") is None:
+            raise SealError("4-bit weights need the package bitsandbytes: pip install 'seal-lm[4bit]'")
+        nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+        how = {"dtype": torch.bfloat16, "quantization_config": nf4, "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(where, **how)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise SealError(f"the model {str(name)!r} cannot be loaded (neither a folder here nor reachable): {first}") from error
+    if quantize:
+        return Policy(model, tokenizer, str(name))
     return Policy(model.to(device), tokenizer, str(name), native_bf16(device) if bf16 == "auto" else bf16)
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use: its affinity and its container's quota, without hyperthreads."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for core in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        siblings.add(path.read_text("utf-8") if path.exists() else str(core))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limit, period = (quota.read_text("utf-8").split() if quota.exists() else ("max", "1"))[:2]
+    most = len(allowed) if limit == "max" else max(1, round(int(limit) / int(period)))
+    return max(1, min(len(siblings), most))
 
 
 def native_bf16(device: str) -> bool:
