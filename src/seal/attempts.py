@@ -81,15 +81,15 @@ def unadapted(policy: Policy, domain: Domain, tasks: Sequence[Task], config: Inn
     """What the model scores on each task before any edit: asked once per task."""
 
     def compute() -> list[list[str]]:
-        return ask(policy, [None] * len(tasks), [prompts_of(domain.queries(t)) for t in tasks], answering(config))
+        return ask(policy, [None] * len(tasks), [prompts_of(domain.queries(t)) for t in tasks], answering(domain, config))
 
     answers = stage.once("before", compute)
     return {t.id: domain.grade(t, a) for t, a in zip(tasks, answers, strict=True)}
 
 
-def answering(config: InnerConfig) -> Sampling:
-    """How answers are drawn: greedy, and the first line is the answer (a base model goes on with questions of its own)."""
-    return Sampling(config.answer_tokens, stop="\n")
+def answering(domain: Domain, config: InnerConfig) -> Sampling:
+    """How answers are drawn: greedy, up to the domain's end of an answer (a base model goes on with questions of its own)."""
+    return Sampling(config.answer_tokens, stop=domain.stop)
 
 
 def prompts_of(queries: Sequence[Query]) -> list[Prompt]:
@@ -118,7 +118,7 @@ def _try_wave(
     adapted = [(t, r) for t, r in zip(good, trained, strict=True) if r.adapter is not None]
     adapters = [r.adapter for _, r in adapted]
     queries = [domain.queries(t.task) for t, _ in adapted]
-    answers = ask(policy, adapters, [prompts_of(q) for q in queries], answering(config), room.slots)
+    answers = ask(policy, adapters, [prompts_of(q) for q in queries], answering(domain, config), room.slots)
     likelihoods = log_likelihood(policy, adapters, queries, room.slots)
     asked = {id(t): (a, lls) for (t, _), a, lls in zip(adapted, answers, likelihoods, strict=True)}
     outcomes = {id(t): r for t, r in zip(good, trained, strict=True)}

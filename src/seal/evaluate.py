@@ -113,7 +113,9 @@ class Evaluation:
         queries = [self.domain.open_queries(t) for t in self.tasks]
         answers = self.stage(OPEN).once(
             "answers",
-            lambda: ask(self.base, [None] * len(queries), [prompts_of(q) for q in queries], answering(self.config.inner)),
+            lambda: ask(
+                self.base, [None] * len(queries), [prompts_of(q) for q in queries], answering(self.domain, self.config.inner)
+            ),
         )
         grades = [self.domain.grade(t, a) for t, a in zip(self.tasks, answers, strict=True)]
         return _from_grades(OPEN, grades, answers, start)

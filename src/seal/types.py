@@ -39,6 +39,8 @@ class Example:
     prompt: str = ""
     chat: bool = False
     """Render the prompt through the model's chat template, where it has one."""
+    loss_on_prompt: bool = False
+    """Let loss fall on the prompt as well."""
 
 
 @dataclass(frozen=True)

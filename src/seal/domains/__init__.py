@@ -12,7 +12,7 @@ __all__ = ["Domain", "load_domain"]
 
 
 def load_domain(name: str, options: dict[str, object] | None = None) -> Domain:
-    """``knowledge``, or a user's own class: ``my_domain.py:MyDomain``.
+    """``knowledge``, ``arc``, or a user's own class: ``my_domain.py:MyDomain``.
 
     Raises:
         SealError: no such domain, or an option that it does not take.
@@ -21,6 +21,10 @@ def load_domain(name: str, options: dict[str, object] | None = None) -> Domain:
         from seal.domains.knowledge import Knowledge
 
         kind: type[Domain] = Knowledge
+    elif name == "arc":
+        from seal.domains.arc import Arc
+
+        kind = Arc
     else:
         kind = _from_file(name)
     try:
@@ -33,7 +37,7 @@ def _from_file(name: str) -> type[Domain]:
     file, _, attribute = name.partition(":")
     path = Path(file)
     if not attribute or path.suffix != ".py":
-        raise SealError(f"no domain is named {name!r}: say knowledge, or your own as my_domain.py:MyDomain")
+        raise SealError(f"no domain is named {name!r}: say knowledge, arc, or your own as my_domain.py:MyDomain")
     if not path.is_file():
         raise SealError(f"there is no file {path} to take the domain {attribute} from")
     spec = importlib.util.spec_from_file_location(path.stem, path)

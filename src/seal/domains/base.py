@@ -11,6 +11,9 @@ from seal.types import BadEdit, Edit, Grade, Prompt, Query, Task
 class Domain(ABC):
     """A kind of thing to learn from. Subclass it in your own file and name it ``my_domain.py:MyDomain`` in the config."""
 
+    stop = "\n"
+    """Text that ends an answer once something is written: a line break, where an answer is a line."""
+
     @abstractmethod
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of ``train``, ``select`` or ``eval``; the three share nothing. Always the same, in the same order."""

