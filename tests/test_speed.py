@@ -205,7 +205,7 @@ def test_the_room_follows_the_memory(policy: Policy, monkeypatch: pytest.MonkeyP
     for free in (1 << 10, 1 << 22, 1 << 26, 1 << 40):
         monkeypatch.setattr("seal.models.fit.free_memory", lambda device, free=free: free)
         rooms.append(room_for(policy, [recipe]))
-    assert rooms[0] == Room(1, 1) and rooms[-1] == Room(64, 4096)
+    assert rooms[0] == Room(1, 1) and rooms[-1] == Room(64, 2048)
     assert all(a.slots <= b.slots and a.tokens <= b.tokens for a, b in pairwise(rooms))
     assert rooms[1].slots < 64
 

@@ -11,4 +11,4 @@ if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
     _libc = ctypes.CDLL(None)
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: from the heap, up to 1 GiB
-        _libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: up to 1 GiB of free heap is kept
+        _libc.mallopt(-1, 1 << 29)  # M_TRIM_THRESHOLD: up to 512 MiB of free heap is kept

@@ -17,8 +17,8 @@ from seal.models.tokens import Row
 from seal.types import Recipe
 
 MOST_SLOTS = 64
-ENOUGH = {"cpu": 4096, "cuda": 16384}
-"""Tokens of a pass beyond which a bigger one is no faster: on two CPU cores measured (docs/LOG.md), on CUDA assumed."""
+ENOUGH = {"cpu": 2048, "cuda": 16384}
+"""Tokens of a pass beyond which a bigger one is hardly faster: on two CPU cores measured (docs/LOG.md), on CUDA assumed."""
 BYTES_PER_WEIGHT = 24
 """Per adapter weight: itself, two moments and its gradient in fp32, and working copies of weight and gradient."""
 
