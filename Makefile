@@ -32,6 +32,7 @@ bench: .venv/.installed
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 30M --edits 16 --slots 1 4 16 --single 3 --trainer-steps 0
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 100M --edits 16 --slots 1 2 4 8 16 --single 2 --trainer-steps 1
 	$(BIN)/python bench/round.py
+	$(BIN)/python bench/cpu.py
 
 # Every GPU test and benchmark with the python at hand (torch with CUDA, transformers, peft, accelerate); installs nothing.
 gpu:
