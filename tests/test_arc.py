@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from seal.attempts import try_edits
 from seal.check import HOSTILE, check_domain
+from seal.cli import main
 from seal.config import load_config
 from seal.domains import grids, load_domain
 from seal.domains.arc import ORACLE, PAPER, Arc, read_tasks
@@ -19,6 +20,8 @@ from seal.models.tokens import encode_example
 from seal.store import Stage
 from seal.types import BadEdit, Edit, SealError, Task
 from tests import tiny
+
+ROOT = Path(__file__).parents[1]
 
 
 @st.composite
@@ -302,3 +305,26 @@ def test_different_edits_train_side_by_side(folder: Path, tmp_path: Path) -> Non
 def test_a_task_is_json(folder: Path) -> None:
     task = arc(folder).tasks("train")[0]
     assert Task(task.id, json.loads(json.dumps(task.data))) == task
+
+
+def test_the_papers_config_runs_end_to_end_on_a_tiny_instruct_model(folder: Path, tmp_path: Path) -> None:
+    """Every part of it but the weights and the size of the tasks: chat template, 1 round, control, table, report."""
+    model = tiny.policy()
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    model.model.config.max_position_embeddings = 4096
+    model.save(tmp_path / "model")
+    options = {"source": str(folder), "sizes": {"train": 1, "select": 1, "eval": 2}, "limit": 12}
+    flags = [
+        f"--model.name={tmp_path / 'model'}", "--model.device=cpu", "--model.dtype=float32", f"--runs={tmp_path / 'runs'}",
+        f"--domain.options={json.dumps(options)}", "--edits_per_task=3", "--eval.edits_per_task=1", "--eval.siblings=2",
+        "--inner.answer_tokens=8", "--write.max_tokens=16", "--inner.recipe.rank=2", "--outer.recipe.rank=2",
+    ]  # fmt: skip
+    assert main(["demo", "@", str(ROOT / "configs/paper-arc.toml"), *flags]) == 0
+    run = tmp_path / "runs/paper-arc"
+    rows = [json.loads(x) for x in (run / "seal/round-1/attempts.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and {r["status"] for r in rows} == {"bad edit"}  # a random model writes no JSON
+    table = json.loads((run / "results.json").read_text())
+    assert {"base", "no RL", "random control", "SEAL round 1", "oracle"} <= {s["setting"] for s in table["settings"]}
+    oracle = [json.loads(x) for x in (run / "eval/oracle/attempts.jsonl").read_text().splitlines()]
+    assert all(r["status"] == "ok" and r["steps"] <= 375 for r in oracle)
+    assert (run / "report.html").exists()

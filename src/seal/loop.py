@@ -13,7 +13,7 @@ from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, train_adapters
 from seal.restem import select, sft_examples
 from seal.store import Stage, Store
-from seal.types import Attempt, Selected, Task, seed_of
+from seal.types import Attempt, BadEdit, Selected, Task, seed_of
 from seal.writers import from_policy
 
 
@@ -30,7 +30,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
             tasks_P = pick(domain.tasks("train"), config.tasks_per_round, seed_of(config.seed, r))
             texts_P_E = write(policy, domain, tasks_P, config, stage, r)
             attempts = (
-                untried(tasks_P, texts_P_E)
+                untried(domain, tasks_P, texts_P_E)
                 if config.outer.select == "random_of"  # the control looks at no reward, so it needs no trial
                 else try_edits(
                     policy if config.inner.start == "policy" else load_base(config),
@@ -65,13 +65,15 @@ def write(policy: Policy, domain: Domain, tasks: Sequence[Task], config: RunConf
     return texts
 
 
-def untried(tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[Attempt]:
-    """Edits as attempts that nobody made, for a selection that does not look at the outcome."""
-    return [
-        Attempt(t.id, e, 0, text, "ok", "", reward=0.0, before=0.0, after=0.0)
-        for t, texts in zip(tasks, texts_P_E, strict=True)
-        for e, text in enumerate(texts)
-    ]
+def untried(domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[Attempt]:
+    """Edits as attempts that nobody made, for a selection that does not look at the outcome: only bad edits are known as such."""
+
+    def attempt(task: Task, number: int, text: str) -> Attempt:
+        parsed = domain.parse(task, text)
+        status, reason = ("bad edit", parsed.reason) if isinstance(parsed, BadEdit) else ("ok", "")
+        return Attempt(task.id, number, 0, text, status, reason, reward=0.0, before=0.0, after=0.0)  # type: ignore[arg-type]
+
+    return [attempt(t, e, text) for t, texts in zip(tasks, texts_P_E, strict=True) for e, text in enumerate(texts)]
 
 
 def imitate(
