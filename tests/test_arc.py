@@ -13,7 +13,7 @@ from seal.attempts import try_edits
 from seal.check import HOSTILE, check_domain
 from seal.cli import main
 from seal.config import load_config
-from seal.domains import grids, load_domain
+from seal.domains import families, grids, load_domain
 from seal.domains.arc import ORACLE, PAPER, Arc, read_tasks
 from seal.domains.grids import BASIC, CHAIN, REPEAT, SIZE, TURNS, Grid, Pair, Puzzle
 from seal.models.tokens import encode_example
@@ -328,3 +328,43 @@ def test_the_papers_config_runs_end_to_end_on_a_tiny_instruct_model(folder: Path
     oracle = [json.loads(x) for x in (run / "eval/oracle/attempts.jsonl").read_text().splitlines()]
     assert all(r["status"] == "ok" and r["steps"] <= 375 for r in oracle)
     assert (run / "report.html").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- families
+
+
+def test_families_differ_in_what_they_do_and_not_in_name_alone() -> None:
+    every = families.families()
+    assert len(every) > 2000
+    behaviours = {families.behaviour(f.rule) for f in every}
+    assert len(behaviours) == len(every)
+    names = {f.name for f in every}
+    assert "rotate 180, then flip rows" not in names  # the other flip
+    assert not {"flip rows, then flip rows", "rotate 90, then rotate 270"} & names  # nothing at all
+    known, held = families.split(every)
+    assert {f.name for f in known}.isdisjoint(f.name for f in held)
+    assert len(known) + len(held) == len(every) and len(held) > 500
+    assert all(", then " in f.name for f in held)
+
+
+def test_a_puzzle_is_the_same_for_its_seed_and_shows_its_rule() -> None:
+    for family in families.families(pairs=False):
+        made = families.puzzle(family, "a")
+        assert made == families.puzzle(family, "a") != families.puzzle(family, "b")
+        assert len(made.demonstrations) == 3
+        assert len({p.input for p in (*made.demonstrations, made.test)}) == 4
+        for pair in (*made.demonstrations, made.test):
+            assert pair.output == family.rule(pair.input) != pair.input
+            assert grids.make_grid(pair.output) == pair.output
+
+
+@given(grid=some_grids(6))
+@settings(deadline=None, max_examples=50)
+def test_falling_keeps_every_cell_and_trails_keep_every_coloured_one(grid: Grid) -> None:
+    by_name = {f.name: f.rule for f in families.families(pairs=False)}
+    for way in ("up", "down", "left", "right"):
+        fallen = by_name[f"fall {way}"](grid)
+        assert sorted(c for row in fallen for c in row) == sorted(c for row in grid for c in row)
+        assert by_name[f"fall {way}"](fallen) == fallen
+        trailed = by_name[f"trail {way}"](grid)
+        assert all(new == old or not old for a, b in zip(trailed, grid, strict=True) for new, old in zip(a, b, strict=True))
