@@ -268,6 +268,7 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=6, help="jobs of way (b)")
     parser.add_argument("--trainer-steps", type=int, default=15, help="steps of way (a); 0 leaves it out")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-warm-up", action="store_true", help="leave out the first repeat, which does not count")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -346,7 +347,7 @@ def measure(work: Work, args: argparse.Namespace, slots: list[int]) -> tuple[lis
 
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
     found: dict[tuple[str, int], dict[str, float]] = {}
-    for repeat in range(args.repeats + 1):  # the first is for warming up, on the cheap ways
+    for repeat in range(int(args.no_warm_up), args.repeats + 1):  # the first is for warming up, on the cheap ways
         for key, (run, edits) in runs.items():
             if repeat == 0 and key[0] in ("trainer", "peft fp32"):
                 continue
