@@ -221,8 +221,9 @@ def test_dry_run_prints_the_config_and_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "@", str(ROOT / "configs/atlas.toml"), "--rounds", "7", "--dry-run"]) == 0
-    assert RunConfig.model_validate_json(capsys.readouterr().out).rounds == 7
+    assert main(["train", "@", str(ROOT / "configs/atlas.toml"), "--rounds", "7", "--slots", "5", "--dry-run"]) == 0
+    config = RunConfig.model_validate_json(capsys.readouterr().out)
+    assert (config.rounds, config.inner.slots) == (7, 5)
     assert not list(tmp_path.iterdir())
 
 

@@ -149,6 +149,10 @@ def _given(error: Any) -> str:
     return "" if error["type"] == "extra_forbidden" else f" (given: {str(error['input'])[:80]!r})"
 
 
+SHORT = {"slots": "inner.slots"}
+"""Flags with a short name."""
+
+
 def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
     """``--a.b value`` and ``--a.b=value`` as (key, value); a value is read as JSON where it is JSON, else as text.
 
@@ -170,5 +174,6 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
             parsed = json.loads(value)
         except json.JSONDecodeError:
             parsed = value
-        pairs.append((key.replace("-", "_"), parsed))
+        key = key.replace("-", "_")
+        pairs.append((SHORT.get(key, key), parsed))
     return pairs

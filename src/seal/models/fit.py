@@ -51,6 +51,8 @@ def room_for(policy: Policy, recipes: Sequence[Recipe]) -> Room:
             raise
         tokens = 1  # training will find out whether anything fits
     enough = ENOUGH.get(policy.device.type, ENOUGH["cuda"])
+    if not policy.plain:
+        enough = min(enough, 2048)  # their mask is as wide as the pass, both ways
     return Room(max(1, min(MOST_SLOTS, slots)), max(1, min(enough, tokens)))
 
 
