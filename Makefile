@@ -28,10 +28,10 @@ atlas: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python bench/inner_loop.py --workload atlas --edits 128 --slots 1 2 4 8 16 32 64
 	$(BIN)/python bench/inner_loop.py --workload atlas-config --edits 128 --slots 1 4 16 64 --trainer-steps 0
-	$(BIN)/python bench/inner_loop.py --workload arc --edits 16 --slots 1 2 4 8 16 --single 3 --trainer-steps 4
+	$(BIN)/python bench/inner_loop.py --workload arc --edits 16 --slots 1 4 16 --single 3 --trainer-steps 4 --no-warm-up
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 10M --edits 16 --slots 1 4 16 --single 3 --trainer-steps 2 --no-warm-up
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 100M --edits 16 --slots 1 4 16 --single 2 --trainer-steps 1 --no-warm-up
-	$(BIN)/python bench/round.py
+	$(BIN)/python bench/round.py --shape 10M
 	$(BIN)/python bench/cpu.py
 	$(BIN)/python bench/scaling.py
 

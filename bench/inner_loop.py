@@ -102,11 +102,11 @@ def passages(n: int, shape: str, device: str, all_linear: bool) -> Work:
 
 
 def arc(n: int, device: str) -> Work:
-    """Rows as of ARC grids: demonstrations and a test grid, 250 to 900 tokens, one token a cell; the paper's ARC recipe, 60 steps."""
+    """Rows as of ARC grids: demonstrations and a test grid, 250 to 900 tokens, one token a cell; the paper's ARC recipe, 20 steps."""
     policy, exact = random_policy("1M", device), random_policy("1M", device, bf16=False)
     rng = random.Random(0)
     targets = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
-    recipe = Recipe(rank=128, alpha=16, targets=targets, learning_rate=1e-4, steps=60, batch_size=2, schedule="cosine")
+    recipe = Recipe(rank=128, alpha=16, targets=targets, learning_rate=1e-4, steps=20, batch_size=2, schedule="cosine")
     jobs = []
     for i in range(n):
         size = rng.randrange(250, 900)
