@@ -27,7 +27,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from seal.models import train
+from seal.models import packing, train
 from seal.models.engine import Sampling, ask, generate
 from seal.models.fit import Room, bytes_per_token, room_for
 from seal.models.lora import Adapter, target_modules
@@ -226,6 +226,9 @@ def test_a_pass_fits_and_every_token_finds_its_place(widths: list[int], budget: 
     lines = pack(rows, "cpu")
     rectangle, n = lines.rectangle, lines.n_real
     assert n == sum(taken) <= lines.ids.numel() < n + 256
+    if rectangle is None:  # it is one already: nothing is padded between lines
+        assert len(taken) == 1 or taken == [lines.ids.numel() // len(taken)] * len(taken)
+        return
     assert torch.equal(rectangle.index[rectangle.back], torch.arange(n))  # there and back
     assert len(rectangle.holes) + n == len(rectangle.index) and not set(rectangle.holes.tolist()) & set(rectangle.back.tolist())
     for k, width in enumerate(taken):
@@ -238,6 +241,19 @@ def test_shapes_come_from_a_short_menu(n: int, finest: int) -> None:
     up = of_menu(n, finest)
     assert n <= up < n + max(finest, n / 4) and of_menu(up, finest) == up
     assert len({of_menu(i, finest) for i in range(1, 8192)}) < 60
+
+
+@pytest.mark.parametrize("width", [16, 48, 112])
+def test_attention_by_plain_products_is_causal_attention(width: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, width, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask = torch.full((1, 48, 48), -torch.inf, dtype=q.dtype).triu_(1)
+    ours = packing._plain_causal(q * 0.3, k, v, mask[:, :width, :width])
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+    weight = torch.randn_like(ours)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_loss_in_chunks_is_the_loss(policy: Policy) -> None:

@@ -54,8 +54,8 @@ class Lines:
     """(M,) the line of each."""
     share: Tensor
     """(M,) 1 / number of loss tokens of that line: a line's loss is the mean over its own tokens."""
-    rectangle: Rectangle
-    """The lines side by side."""
+    rectangle: Rectangle | None
+    """The lines side by side; None where the sequence is that already."""
     spans: tuple[tuple[int, int], ...]
     """Start and stop of every row."""
 
@@ -107,7 +107,7 @@ def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> Lines:
         send(ids[places + 1], device),
         send(owner, device),
         send((1 / np.maximum(counts, 1))[owner].astype(np.float32), device),
-        _side_by_side(widths, device),
+        None if len(batches) == 1 or bool((widths * len(widths) == n).all()) else _side_by_side(widths, device),
         tuple(zip(starts.tolist(), stops.tolist(), strict=True)),
     )
 
@@ -253,18 +253,59 @@ def _apart(x: Tensor, rows: _Rows) -> list[Tensor]:
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, rows: _Rows) -> Tensor:
-    """Causal attention (rows, H, width, D). In bf16 on a CPU, short rows go by plain products: torch's kernel takes 3 to 6
-    times as long for their backward pass (docs/LOG.md)."""
+    """Causal attention (rows, H, width, D). In bf16 on a CPU by plain products: torch's kernel takes two to six times as long
+    for its backward pass (docs/LOG.md)."""
     n, heads, width, _ = q.shape
     if heads != k.shape[1] and q.device.type != "cuda":
         k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and width <= 512:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and width <= 2048:
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        scores = torch.baddbmm(rows.mask(width, q.dtype), q, k.mT, alpha=scale)
-        return torch.bmm(scores.softmax(-1), v).view(n, heads, width, -1)
+        out: Tensor = _plain_causal(q * scale, k, v, rows.mask(min(width, CHUNK), q.dtype))
+        return out.view(n, heads, width, -1)
     return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=heads != k.shape[1])
 
 
+CHUNK = 256
+"""Queries at a time: the keys after a chunk are never looked at, which saves up to half of the work on long rows."""
+
+
+class _PlainCausal(torch.autograd.Function):
+    """Causal attention by matrix products: q (scaled), k, v (B, T, D) and an additive mask (1, C, C) → (B, T, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        chunks = []
+        for chunk, until in _chunks(q.shape[1], mask.shape[1]):
+            scores = torch.bmm(q[:, chunk], k[:, :until].mT)  # (B, c, until)
+            scores[:, :, chunk] += mask[:, : until - chunk.start, : until - chunk.start]
+            chunks.append(scores.softmax(-1))
+            torch.bmm(chunks[-1], v[:, :until], out=out[:, chunk])
+        ctx.save_for_backward(q, k, v, *chunks)
+        ctx.size = mask.shape[1]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *chunks = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for (chunk, until), shares in zip(_chunks(q.shape[1], ctx.size), chunks, strict=True):
+            grad_v[:, :until] += torch.bmm(shares.mT, grad[:, chunk])
+            slope = torch.bmm(grad[:, chunk], v[:, :until].mT)
+            slope = torch._softmax_backward_data(slope, shares, -1, shares.dtype)
+            torch.bmm(slope, k[:, :until], out=grad_q[:, chunk])
+            grad_k[:, :until] += torch.bmm(slope.mT, q[:, chunk])
+        return grad_q, grad_k, grad_v, None
+
+
+def _chunks(width: int, size: int) -> Iterator[tuple[slice, int]]:
+    for start in range(0, width, size):
+        until = min(width, start + size)
+        yield slice(start, until), until
+
+
+_plain_causal: Any = _PlainCausal.apply
 AttentionInterface.register(ROWS, _rows_attention)
 
 
