@@ -1,8 +1,8 @@
-# make demo · make test · make atlas · make bench · make results: each installs what it needs into .venv first.
+# make demo · make test · make atlas · make grids · make bench · make results: each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint atlas bench gpu results clean
+.PHONY: demo test lint atlas grids bench gpu results clean
 
 demo: .venv/.installed
 	$(BIN)/seal demo
@@ -17,6 +17,9 @@ lint: .venv/.installed
 
 atlas: .venv/.installed
 	PYTHONPATH=tools/atlas $(BIN)/python tools/atlas/pretrain.py
+
+grids: .venv/.installed
+	PYTHONPATH=tools/arc $(BIN)/python tools/arc/pretrain.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("SEAL needs Python 3.11 or later; say make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

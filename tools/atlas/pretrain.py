@@ -1,18 +1,14 @@
 """Train the embedded model from scratch: ``make atlas`` (about an hour of two CPU cores, minutes on a GPU).
 
-A Llama of 4 layers × 256 on documents of :mod:`corpus`: Muon for the matrices, AdamW for embeddings and norms, bf16
-autocast, a learning rate that decays to nothing over the last part of training (copying in context comes abruptly, and
-sharpens in the decay). Writes the model folder, with tokenizer, model card and training log.
+A Llama of 4 layers × 256 on documents of :mod:`corpus`. Writes the model folder, with tokenizer, model card and training log.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
-import shutil
-import time
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,6 +21,8 @@ import corpus
 from seal.domains import atlas, prompts
 
 HERE = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(HERE / "tools"))
+from trainer import arguments, train  # noqa: E402
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, n_early: int) -> Iterator[Tensor]:
@@ -51,7 +49,6 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, n_early:
 @torch.no_grad()
 def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int = 60) -> dict[str, float]:
     """Share of answers right by argmax: open book and closed book on fresh entities, closed book on known ones."""
-    model.eval()
     scores: dict[str, list[bool]] = {}
     items: list[tuple[str, str, str]] = []
     for i in range(n):
@@ -74,26 +71,14 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
         ids = tokenizer(f"{body} {answer}", return_tensors="pt")["input_ids"].to(model.device)
         logits = model(input_ids=ids).logits
         scores.setdefault(kind, []).append(bool(logits[0, -2].argmax() == ids[0, -1]))
-    model.train()
     return {k: round(sum(v) / len(v), 3) for k, v in scores.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE / "src/seal/models/atlas")
-    parser.add_argument("--steps", type=int, default=2800)
-    parser.add_argument(
-        "--tokens", type=int, default=4096, help="tokens in a batch (half as many in the first phase: copying wants steps)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=0.01, help="Muon's learning rate")
-    parser.add_argument("--embed-lr", type=float, default=2e-3, help="AdamW's learning rate: embeddings, head and norms")
-    parser.add_argument("--embed-init", type=float, default=0.5, help="standard deviation of the initial embeddings")
+    assert __doc__
+    parser = arguments(__doc__, HERE / "src/seal/models/atlas", steps=2800, tokens=4096)
     parser.add_argument("--tied", action="store_true", help="one matrix for embeddings and head")
-    parser.add_argument("--early", type=int, default=15_000, help="documents of the first phase (drills)")
-    parser.add_argument("--every", type=int, default=250, help="steps between examinations")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop the run after so long: decay follows the clock")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--early", type=int, default=15_000, help="documents of the first phase (drills, in half batches)")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -112,49 +97,8 @@ def main() -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config).to(args.device)
-    # Embeddings that start far apart stay told apart: a value can be copied before it is known what kind of value it is.
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=args.embed_init)
-    inner = {n for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("model.layers")}
-    matrices = [p for n, p in model.named_parameters() if n in inner]
-    others = [p for n, p in model.named_parameters() if n not in inner]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.02),
-        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    base_rates = [args.lr, args.embed_lr]
     stream = batches(tokenizer, args.seed, args.tokens, n_early=args.early)
-    args.out.mkdir(parents=True, exist_ok=True)
-    log = (args.out / "training_log.jsonl").open("w")
-    start, seen, recent = time.time(), 0, []
-    done = 0.0
-    step = 0
-    while done < 1.0:
-        ids = next(stream).to(args.device)
-        labels, ids = ids, ids.clamp(min=0)
-        done = max(step / args.steps, (time.time() - start) / (60 * args.minutes))
-        rate = min(1.0, (step + 1) / 100) * min(1.0, max(0.0, (1 - done) / 0.45))
-        for optimizer, base in zip(optimizers, base_rates, strict=True):
-            optimizer.param_groups[0]["lr"] = base * rate
-        with torch.autocast(args.device, torch.bfloat16):
-            loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        seen += int((labels != -100).sum())
-        recent.append(float(loss.detach()))
-        step += 1
-        if step % args.every == 0 or done >= 1.0:
-            entry = {"step": step, "tokens": seen, "seconds": round(time.time() - start), "rate": round(rate, 3)}
-            entry |= {"loss": round(sum(recent) / len(recent), 4)} | examine(model, tokenizer)
-            recent = []
-            print(json.dumps(entry), flush=True)
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-            model.save_pretrained(args.out / "last")  # to look at while it trains
-    shutil.rmtree(args.out / "last")
-    model.to(torch.bfloat16).save_pretrained(args.out)
+    entry = train(model, ((ids.clamp(min=0), ids) for ids in stream), args, lambda: examine(model, tokenizer))
     tokenizer.save_pretrained(args.out)
     write_card(args, entry)
 

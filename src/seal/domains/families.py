@@ -246,3 +246,15 @@ def split(all_families: Sequence[Family], held_out: float = 0.25, seed: int = 0)
         lot = random.Random(f"split {seed} {family.name}").random()
         (held if ", then " in family.name and lot < held_out else known).append(family)
     return known, held
+
+
+@cache
+def known_families() -> tuple[Family, ...]:
+    """What the embedded grid model was trained on: every single rule, and three quarters of the pairs."""
+    return tuple(split(families())[0])
+
+
+@cache
+def held_families() -> tuple[Family, ...]:
+    """Families of which the embedded grid model has seen no puzzle."""
+    return tuple(split(families())[1])

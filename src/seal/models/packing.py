@@ -260,7 +260,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, rows: _Rows) -> Tenso
         k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and width <= 2048:
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        out: Tensor = _plain_causal(q * scale, k, v, rows.mask(min(width, CHUNK), q.dtype))
+        out: Tensor = plain_causal(q * scale, k, v, rows.mask(min(width, CHUNK), q.dtype))
         return out.view(n, heads, width, -1)
     return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=heads != k.shape[1])
 
@@ -305,7 +305,7 @@ def _chunks(width: int, size: int) -> Iterator[tuple[slice, int]]:
         yield slice(start, until), until
 
 
-_plain_causal: Any = _PlainCausal.apply
+plain_causal: Any = _PlainCausal.apply
 AttentionInterface.register(ROWS, _rows_attention)
 
 
