@@ -91,7 +91,8 @@ def train(
             if step % args.every == 0 or done >= 1.0:
                 model.eval()
                 entry = {"step": step, "tokens": seen, "seconds": round(time.time() - start), "rate": round(rate, 3)}
-                entry |= {"loss": round(sum(recent) / len(recent), 4)} | examine()
+                with torch.autocast(args.device, torch.bfloat16):
+                    entry |= {"loss": round(sum(recent) / len(recent), 4)} | examine()
                 model.train()
                 recent = []
                 print(json.dumps(entry), flush=True)
