@@ -21,14 +21,16 @@ class Part(BaseModel):
 
 class DomainConfig(Part):
     name: str = "knowledge"
-    """``knowledge``, or a class of your own: ``my_domain.py:MyDomain``."""
+    """``knowledge``, ``arc``, or a class of your own: ``my_domain.py:MyDomain``."""
     options: dict[str, Any] = {}
-    """Arguments of the domain's class: for ``knowledge``: source, prompt, grader, sizes, seed, passage_row."""
+    """Arguments of the domain's class: for ``knowledge``: source, prompt, grader, sizes, seed, passage_row; for ``arc``: source,
+    preset, sizes, form, most_cells, limit, max_steps, batch_size, views, seed."""
 
 
 class ModelConfig(Part):
     name: str = "atlas"
-    """Hub name or local folder of a causal LM; ``atlas`` is the model that ships with the package."""
+    """Hub name or local folder of a causal LM; ``atlas`` (passages) and ``grids`` (puzzles) are the models that ship with the
+    package."""
     device: str = "cpu"
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -46,6 +48,9 @@ class WriteConfig(Part):
     """Longest self-edit, in tokens."""
     temperature: Annotated[float, Field(ge=0, le=5)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    resample: Annotated[int, Field(ge=0, le=20)] = 0
+    """Draw an edit that cannot be used again, at most so often (the paper's ARC code does, without end). The count is kept in the
+    stage's ``resampled.json``."""
 
 
 class InnerConfig(Part):
@@ -73,7 +78,7 @@ class OuterConfig(Part):
     )
     """How the policy is finetuned on the edits that were kept."""
     select: Literal["best_of", "improved", "solved", "random_of"] = "best_of"
-    """Which edits are kept; ``random_of`` is the control: as many, without looking at the reward."""
+    """Which edits are kept; ``random_of`` is the control: of each task as many as SEAL kept, without looking at the reward."""
     keep: Count = 1
     """Edits kept per task (``best_of`` and ``random_of``)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from seal.models.engine import ask
 from seal.models.policy import Policy
 from seal.store import Stage, Store
 from seal.types import Attempt, Grade, Task, seed_of
-from seal.writers import from_file, from_policy
+from seal.writers import from_file, write_edits
 
 BASE, OPEN, ORACLE, FILE = "base", "open book", "oracle", "file of edits"
-NO_RL, CONTROL, ON_BASE = "no RL", "random control", "SEAL edits on base"
+NO_RL, CONTROL, ON_BASE, UNEDITED = "no RL", "random control", "SEAL edits on base", "SEAL weights, no edit"
+FIXED = "best fixed edit"
 PASSAGE_10, PASSAGE_MATCHED, PASSAGE_SATURATED = "passage, 10 epochs", "passage, matched tokens", "passage, saturation"
 
 
@@ -38,6 +39,10 @@ class Result:
     seconds: float
     """Inner-loop time per attempt, on average."""
     note: str = ""
+    bad: float = 0.0
+    """Share of edits that could not be used."""
+    if_trained: float | None = None
+    """Mean score over those that could; ``None`` where nothing was to be trained."""
 
 
 def evaluate(config: RunConfig, store: Store, control: bool = True, split: str = "eval") -> list[Result]:
@@ -82,9 +87,12 @@ class Evaluation:
             results.append(self.policy_edits(name, policy, adapt=policy if config.inner.start == "policy" else self.base))
         if config.rounds and config.inner.start == "policy":
             results.append(self.tried(ON_BASE, self.base, self.first(self.stage(name).once("texts", list)), config.inner))
+            results.append(self.unedited(name))
         if config.eval.edits_file:
             texts = from_file(Path(config.eval.edits_file), self.tasks, config.eval.edits_per_task)
             results.append(self.tried(FILE, self.base, texts, config.inner))
+        if fixed := self.fixed():
+            results.append(self.tried(FIXED, self.base, [[fixed]] * len(self.tasks), config.inner))
         if oracle := self.texts_of(self.domain.oracle):
             results.append(self.tried(ORACLE, self.base, oracle, config.inner))
         if any(self.domain.open_queries(t) for t in self.tasks):
@@ -102,6 +110,20 @@ class Evaluation:
         """One text per task from the domain itself, or nothing where it has none."""
         texts = [known(t) for t in self.tasks]
         return [] if any(t is None for t in texts) else [[t] for t in texts]
+
+    def fixed(self) -> str | None:
+        """The one edit for all tasks that the first round's trials on the training tasks speak for, where edits are choices."""
+        config = self.config
+        if not config.rounds:
+            return None
+        n = min(config.tasks_per_round, len(self.domain.tasks("train"))) * config.edits_per_task * config.inner.seeds
+        return self.domain.fixed(self.store.stage("seal/round-1").attempts(config.inner.wave, n))
+
+    def unedited(self, setting: str) -> Result:
+        """What the trained policy answers by itself: what it learnt of the tasks by imitating edits, not from an edit."""
+        answers = self.stage(setting).once("before", list)
+        grades = [self.domain.grade(t, a) for t, a in zip(self.tasks, answers, strict=True)]
+        return _from_grades(UNEDITED, grades, answers, time.monotonic())
 
     def untouched(self) -> Result:
         start = time.monotonic()
@@ -124,12 +146,14 @@ class Evaluation:
         """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless said)."""
         texts = self.stage(setting).once(
             "texts",
-            lambda: from_policy(
+            lambda: write_edits(
                 policy,
-                [self.domain.prompt(t) for t in self.tasks],
+                self.domain,
+                self.tasks,
                 max(self.config.eval.edits_per_task, self.config.eval.siblings),
                 self.config.write,
                 seed_of("eval", self.config.seed),  # the same draws for every policy
+                self.stage(setting),
             ),
         )
         return self.tried(setting, adapt or policy, self.first(texts), self.config.inner)
@@ -162,7 +186,7 @@ class Evaluation:
 
 
 def _from_grades(setting: str, grades: Sequence[Grade], answers: Sequence[Sequence[str]], start: float) -> Result:
-    kinds = {k: [_mean_of_kind(g.scores, g.kinds, k) for g in grades] for k in _kinds(grades)}
+    kinds = {k: _known(_mean_of_kind(g.scores, g.kinds, k) for g in grades) for k in _kinds(grades)}
     all_answers = [a for row in answers for a in row]
     silent = sum(not a.strip() for a in all_answers) / max(1, len(all_answers))
     seconds = (time.monotonic() - start) / max(1, len(grades))
@@ -175,7 +199,11 @@ def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attemp
     for attempt in attempts:
         by_task[attempt.task].append(attempt)
     groups = list(by_task.values())
-    kinds = {k: [sum(_mean_of_kind(a.scores, a.kinds, k) for a in g) / len(g) for g in groups] for k in _kinds(attempts)}
+    kinds = {
+        k: [sum(found) / len(found) for g in groups if (found := _known(_mean_of_kind(a.scores, a.kinds, k) for a in g))]
+        for k in _kinds(attempts)
+    }
+    trained = [a.after for a in attempts if a.status != "bad edit"]
     return Result(
         setting,
         [sum(a.after for a in g) / len(g) for g in groups],
@@ -185,6 +213,8 @@ def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attemp
         sum(a.tokens for a in attempts) / len(attempts),
         round(sum(a.seconds for a in attempts) / len(attempts), 4),
         note,
+        1 - len(trained) / len(attempts),
+        sum(trained) / len(trained) if trained else None,
     )
 
 
@@ -192,6 +222,11 @@ def _kinds(graded: Sequence[Grade] | Sequence[Attempt]) -> list[str]:
     return sorted({k for g in graded for k in g.kinds})
 
 
-def _mean_of_kind(scores: Sequence[float], kinds: Sequence[str], kind: str) -> float:
+def _mean_of_kind(scores: Sequence[float], kinds: Sequence[str], kind: str) -> float | None:
     mine = [s for s, k in zip(scores, kinds, strict=True) if k == kind]
-    return sum(mine) / len(mine) if mine else 0.0
+    return sum(mine) / len(mine) if mine else None
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    """Without those of tasks that have no question of the kind."""
+    return [v for v in values if v is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 from seal.attempts import try_edits
@@ -14,7 +15,7 @@ from seal.models.train import Job, train_adapters
 from seal.restem import select, sft_examples
 from seal.store import Stage, Store
 from seal.types import Attempt, BadEdit, Selected, Task, seed_of
-from seal.writers import from_policy
+from seal.writers import write_edits
 
 
 def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
@@ -43,7 +44,8 @@ def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
                     f"{branch}, round {r}: try edits",
                 )
             )
-            kept = select(attempts, config.outer.select, config.outer.keep, seed_of(config.seed, r))
+            keep = as_many_as_seal(store, r) if config.outer.select == "random_of" else {}
+            kept = select(attempts, config.outer.select, config.outer.keep, seed_of(config.seed, r), keep)
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
             imitate(policy, domain, tasks_P, kept, config, stage, r)
         policy = load_round(config, stage)
@@ -57,12 +59,17 @@ def pick(tasks: Sequence[Task], n: int, seed: int) -> list[Task]:
 
 def write(policy: Policy, domain: Domain, tasks: Sequence[Task], config: RunConfig, stage: Stage, r: int) -> list[list[str]]:
     """The self-edits of a round: sampled once, kept in the stage."""
-    prompts = [domain.prompt(t) for t in tasks]
     seed = seed_of("write", config.seed, r)
     texts: list[list[str]] = stage.once(
-        "texts", lambda: from_policy(policy, prompts, config.edits_per_task, config.write, seed)
+        "texts", lambda: write_edits(policy, domain, tasks, config.edits_per_task, config.write, seed, stage)
     )
     return texts
+
+
+def as_many_as_seal(store: Store, r: int) -> dict[str, int]:
+    """How many edits of each task SEAL kept in a round, for a control that imitates as many; empty before SEAL has run."""
+    kept = store.stage(f"seal/round-{r}").once("kept", list) if (store.folder / f"seal/round-{r}/kept.json").exists() else []
+    return dict(Counter(k["task"] for k in kept))
 
 
 def untried(domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[Attempt]:

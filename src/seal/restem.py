@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from seal.types import Attempt, Example, Prompt, Selected, seed_of
 
@@ -52,19 +52,24 @@ def solved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
     return [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, _ in edits if r >= 1]
 
 
-def random_of(attempts: Sequence[Attempt], keep: int = 1, seed: object = 0) -> list[Selected]:
-    """The control: as many edits as :func:`best_of`, drawn without looking at the reward."""
+def random_of(
+    attempts: Sequence[Attempt], keep: int = 1, seed: object = 0, per_task: Mapping[str, int] | None = None
+) -> list[Selected]:
+    """The control: edits drawn without looking at the reward, ``keep`` of each task, or as many as ``per_task`` says."""
     kept = []
     for task, edits in _by_task(attempts).items():
-        chosen = random.Random(seed_of("random_of", seed, task)).sample(edits, min(keep, len(edits)))
+        n = per_task.get(task, 0) if per_task else keep
+        chosen = random.Random(seed_of("random_of", seed, task)).sample(edits, min(n, len(edits)))
         kept += [Selected(task, text, reward) for _, text, reward, _ in chosen]
     return kept
 
 
-def select(attempts: Sequence[Attempt], rule: str, keep: int, seed: object) -> list[Selected]:
-    """Selection by the rule's name in the config."""
+def select(
+    attempts: Sequence[Attempt], rule: str, keep: int, seed: object, per_task: Mapping[str, int] | None = None
+) -> list[Selected]:
+    """Selection by the rule's name in the config; ``per_task`` is for the control."""
     if rule == "random_of":
-        return random_of(attempts, keep, seed)
+        return random_of(attempts, keep, seed, per_task)
     return {"best_of": best_of, "improved": improved, "solved": solved}[rule](attempts, keep)
 
 

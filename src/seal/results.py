@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import RunConfig
-from seal.evaluate import CONTROL, NO_RL, PASSAGE_MATCHED, Result
+from seal.evaluate import CONTROL, FIXED, NO_RL, PASSAGE_MATCHED, Result
 from seal.stats import Interval, difference, interval
 from seal.types import SealError
 
@@ -97,12 +97,14 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
                 "silent": _round(sum(s["silent"] for s in settings) / len(settings)),
                 "tokens": round(sum(s["tokens"] for s in settings) / len(settings)),
                 "seconds": round(sum(s["seconds"] for s in settings) / len(settings), 3),
+                "bad": _round(sum(s.get("bad", 0.0) for s in settings) / len(settings)),
+                "if_trained": _over([s.get("if_trained") for s in settings]),
                 "kinds": {k: _interval(v) for k, v in kinds.items()},
                 "note": settings[0]["note"],
             }
         )
     final = f"SEAL round {first['rounds']}"
-    pairs = [("SEAL", final, NO_RL), ("SEAL", final, CONTROL), (NO_RL, NO_RL, PASSAGE_MATCHED)]
+    pairs = [("SEAL", final, NO_RL), ("SEAL", final, CONTROL), ("SEAL", final, FIXED), (NO_RL, NO_RL, PASSAGE_MATCHED)]
     differences = [
         {"a": label, "b": b, **_interval(difference(_scores(by_name[a]), _scores(by_name[b])))}
         | {"per_seed": [_round(_mean(x) - _mean(y)) for x, y in zip(_scores(by_name[a]), _scores(by_name[b]), strict=True)]}
@@ -118,6 +120,11 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
         "rows": rows,
         "differences": differences,
     }
+
+
+def _over(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return _round(_mean(known)) if known else None
 
 
 def _scores(settings: Sequence[dict[str, Any]]) -> list[list[float]]:
@@ -140,7 +147,8 @@ def table_lines(summary: dict[str, Any]) -> list[list[str]]:
     """The table as text cells, header first."""
     kinds = list(dict.fromkeys(k for r in summary["rows"] for k in r["kinds"]))
     show = kinds if len(kinds) > 1 else []
-    lines = [["writer", "accuracy", "95 % interval", *show, "silent", "tokens"]]
+    some_bad = any(r.get("bad") for r in summary["rows"])
+    lines = [["writer", "accuracy", "95 % interval", *show, *(["bad edits"] if some_bad else []), "silent", "tokens"]]
     for row in summary["rows"]:
         note = f" ({row['note']})" if row["note"] else ""
         lines.append(
@@ -148,7 +156,8 @@ def table_lines(summary: dict[str, Any]) -> list[list[str]]:
                 row["setting"] + note,
                 f"{row['accuracy']:.3f}",
                 f"{row['low']:.3f} … {row['high']:.3f}",
-                *(f"{row['kinds'][k]['mean']:.3f}" for k in show),
+                *(f"{row['kinds'][k]['mean']:.3f}" if k in row["kinds"] else "" for k in show),
+                *([f"{row['bad']:.3f}"] if some_bad else []),
                 f"{row['silent']:.3f}",
                 str(row["tokens"]),
             ]

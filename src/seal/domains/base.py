@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from seal.types import BadEdit, Edit, Grade, Prompt, Query, Task
+from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Task
 
 
 class Domain(ABC):
@@ -46,4 +46,8 @@ class Domain(ABC):
 
     def plain(self, task: Task) -> str | None:
         """The text of the edit that trains on the context alone, where that makes sense."""
+        return None
+
+    def fixed(self, attempts: Sequence[Attempt]) -> str | None:
+        """The text of the one edit for all tasks that did best in trials on training tasks, where an edit is a choice of settings."""
         return None

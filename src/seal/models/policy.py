@@ -30,8 +30,8 @@ from seal.models.packing import Lines, chunked_loss, pack, rows_apart
 from seal.models.tokens import Row
 from seal.types import SealError
 
-EMBEDDED = "atlas"
-"""The name of the model that ships with the package."""
+EMBEDDED = ("atlas", "grids")
+"""The models that ship with the package."""
 
 
 class Policy:
@@ -185,7 +185,7 @@ def load_policy(
     """
     if threads:
         torch.set_num_threads(usable_cores() if threads == "auto" else threads)
-    where: str | Path = resources.files("seal.models") / "atlas" if name == EMBEDDED else name  # type: ignore[assignment]
+    where: str | Path = resources.files("seal.models") / str(name) if name in EMBEDDED else name  # type: ignore[assignment]
     how: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantize:
         if find_spec("bitsandbytes") is None:
