@@ -14,8 +14,9 @@ from seal.check import HOSTILE, check_domain
 from seal.cli import main
 from seal.config import load_config
 from seal.domains import families, grids, load_domain
-from seal.domains.arc import ORACLE, PAPER, Arc, read_tasks
+from seal.domains.arc import ORACLE, PAPER, Arc
 from seal.domains.grids import BASIC, CHAIN, REPEAT, SIZE, TURNS, Grid, Pair, Puzzle
+from seal.domains.puzzles import read_tasks
 from seal.models.tokens import encode_example
 from seal.store import Stage
 from seal.types import BadEdit, Edit, SealError, Task

@@ -97,7 +97,7 @@ def test_hostile_edits_never_break_parsing(name: str) -> None:
 @given(st.text(max_size=400))
 @settings(max_examples=200, deadline=None)
 def test_any_text_parses_to_rows_or_a_reason(text: str) -> None:
-    domain = Knowledge(sizes={"train": 1})
+    domain = Knowledge(sizes={"train": 1, "select": 1, "eval": 1})
     task = domain.tasks("train")[0]
     parsed = domain.parse(task, text)
     if isinstance(parsed, Edit):
@@ -147,8 +147,64 @@ def test_files_of_passages_are_read_and_divided_by_title(tmp_path: Path) -> None
     with pytest.raises(SealError, match="too few passages"):
         divide(read_passages(tmp_path / "p.json"), {"train": 30}, seed=0)
     (tmp_path / "bad.json").write_text(json.dumps([{"title": "T"}]))
-    with pytest.raises(SealError, match="passage 0 has no 'context'"):
+    with pytest.raises(SealError, match="passage 0, context: Field required"):
         read_passages(tmp_path / "bad.json")
+
+
+def test_passages_that_share_title_and_context_or_context_alone_stay_together(tmp_path: Path) -> None:
+    q = [{"question": f"q{i}?", "answer": "a"} for i in range(3)]
+    rows = [{"id": 7, "title": "T", "context": "c", "questions": [q[0]]}, {"title": "T", "context": "c", "questions": q[1:]}]
+    rows += [{"title": f"U{i}", "context": "same", "questions": q} for i in range(3)]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    passages = read_passages(tmp_path / "p.json")
+    assert [len(p["questions"]) for p in passages] == [3, 3, 3, 3] and len({p["id"] for p in passages}) == 4
+    splits = divide(passages, {"train": 1, "eval": 1}, seed=0)
+    assert not {t.data["context"] for t in splits["train"]} & {t.data["context"] for t in splits["eval"]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"questions": None}, {"title": 5}, {"context": None}, {"context": " "}, {"questions": []}, {"title": "\ud800"},
+        {"questions": [{"question": "q", "answer": 5}]}, {"questions": [{"question": "q", "answer": ""}]},
+    ],
+)  # fmt: skip
+def test_a_record_that_is_no_passage_is_one_clear_sentence(tmp_path: Path, row: dict[str, object]) -> None:
+    sound = {"title": "T", "context": "c", "questions": [{"question": "q", "answer": "a"}]}
+    (tmp_path / "p.json").write_text(json.dumps([sound, {**sound, **row}]))
+    with pytest.raises(SealError, match=r"passage 1"):
+        read_passages(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sizes": {"train": 1}}, {"sizes": {"train": 1, "select": 0, "eval": 1}}, {"sizes": {"train": "a", "select": 1, "eval": 1}},
+        {"sizes": {"train": 1, "select": 1, "eval": 5000}}, {"source": 5}, {"source": "/"}, {"prompt": "{context} {foo}"},
+        {"prompt": "{context} {"},
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_be_is_one_clear_sentence(options: dict[str, object]) -> None:
+    with pytest.raises(SealError):
+        load_domain("knowledge", options).tasks("train")
+
+
+def test_the_order_of_sizes_does_not_matter(tmp_path: Path) -> None:
+    rows = [{"title": f"T{i}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]} for i in range(9)]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    one = Knowledge(str(tmp_path / "p.json"), sizes={"train": 3, "select": 2, "eval": 4})
+    other = Knowledge(str(tmp_path / "p.json"), sizes={"eval": 4, "select": 2, "train": 3})
+    assert [one.tasks(s) for s in ("train", "eval")] == [other.tasks(s) for s in ("train", "eval")]
+
+
+def test_the_passage_alone_is_one_row_whatever_it_looks_like(tmp_path: Path) -> None:
+    context = "first\x0c line\n\n" + "long " * 900
+    row = {"title": "T", "context": context, "questions": [{"question": "q", "answer": "a"}]}
+    (tmp_path / "p.json").write_text(json.dumps([{**row, "title": f"T{i}", "context": f"{i} {context}"} for i in range(3)]))
+    domain = Knowledge(str(tmp_path / "p.json"), sizes={"train": 1, "select": 1, "eval": 1})
+    task = domain.tasks("eval")[0]
+    parsed = domain.parse(task, domain.plain(task) or "")
+    assert isinstance(parsed, Edit) and len(parsed.examples) == 1
 
 
 def test_squad_form_is_read(tmp_path: Path) -> None:
@@ -169,7 +225,9 @@ def test_squad_form_is_read(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.exists(), reason="sample data is not beside the project")
 def test_released_passages_and_edits_are_read() -> None:
     rows = read_passages(SHARED / "passages_with_edits.json")
-    domain = Knowledge(source=str(SHARED / "passages_with_edits.json"), grader="string", sizes={"train": 20, "eval": 20})
+    domain = Knowledge(
+        source=str(SHARED / "passages_with_edits.json"), grader="string", sizes={"train": 20, "select": 5, "eval": 20}
+    )
     assert len(rows) == 50 and len(domain.tasks("eval")) == 20
     for task in domain.tasks("train"):
         for text in task.data["completions"]:
@@ -186,6 +244,9 @@ def test_released_passages_and_edits_are_read() -> None:
         ("Where?", "The Hague", "hague", True, True),
         ("Who?", "Beyoncé", "beyonce", True, True),
         ("What?", "salt", "", False, False),
+        ("Which?", "+", "", False, False),
+        ("Which?", "+", "+", True, True),
+        ("Which?", "The", "", False, False),
     ],
 )
 def test_graders(question: str, gold: str, answer: str, same: bool, rule: bool) -> None:

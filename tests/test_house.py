@@ -24,12 +24,12 @@ MAY_IMPORT = {
     "check": {"types", "domains"},
     "writers": {"types", "config", "models"},
     "restem": {"types", "models"},
-    "attempts": {"types", "config", "domains", "models", "store", "progress"},
+    "attempts": {"types", "config", "domains", "models", "store", "progress", "writers"},
     "loop": {"types", "config", "store", "domains", "models", "writers", "restem", "attempts"},
     "evaluate": {"types", "config", "store", "domains", "models", "writers", "attempts", "loop"},
-    "results": {"types", "config", "stats", "evaluate"},
+    "results": {"types", "config", "store", "stats", "evaluate"},
     "report": {"types", "config", "store", "domains", "features", "stats", "evaluate", "results"},
-    "show": {"types", "config", "store", "domains", "models", "writers", "attempts"},
+    "show": {"types", "config", "store", "domains", "models", "writers", "attempts", "progress"},
 }
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}
 

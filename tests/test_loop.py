@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,9 @@ from seal.domains.knowledge import Knowledge
 from seal.evaluate import CONTROL, NO_RL, ORACLE, PASSAGE_MATCHED
 from seal.loop import run
 from seal.models.policy import load_policy
+from seal.results import load_runs
 from seal.store import Stage, Store
-from seal.types import SealError
+from seal.types import Edit, Grade, SealError, Task
 from seal.writers import from_file
 from tests import tiny
 
@@ -31,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 FLAGS = [
     "--rounds=2", "--tasks_per_round=3", "--edits_per_task=3", "--write.max_tokens=24", "--inner.answer_tokens=4",
     "--inner.wave=3", "--inner.slots=2", "--inner.recipe.rank=2", "--inner.recipe.tokens=600", "--inner.recipe.batch_size=2",
-    "--outer.recipe.rank=2", "--outer.recipe.epochs=1", "--eval.edits_per_task=1", "--eval.saturation_epochs=[1,2]",
+    "--inner.reward=likelihood", "--outer.recipe.rank=2", "--outer.recipe.epochs=1", "--eval.edits_per_task=1", "--eval.saturation_epochs=[1,2]",
     "--eval.saturation_tasks=1", "--model.threads=1",
     '--domain.options={"sizes": {"train": 4, "select": 1, "eval": 3}}',
 ]  # fmt: skip
@@ -181,14 +183,22 @@ def test_the_example_domain_is_sound_and_short(capsys: pytest.CaptureFixture[str
         (["eval", "--name", "untrained"], "run `seal train`"),
         (["report", "nowhere"], "nowhere has no results.json"),
         (["check", "knowledge", "--options", "{"], "not JSON"),
-        (["try", "--task", "x"], "takes a number"),
+        (["try", "--task=x"], "takes a number"),
+        (["train", "--task", "1"], "task: Extra inputs"),
+        (["train", "--model.device", "banana"], "no device is named 'banana'"),
+        (["train", "--model.device", "cuda:99"], "is not on this machine"),
+        (["train", "@", "."], "cannot be read"),
+        (["train", "@", str(ROOT / "configs/atlas.toml"), "--rounds", "x"], "--rounds: Input should be a valid integer"),
+        (["train", "--name", ""], "--name: String should match"),
+        (["train", "--model.quantize", "4bit"], "merges into the weights"),
+        (["train", "--eval.saturation_epochs", "[]"], "saturation_epochs"),
+        (["report", ".", "--figure", "x.xyz"], "name end in .png"),
         (["try", "--task", "999"], "numbered 0 to"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
     argv: list[str], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
     error = capsys.readouterr().err
@@ -215,6 +225,62 @@ def test_adapting_from_the_frozen_base_means_the_model_before_any_round(model: s
     run(config, Store(config))
     asked = [json.loads((tmp_path / f"run/seal/round-{r}/before.json").read_text()) for r in (1, 2)]
     assert sorted(asked[0]) == sorted(asked[1])  # the same tasks, in another order, and the same untouched model
+
+
+def test_a_run_is_not_continued_on_other_tasks(model: str, tmp_path: Path) -> None:
+    rows = [{"title": f"T{i}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]} for i in range(9)]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    options = {"source": str(tmp_path / "p.json"), "sizes": {"train": 3, "select": 2, "eval": 4}}
+    flags = [*FLAGS, f"--model.name={model}", f"--runs={tmp_path}", "--rounds=1", f"--domain.options={json.dumps(options)}"]
+    config = load_config(None, flags)
+    run(config, Store(config))
+    rows[0]["title"] = "other"
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    with pytest.raises(SealError, match=r"was begun with other \w+ tasks"):
+        run(config, Store(config))
+
+
+def test_runs_of_different_experiments_are_not_pooled(unbroken: Path, tmp_path: Path) -> None:
+    record = json.loads((unbroken / "results.json").read_text())
+    record["of"]["rounds"] = 5
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    with pytest.raises(SealError, match="not seeds of one experiment"):
+        load_runs([unbroken, tmp_path])
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(SealError, match="cannot be read"):
+        load_runs([tmp_path])
+
+
+class _Broken(Knowledge):
+    fault = ""
+
+    def tasks(self, split: str) -> Any:
+        return [] if self.fault == "none" else super().tasks(split)
+
+    def prompt(self, task: Task) -> Any:
+        return "text" if self.fault == "prompt" else super().prompt(task)
+
+    def grade(self, task: Task, answers: Any) -> Any:
+        if self.fault == "raises":
+            raise RuntimeError("oh")
+        grade = super().grade(task, answers)
+        return Grade(grade.score, (*grade.scores, 1.0), grade.kinds) if self.fault == "grade" else grade
+
+    def parse(self, task: Task, text: str) -> Any:
+        if self.fault == "rows":
+            return Edit(text, ())
+        return (
+            Edit(text, super()._passage(task), {"learning_rate": 50}) if self.fault == "settings" else super().parse(task, text)
+        )
+
+
+@pytest.mark.parametrize("fault", ["none", "prompt", "raises", "grade", "rows", "settings"])
+def test_check_finds_what_is_wrong_with_a_domain(fault: str) -> None:
+    domain = _Broken(sizes={"train": 1, "select": 1, "eval": 1})
+    assert check_domain(domain)
+    domain.fault = fault
+    with pytest.raises(SealError):
+        check_domain(domain)
 
 
 def test_dry_run_prints_the_config_and_does_nothing(

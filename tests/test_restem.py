@@ -31,6 +31,15 @@ def test_best_of_goes_by_the_mean_over_training_seeds_and_of_equals_takes_the_fi
     assert texts(best_of(ROWS, keep=2)) == ["a1", "a0", "b0", "b1"]
 
 
+def test_what_earned_nothing_is_not_imitated() -> None:
+    rows = [attempt("a", 0, 0.0), attempt("a", 1, 0.0, status="diverged"), attempt("b", 0, 0.0, status="diverged")]
+    assert best_of(rows) == []
+
+
+def test_the_control_imitates_as_many_of_each_task_as_it_is_told() -> None:
+    assert sorted(k.task for k in random_of(ROWS, seed=1, per_task={"a": 2})) == ["a", "a"]
+
+
 def test_improved_and_solved() -> None:
     assert texts(improved(ROWS)) == ["a0", "a1", "b0", "b1"]
     assert texts(solved(ROWS)) == ["b0", "b1"]

@@ -57,10 +57,12 @@ def test_a_folder_is_not_continued_under_another_config_nor_by_two(tmp_path: Pat
     store = Store(config)
     with pytest.raises(SealError, match="in use"):
         Store(config)
+    other = config.model_copy(update={"inner": config.inner.model_copy(update={"recipe": Recipe(rank=8)})})
     del store
-    Store(config)
+    Store(other)  # nothing is done yet: the config may still be put right
+    Store(config).stage("seal/round-1").once("texts", list)
     with pytest.raises(SealError, match=r"inner\.recipe\.rank: 32 there, 8 here"):
-        Store(config.model_copy(update={"inner": config.inner.model_copy(update={"recipe": Recipe(rank=8)})}))
+        Store(other)
 
 
 def test_a_disk_that_cannot_be_written_is_one_clear_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -10,15 +12,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from seal.config import InnerConfig
-from seal.domains.base import Domain
-from seal.models.engine import Sampling, ask, log_likelihood
+from seal.config import InnerConfig, WriteConfig
+from seal.domains.base import SPLITS, Domain
+from seal.models.engine import Sampling, ask, generate, log_likelihood
 from seal.models.fit import Room, room_for
 from seal.models.policy import Policy
 from seal.models.train import Job, Trained, train_adapters
 from seal.progress import progress
 from seal.store import Stage
 from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, Task, seed_of
+from seal.writers import from_policy
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,40 @@ class Trial:
     seed: int
     parsed: Edit | BadEdit
     recipe: Recipe
+
+
+def fingerprints(domain: Domain) -> dict[str, str]:
+    """A hash of each split's tasks: their names, what a model is shown, and the gold answers."""
+    found = {}
+    for split in SPLITS:
+        digest = hashlib.sha256()
+        for task in domain.tasks(split):
+            shown = [task.id, domain.prompt(task).text, *(x for q in domain.queries(task) for x in (q.prompt.text, q.gold))]
+            digest.update(json.dumps(shown).encode())
+        found[split] = digest.hexdigest()[:16]
+    return found
+
+
+def write_edits(
+    policy: Policy, domain: Domain, tasks: Sequence[Task], n: int, config: WriteConfig, seed: object, stage: Stage
+) -> list[list[str]]:
+    """``n`` self-edits per task. With ``config.resample`` those that cannot be used are drawn again; the stage keeps the count."""
+    prompts = [domain.prompt(t) for t in tasks]
+    texts = from_policy(policy, prompts, n, config, seed)
+    drawn = 0
+    for again in range(1, config.resample + 1):
+        places = range(len(tasks) * n)
+        bad = [i for i in places if isinstance(domain.parse(tasks[i // n], texts[i // n][i % n]), BadEdit)]
+        if not bad:
+            break
+        seeds = [seed_of(seed, prompts[i // n].text, i % n, again) for i in bad]
+        sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+        for i, text in zip(bad, generate(policy, [prompts[i // n] for i in bad], sampling, seeds), strict=True):
+            texts[i // n][i % n] = text
+        drawn += len(bad)
+    if config.resample:
+        stage.once("resampled", lambda: drawn)
+    return texts
 
 
 def try_edits(
@@ -97,15 +134,22 @@ def prompts_of(queries: Sequence[Query]) -> list[Prompt]:
 
 
 def _trial(domain: Domain, task: Task, edit: int, number: int, text: str, config: InnerConfig, seed: object) -> Trial:
+    parsed, recipe = understand(domain, task, text, config.recipe)
+    return Trial(task, edit, seed_of("inner", seed, task.id, number), parsed, recipe)
+
+
+def understand(domain: Domain, task: Task, text: str, recipe: Recipe) -> tuple[Edit | BadEdit, Recipe]:
+    """An edit and the recipe it asks for; an edit without rows, or whose settings are out of bounds, is a bad one."""
     parsed = domain.parse(task, text)
-    recipe = config.recipe
+    if isinstance(parsed, Edit) and not parsed.examples:
+        return BadEdit(text, "no training row"), recipe
     if isinstance(parsed, Edit) and parsed.directives:
         try:
-            recipe = Recipe.model_validate({**config.recipe.model_dump(), **parsed.directives})
+            return parsed, Recipe.model_validate({**recipe.model_dump(), **parsed.directives})
         except ValidationError as error:
             first = error.errors()[0]
-            parsed = BadEdit(text, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-    return Trial(task, edit, seed_of("inner", seed, task.id, number), parsed, recipe)
+            return BadEdit(text, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"), recipe
+    return parsed, recipe
 
 
 def _try_wave(

@@ -54,7 +54,11 @@ def _parser() -> argparse.ArgumentParser:
             sub.usage = f"seal {name} [@ FILE] [--part.name VALUE ...] [--dry-run]"
         return sub
 
-    add("demo", "the whole story on the embedded model: learn to edit, compare writers, write a report")
+    add(
+        "demo",
+        "the whole story on an embedded model: learn to edit, compare writers, write a report",
+        "`seal demo` learns from passages, `seal demo arc` from puzzles.",
+    )
     add(
         "train",
         "the outer loop: rounds of write, try, select, imitate",
@@ -87,13 +91,17 @@ def _run(argv: list[str]) -> int:
         return _check(args.domain, args.options)
     if args.command == "report":
         return _report(args.runs, args.json, args.figure)
-    own, settings = _own_flags(argv[1:])
+    own, settings = _own_flags(args.command, argv[1:])
     from seal.config import load_config
 
-    preset = str(Path(__file__).parent / "configs" / "atlas.toml") if args.command == "demo" else None
-    config = load_config(own["config"] or preset, settings)
-    if args.command == "demo" and config.name == "atlas":
-        config = config.model_copy(update={"name": "demo"})
+    if args.command == "demo" and not own["config"]:
+        own["config"] = str(Path(__file__).parent / "configs" / f"{DEMOS[own['demo']]}.toml")
+        settings = ["--name", (own["demo"] and f"demo-{own['demo']}") or "demo", *settings]
+    config = load_config(own["config"], settings)
+    if args.command in ("demo", "train") and config.model.quantize and config.rounds:
+        raise SealError(
+            "model.quantize: the outer loop merges into the weights, which 4-bit ones do not allow; take --rounds 0 or none"
+        )
     if own["dry_run"]:
         print(json.dumps(json.loads(config.model_dump_json()), indent=2))
         return 0
@@ -101,8 +109,19 @@ def _run(argv: list[str]) -> int:
     return COMMANDS[args.command](config, own)
 
 
-def _own_flags(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The command's own flags (``@ FILE``, ``--dry-run``, ``--control``, ``--json``, ``--split``, ``--task``, ``--policy``) and the rest."""
+DEMOS = {"": "atlas", "arc": "arc"}
+"""What ``seal demo`` can show, and the config of each."""
+OWN = {
+    "demo": ("--json",),
+    "train": ("--control",),
+    "eval": ("--json", "--split"),
+    "try": ("--task", "--policy"),
+}
+"""Flags of a command that are no settings."""
+
+
+def _own_flags(command: str, rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The command's own flags (``@ FILE``, ``--dry-run``, and those of :data:`OWN`) and the rest."""
     own: dict[str, Any] = {
         "config": None,
         "dry_run": False,
@@ -111,18 +130,25 @@ def _own_flags(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "task": 0,
         "policy": None,
         "split": "eval",
+        "demo": "",
     }
     settings: list[str] = []
     queue = list(rest)
+    if command == "demo" and queue and queue[0] in DEMOS:
+        own["demo"] = queue.pop(0)
     while queue:
         word = queue.pop(0)
+        flag, equals, value = word.partition("=")
+        if equals and flag in OWN[command]:
+            word = flag
+            queue.insert(0, value)
         if word.startswith("@"):
             own["config"] = word[1:] or (queue.pop(0) if queue else None)
             if not own["config"]:
                 raise SealError("@ names no config file")
-        elif word in ("--dry-run", "--control"):
+        elif word == "--dry-run" or (word == "--control" and word in OWN[command]):
             own[word[2:].replace("-", "_")] = True
-        elif word in ("--json", "--task", "--policy", "--split"):
+        elif word in OWN[command]:
             if not queue:
                 raise SealError(f"{word} has no value")
             own[word[2:]] = queue.pop(0)
@@ -143,6 +169,9 @@ def _offline_quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    import logging as standard
+
+    standard.getLogger("huggingface_hub").setLevel(standard.ERROR)
 
 
 def _open(config: Any) -> Any:
@@ -165,7 +194,8 @@ def _train(config: Any, own: dict[str, Any]) -> int:
             f"round {row['round']:.0f}: mean reward {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over "
             f"{row['attempts']:.0f} attempts, unadapted {row['before']:.3f}, bad edits {row['bad']:.1%}"
         )
-    print(f"policy: {store.folder / f'seal/round-{config.rounds}/policy'}")
+    if config.rounds:
+        print(f"policy: {store.folder / f'seal/round-{config.rounds}/policy'}")
     return 0
 
 
@@ -177,10 +207,10 @@ def control_of(config: Any) -> Any:
 def _eval(config: Any, own: dict[str, Any]) -> int:
     import time
 
-    from seal.evaluate import evaluate
+    from seal.evaluate import CONTROL, Evaluation
     from seal.report import write_report
     from seal.results import run_record, summarise
-    from seal.store import write_whole
+    from seal.store import read_json, write_whole
 
     _must_be_new(own["json"])
     store = _open(config)
@@ -191,12 +221,17 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     if split not in ("eval", "select"):
         raise SealError(f"--split is eval or select, not {split!r}: what a policy was trained on proves nothing")
     path = store.folder / ("results.json" if split == "eval" else "results-select.json")
+    control = (store.folder / f"control/round-{config.rounds}/policy").exists()
     if not path.exists():
         start = time.monotonic()
-        control = (store.folder / f"control/round-{config.rounds}/policy").exists()
-        results = evaluate(config, store, control, split)
-        write_whole(path, json.dumps(run_record(config, results, time.monotonic() - start), indent=1))
-    summary = summarise([json.loads(path.read_text("utf-8"))], _command())
+        evaluation = Evaluation(config, store, split)
+        results = evaluation.table(control)
+        names = [t.id for t in evaluation.tasks]
+        write_whole(path, json.dumps(run_record(config, results, names, time.monotonic() - start), indent=1))
+    record = read_json(path)
+    if control and not any(s["setting"] == CONTROL for s in record["settings"]):
+        raise SealError(f"{path} was made before the control was trained: move it and the report away, and run this again")
+    summary = summarise([record], _command())
     _print_table(summary)
     if own["json"]:
         write_whole(Path(own["json"]), json.dumps(summary, indent=1) + "\n")
@@ -227,7 +262,9 @@ def _demo(config: Any, own: dict[str, Any]) -> int:
 
     _must_be_new(own["json"])
     store = _open(config)
-    say = f"SEAL on {config.model.name}: {config.rounds} rounds of {config.tasks_per_round} passages × {config.edits_per_task} edits"
+    say = (
+        f"SEAL on {config.model.name}: {config.rounds} rounds of {config.tasks_per_round} tasks × {config.edits_per_task} edits"
+    )
     print(f"{say}, in {store.folder}", file=sys.stderr)
     run(config, store)
     run(control_of(config), store, "control")
@@ -237,9 +274,9 @@ def _demo(config: Any, own: dict[str, Any]) -> int:
 
 def _print_table(summary: dict[str, Any]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
+    from seal.progress import Console
     from seal.results import difference_lines, table_lines
 
     head, *rows = table_lines(summary)
@@ -249,9 +286,9 @@ def _print_table(summary: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row, style="bold" if row[0].startswith("SEAL round") else None)
     n = summary["rows"][0]
-    width = max(len(" ".join(r)) for r in (head, *rows)) + 4 * len(head)
+    width = sum(max(map(len, column)) for column in zip(head, *rows, strict=True)) + 4 * len(head)
     console = Console(width=None if sys.stdout.isatty() else width)
-    console.print(f"Closed book, {n['n_passages']} passages, {n['n_questions']} questions:")
+    console.print(f"{n['n_passages']} held-out tasks, {n['n_questions']} questions:")
     console.print(table)
     for line in difference_lines(summary):
         console.print("  " + line, highlight=False)
@@ -283,6 +320,8 @@ def _report(runs: list[Path], out: Path | None, figure: Path | None) -> int:
     from seal.store import write_whole
 
     _must_be_new(out, figure)
+    if figure and (figure.suffix not in (".png", ".svg", ".pdf") or not figure.parent.is_dir()):
+        raise SealError(f"cannot draw {figure}: the folder must be there, and the name end in .png, .svg or .pdf")
     summary = summarise(load_runs(runs), _command())
     _print_table(summary)
     if out:

@@ -90,7 +90,7 @@ class EvalConfig(Part):
     """Edits sampled per held-out task to describe a policy by (their likeness, kinds of lines); at least those tried."""
     edits_file: str | None = None
     """Edits of another model for the held-out tasks, as one more writer: a JSON list of {title, context, completions}."""
-    saturation_epochs: tuple[Count, ...] = (10, 30, 100)
+    saturation_epochs: Annotated[tuple[Count, ...], Field(min_length=1)] = (10, 30, 100)
     """Lengths tried for *passage only, at saturation*; the best on the selection tasks is the one evaluated."""
     saturation_tasks: Count = 24
     """How many selection tasks that choice is made on."""
@@ -99,7 +99,7 @@ class EvalConfig(Part):
 class RunConfig(Part):
     """Everything a run depends on. Written into the run folder; a folder is never continued under another one."""
 
-    name: str = "run"
+    name: Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")] = "run"
     """The run's folder is ``RUNS/name``."""
     runs: str = "runs"
     """Where run folders live."""
@@ -132,6 +132,8 @@ def load_config(path: str | Path | None, flags: Sequence[str] = ()) -> RunConfig
             data = tomllib.loads(Path(path).read_text("utf-8"))
         except FileNotFoundError as error:
             raise SealError(f"there is no config file {path}") from error
+        except OSError as error:
+            raise SealError(f"{path} cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SealError(f"{path} is not TOML: {error}") from error
     for key, value in parse_flags(flags):
@@ -147,13 +149,18 @@ def load_config(path: str | Path | None, flags: Sequence[str] = ()) -> RunConfig
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "config"
-        raise SealError(f"{path or 'flags'}: {key}: {first['msg']}" + _given(first)) from error
+        mine = any(key == flag or key.startswith(f"{flag}.") for flag, _ in parse_flags(flags))
+        raise SealError(
+            f"{f'--{key}' if mine or path is None else f'{path}: {key}'}: {first['msg']}" + _given(first)
+        ) from error
 
 
 def _given(error: Any) -> str:
     return "" if error["type"] == "extra_forbidden" else f" (given: {str(error['input'])[:80]!r})"
 
 
+TEXTS = ("name", "runs", "model.name", "model.device", "domain.name", "eval.edits_file")
+"""Flags whose value is text even where it looks like a number."""
 SHORT = {"slots": "inner.slots"}
 """Flags with a short name."""
 
@@ -175,10 +182,10 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
             if not rest or rest[0].startswith("--"):
                 raise SealError(f"{flag} has no value")
             value = rest.pop(0)
-        try:
-            parsed = json.loads(value)
-        except json.JSONDecodeError:
-            parsed = value
         key = key.replace("-", "_")
+        try:
+            parsed = value if key in TEXTS else json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            parsed = value
         pairs.append((SHORT.get(key, key), parsed))
     return pairs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seal.attempts import answering, prompts_of, try_edits, unadapted
+from seal.attempts import answering, fingerprints, prompts_of, try_edits, unadapted, write_edits
 from seal.config import InnerConfig, RunConfig
 from seal.domains import load_domain
 from seal.domains.base import Domain
@@ -17,7 +17,7 @@ from seal.models.engine import ask
 from seal.models.policy import Policy
 from seal.store import Stage, Store
 from seal.types import Attempt, Grade, Task, seed_of
-from seal.writers import from_file, write_edits
+from seal.writers import from_file
 
 BASE, OPEN, ORACLE, FILE = "base", "open book", "oracle", "file of edits"
 NO_RL, CONTROL, ON_BASE, UNEDITED = "no RL", "random control", "SEAL edits on base", "SEAL weights, no edit"
@@ -45,24 +45,21 @@ class Result:
     """Mean score over those that could; ``None`` where nothing was to be trained."""
 
 
-def evaluate(config: RunConfig, store: Store, control: bool = True, split: str = "eval") -> list[Result]:
-    """Every setting's results on the held-out tasks; what the store holds is not repeated.
-
-    ``control`` says whether the run has a ``control`` branch (the loop with ``random_of``).
-    """
-    return Evaluation(config, store, split).table(control)
-
-
 class Evaluation:
     """The held-out tasks, and what has been measured on them."""
 
     def __init__(self, config: RunConfig, store: Store, split: str) -> None:
         self.config, self.store, self.split = config, store, split
         self.domain: Domain = load_domain(config.domain.name, config.domain.options)
+        store.begun_with(fingerprints(self.domain))
         self.tasks = list(self.domain.tasks(split))
+        e = config.eval
+        self.edits = from_file(Path(e.edits_file), self.tasks, e.edits_per_task) if e.edits_file else None
         self.base = load_base(config)
 
     def table(self, control: bool) -> list[Result]:
+        """Every setting's results on the tasks; what the store holds is not repeated. ``control`` says whether the run has a
+        ``control`` branch (the loop with ``random_of``)."""
         config = self.config
         results = [self.untouched()]
         written = self.policy_edits(NO_RL, self.base)
@@ -80,7 +77,7 @@ class Evaluation:
         results.append(written)
         if control and config.rounds:
             policy = load_round(config, self.store.stage(f"control/round-{config.rounds}"))
-            results.append(self.policy_edits(CONTROL, policy))
+            results.append(self.policy_edits(CONTROL, policy, adapt=policy if config.inner.start == "policy" else self.base))
         for r in range(1, config.rounds + 1):
             policy = load_round(config, self.store.stage(f"seal/round-{r}"))
             name = f"SEAL round {r}"
@@ -88,9 +85,8 @@ class Evaluation:
         if config.rounds and config.inner.start == "policy":
             results.append(self.tried(ON_BASE, self.base, self.first(self.stage(name).once("texts", list)), config.inner))
             results.append(self.unedited(name))
-        if config.eval.edits_file:
-            texts = from_file(Path(config.eval.edits_file), self.tasks, config.eval.edits_per_task)
-            results.append(self.tried(FILE, self.base, texts, config.inner))
+        if self.edits:
+            results.append(self.tried(FILE, self.base, self.edits, config.inner))
         if fixed := self.fixed():
             results.append(self.tried(FIXED, self.base, [[fixed]] * len(self.tasks), config.inner))
         if oracle := self.texts_of(self.domain.oracle):

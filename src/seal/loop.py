@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from seal.attempts import try_edits
-from seal.config import RunConfig
+from seal.attempts import fingerprints, try_edits, understand, write_edits
+from seal.config import InnerConfig, RunConfig
 from seal.domains import load_domain
 from seal.domains.base import Domain
 from seal.models.policy import Policy, load_policy
@@ -15,7 +16,6 @@ from seal.models.train import Job, train_adapters
 from seal.restem import select, sft_examples
 from seal.store import Stage, Store
 from seal.types import Attempt, BadEdit, Selected, Task, seed_of
-from seal.writers import write_edits
 
 
 def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
@@ -24,6 +24,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
     ``branch`` names this loop inside the run; a control is another branch with another way to select.
     """
     domain = load_domain(config.domain.name, config.domain.options)
+    store.begun_with(fingerprints(domain))
     policy = load_base(config)
     for r in range(1, config.rounds + 1):
         stage = store.stage(f"{branch}/round-{r}")
@@ -31,7 +32,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
             tasks_P = pick(domain.tasks("train"), config.tasks_per_round, seed_of(config.seed, r))
             texts_P_E = write(policy, domain, tasks_P, config, stage, r)
             attempts = (
-                untried(domain, tasks_P, texts_P_E)
+                untried(domain, tasks_P, texts_P_E, config.inner)
                 if config.outer.select == "random_of"  # the control looks at no reward, so it needs no trial
                 else try_edits(
                     policy if config.inner.start == "policy" else load_base(config),
@@ -72,11 +73,11 @@ def as_many_as_seal(store: Store, r: int) -> dict[str, int]:
     return dict(Counter(k["task"] for k in kept))
 
 
-def untried(domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[Attempt]:
+def untried(domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]], config: InnerConfig) -> list[Attempt]:
     """Edits as attempts that nobody made, for a selection that does not look at the outcome: only bad edits are known as such."""
 
     def attempt(task: Task, number: int, text: str) -> Attempt:
-        parsed = domain.parse(task, text)
+        parsed, _ = understand(domain, task, text, config.recipe)
         status, reason = ("bad edit", parsed.reason) if isinstance(parsed, BadEdit) else ("ok", "")
         return Attempt(task.id, number, 0, text, status, reason, reward=0.0, before=0.0, after=0.0)  # type: ignore[arg-type]
 
@@ -91,7 +92,12 @@ def imitate(
     outcome = train_adapters(policy, [Job(examples, config.outer.recipe, seed_of("outer", config.seed, r))])[0]
     if outcome.adapter is not None:  # a finetune that diverged is not merged
         policy.merge(outcome.adapter)
-    stage.once("outer", lambda: {"kept": len(kept), "steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss})
+    diverged = outcome.adapter is None
+    if diverged:
+        print(f"seal: imitating the edits of round {r} diverged; the policy stays as it was", file=sys.stderr)
+    loss = (0.0, 0.0) if diverged else outcome.loss
+    record = {"kept": len(kept), "steps": outcome.steps, "tokens": outcome.tokens, "loss": loss, "diverged": diverged}
+    stage.once("outer", lambda: record)
     stage.once_folder("policy", policy.save)
 
 

@@ -6,6 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import rich.console
+
+
+class Console(rich.console.Console):
+    """rich's console; a reader that has gone away is left to the command line to notice."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -13,7 +22,6 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty() or total == 0:
         yield lambda n: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (

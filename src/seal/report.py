@@ -14,7 +14,7 @@ from seal.evaluate import CONTROL, NO_RL
 from seal.features import features, mean_features
 from seal.results import difference_lines, load_runs, summarise, table_lines
 from seal.stats import interval
-from seal.store import write_whole
+from seal.store import read_json, write_whole
 from seal.types import Task
 
 INK, MUTED, ACCENT, SECOND, THIRD = "#1b1f24", "#8a929c", "#0b6e99", "#d98c21", "#7a9e3f"
@@ -22,8 +22,7 @@ INK, MUTED, ACCENT, SECOND, THIRD = "#1b1f24", "#8a929c", "#0b6e99", "#d98c21", 
 
 def write_report(folder: Path) -> Path:
     """Write ``report.md`` and ``report.html`` beside a run's results; the path of the HTML page."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    environment = json.loads((folder / "environment.json").read_text("utf-8"))
+    config, environment = read_json(folder / "config.json"), read_json(folder / "environment.json")
     records = load_runs([folder])
     summary = summarise(records, records[0]["command"])
     domain = load_domain(config["domain"]["name"], config["domain"]["options"])

@@ -9,8 +9,8 @@ from seal.types import Attempt, Example, Prompt, Selected, seed_of
 
 
 def rewards(attempts: Sequence[Attempt]) -> dict[tuple[str, int], tuple[str, float, float]]:
-    """(task, edit) → text, mean reward over training seeds, mean gain. Bad edits count with reward 0; ungraded attempts
-    are left out, and so is an edit that has no other."""
+    """(task, edit) → text, mean reward over training seeds, mean gain. Ungraded attempts are left out, and so is an edit that has no
+    other, that is bad, or whose training diverged under every seed."""
     grouped: dict[tuple[str, int], list[Attempt]] = {}
     for attempt in attempts:
         if attempt.reward is not None:
@@ -22,7 +22,7 @@ def rewards(attempts: Sequence[Attempt]) -> dict[tuple[str, int], tuple[str, flo
             sum(a.after - a.before for a in group) / len(group),
         )
         for key, group in grouped.items()
-        if group[0].status != "bad edit"
+        if any(a.status == "ok" for a in group)
     }
 
 
@@ -34,11 +34,12 @@ def _by_task(attempts: Sequence[Attempt]) -> dict[str, list[tuple[int, str, floa
 
 
 def best_of(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
-    """The ``keep`` edits of highest reward of each task; of equals, the first."""
+    """The ``keep`` edits of highest reward of each task; of equals, the first. None that earned nothing."""
     return [
         Selected(task, text, reward)
         for task, edits in _by_task(attempts).items()
         for _, text, reward, _ in sorted(edits, key=lambda e: (-e[2], e[0]))[:keep]
+        if reward > 0
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from seal.config import RunConfig
 from seal.evaluate import CONTROL, FIXED, NO_RL, PASSAGE_MATCHED, Result
 from seal.stats import Interval, difference, interval
+from seal.store import read_json
 from seal.types import SealError
 
 
@@ -46,8 +47,8 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def run_record(config: RunConfig, results: Sequence[Result], seconds: float) -> dict[str, Any]:
-    """What one run's ``results.json`` holds: every setting with its score per passage."""
+def run_record(config: RunConfig, results: Sequence[Result], tasks: Sequence[str], seconds: float) -> dict[str, Any]:
+    """What one run's ``results.json`` holds: every setting with its score per task; ``tasks`` are their names."""
     return {
         "command": " ".join(["seal", *sys.argv[1:]]),
         "date": date.today().isoformat(),
@@ -55,8 +56,17 @@ def run_record(config: RunConfig, results: Sequence[Result], seconds: float) -> 
         "seed": config.seed,
         "rounds": config.rounds,
         "wall_seconds": round(seconds),
+        "of": _experiment(config),
+        "tasks": list(tasks),
         "settings": [vars(r) for r in results],
     }
+
+
+def _experiment(config: RunConfig) -> dict[str, Any]:
+    """The settings, without what may differ between seeds of one experiment."""
+    data: dict[str, Any] = json.loads(config.model_dump_json(exclude={"name", "runs", "seed"}))
+    data["model"].pop("threads")
+    return data
 
 
 def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -70,10 +80,14 @@ def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
         path = folder / "results.json"
         if not path.exists():
             raise SealError(f"{folder} has no results.json: run `seal eval` on it first")
-        records.append(json.loads(path.read_text("utf-8")))
-    shapes = {tuple((s["setting"], len(s["scores"])) for s in r["settings"]) for r in records}
-    if len(shapes) > 1:
-        raise SealError(f"the runs {', '.join(map(str, folders))} did not evaluate the same settings on the same passages")
+        records.append(read_json(path))
+        if not isinstance(records[-1], dict) or not records[-1].get("settings"):
+            raise SealError(f"{path} holds no results")
+    names = ", ".join(map(str, folders))
+    if len({tuple((s["setting"], len(s["scores"])) for s in r["settings"]) for r in records}) > 1:
+        raise SealError(f"the runs {names} did not evaluate the same settings on as many tasks")
+    if len({json.dumps([r.get("of"), r.get("tasks")], sort_keys=True) for r in records}) > 1:
+        raise SealError(f"the runs {names} are not seeds of one experiment: their settings or their tasks differ")
     return records
 
 

@@ -21,7 +21,7 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
     Raises:
         SealError: there is no task of that number.
     """
-    from rich.console import Console
+    from seal.progress import Console
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     domain = load_domain(config.domain.name, config.domain.options)
@@ -30,7 +30,7 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
         raise SealError(f"--task {number}: the held-out tasks are numbered 0 to {len(tasks) - 1}")
     task = tasks[number]
     m = config.model
-    policy = load_policy(policy_folder or m.name, m.device, m.dtype, m.bf16, m.threads)
+    policy = load_policy(policy_folder or m.name, m.device, m.dtype, m.bf16, m.threads, m.quantize)
     prompt = domain.prompt(task)
     console.rule(f"task {number}: {task.id}")
     console.print(prompt.text)
@@ -54,7 +54,8 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
         for query, first, answer, score, kind in zip(
             queries, before, attempt.answers, attempt.scores, attempt.kinds, strict=True
         ):
-            asked = query.prompt.text.strip().splitlines()[-2 if query.prompt.text.rstrip().endswith("Answer:") else -1]
+            lines = [x for x in query.prompt.text.strip().splitlines() if x.strip() != "Answer:"] or [""]
+            asked = lines[-1]
             mark = "✓" if score >= 1 else "✗"
             console.print(
                 f"  {mark} [{kind}] {asked}  before: {first or '(silence)'}  after: {answer or '(silence)'}  gold: {query.gold}",

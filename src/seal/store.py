@@ -46,6 +46,20 @@ def write_whole(path: Path, text: str) -> None:
         raise SealError(f"cannot write {path}: {error.strerror}") from error
 
 
+def read_json(path: Path) -> Any:
+    """A JSON file of a run folder.
+
+    Raises:
+        SealError: it is missing, or damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise SealError(f"{path.parent} has no {path.name}: it is not a whole run folder") from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SealError(f"{path} cannot be read: {error}") from error
+
+
 class Stage:
     """One piece of a run's work, in its own folder."""
 
@@ -57,7 +71,7 @@ class Stage:
         path = self.folder / f"{name}.json"
         if not path.exists():
             write_whole(path, json.dumps(compute(), ensure_ascii=False, indent=1))
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path)
 
     def once_folder(self, name: str, fill: Callable[[Path], None]) -> Path:
         """A folder, filled aside and renamed when it is complete."""
@@ -120,8 +134,9 @@ class Store:
         wanted = json.loads(config.model_dump_json())
         self._lock = self._claim()
         path = self.folder / "config.json"
-        if path.exists():
-            found = json.loads(path.read_text("utf-8"))
+        begun = any(p.is_dir() for p in self.folder.iterdir())  # before that a config may still be put right
+        if path.exists() and begun:
+            found = read_json(path)
             if changed := _difference(found, wanted):
                 raise SealError(
                     f"{self.folder} was made with another config ({changed}); give this run another --name, or run it as it was"
@@ -133,6 +148,18 @@ class Store:
 
     def stage(self, name: str) -> Stage:
         return Stage(self.folder / name)
+
+    def begun_with(self, fingerprints: dict[str, str]) -> None:
+        """Refuse to go on with other tasks than the folder was begun with: its texts and answers belong to those.
+
+        Raises:
+            SealError: a split is not what it was.
+        """
+        found = self.stage("tasks").once("fingerprints", lambda: fingerprints)
+        if changed := next((s for s, print_ in fingerprints.items() if found.get(s) != print_), None):
+            raise SealError(
+                f"{self.folder} was begun with other {changed} tasks (their source has changed): give this run another --name"
+            )
 
     def _claim(self) -> IO[str]:
         """Hold the folder for this process: two writers would spoil it. The lock goes with the process."""

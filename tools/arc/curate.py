@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from seal.domains.arc import CURATED, GRIDS_ORACLE, Arc, ArcEdit, embedded_task
+from seal.domains.arc import GRIDS_ORACLE, Arc, ArcEdit
+from seal.domains.puzzles import CURATED, embedded_task
 from seal.models.engine import Sampling, ask
 from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, train_adapters

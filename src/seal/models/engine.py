@@ -120,13 +120,14 @@ def _in_parts(total: int, size: int, run: Callable[[int, int], None]) -> None:
 
 
 def _gold_row(policy: Policy, query: Query) -> Row:
-    example = Example(_joined(query), prompt=query.prompt.text, chat=True)
+    example = Example(_joined(query, policy), prompt=query.prompt.text, chat=True)
     return policy.clip_row(encode_example(example, policy.tokenizer, policy.chat))
 
 
-def _joined(query: Query) -> str:
-    """The gold answer as it follows its prompt: a space between, unless the prompt ends in white space."""
-    return query.gold if query.prompt.text[-1:].isspace() else " " + query.gold
+def _joined(query: Query, policy: Policy) -> str:
+    """The gold answer as it follows its prompt: a space between, unless the prompt as the model reads it ends in white space."""
+    text = render(query.prompt, policy.tokenizer, policy.chat)
+    return query.gold if text[-1:].isspace() else " " + query.gold
 
 
 def _encode(policy: Policy, prompt: Prompt, sampling: Sampling) -> list[int]:

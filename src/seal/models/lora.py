@@ -45,6 +45,8 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     if targets == "all-linear":
+        if not linears:
+            raise SealError(f"{type(model).__name__} has no nn.Linear layer to adapt (GPT-2's Conv1D is not supported)")
         return linears
     wanted = {targets} if isinstance(targets, str) else set(targets)
     found = {n: m for n, m in linears.items() if n.rsplit(".", 1)[-1] in wanted}

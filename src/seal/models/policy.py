@@ -183,6 +183,7 @@ def load_policy(
     Raises:
         SealError: there is no such model, or it cannot be read.
     """
+    _check_device(device)
     if threads:
         torch.set_num_threads(usable_cores() if threads == "auto" else threads)
     where: str | Path = resources.files("seal.models") / str(name) if name in EMBEDDED else name  # type: ignore[assignment]
@@ -195,12 +196,37 @@ def load_policy(
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
         model = AutoModelForCausalLM.from_pretrained(where, **how)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise SealError(f"the model {str(name)!r} cannot be loaded (neither a folder here nor reachable): {first}") from error
+    except Exception as error:  # transformers and safetensors raise many kinds for what a folder can lack
+        kind = "it is a folder, but not a whole model" if Path(where).is_dir() else "neither a folder here nor reachable"
+        first = " ".join(str(error).split())[:240]
+        raise SealError(f"the model {str(name)!r} cannot be loaded ({kind}): {first}") from error
+    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
+        raise SealError(
+            f"the tokenizer of {str(name)!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do not belong together"
+        )
     if quantize:
         return Policy(model, tokenizer, str(name))
     return Policy(model.to(device), tokenizer, str(name), native_bf16(device) if bf16 == "auto" else bf16)
+
+
+def _check_device(name: str) -> None:
+    """
+    Raises:
+        SealError: there is no such device on this machine.
+    """
+    kind, _, number = name.partition(":")
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = {
+        "cpu": not number,
+        "cuda": cuda > 0 and (not number or (number.isdigit() and int(number) < cuda)),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if kind not in there:
+        raise SealError(f"no device is named {name!r}: say cpu, cuda, cuda:1 or mps")
+    if not there[kind]:
+        raise SealError(
+            f"the device {name!r} is not on this machine" + (f" (it has {cuda} CUDA devices)" if kind == "cuda" else "")
+        )
 
 
 def usable_cores() -> int:

@@ -23,8 +23,18 @@ class Row:
     loss: tuple[bool, ...]
 
 
+def defuse(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text with the names of special tokens broken up by a space: a passage or a self-edit that holds ``<|im_end|>`` is to end
+    no turn."""
+    for token in tokenizer.all_special_tokens:
+        if len(token) > 1 and token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
 def render(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, chat: bool) -> str:
     """The text a model reads before it writes: through the chat template for an instruct model, else as it stands."""
+    prompt = Prompt(defuse(prompt.text, tokenizer), defuse(prompt.system, tokenizer))
     if not chat:
         return f"{prompt.system}\n\n{prompt.text}" if prompt.system else prompt.text
     turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
@@ -45,7 +55,9 @@ def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, chat: b
     """
     use_chat = chat and example.chat
     prompt = render(Prompt(example.prompt), tokenizer, use_chat) if example.prompt else ""
-    encoded = tokenizer(prompt + example.completion, add_special_tokens=not use_chat, return_offsets_mapping=True)
+    encoded = tokenizer(
+        prompt + defuse(example.completion, tokenizer), add_special_tokens=not use_chat, return_offsets_mapping=True
+    )
     ids = list(encoded["input_ids"])
     loss = [example.loss_on_prompt or end > len(prompt) for _, end in encoded["offset_mapping"]]
     end_id = end_token(tokenizer)
