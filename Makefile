@@ -20,6 +20,7 @@ atlas: .venv/.installed
 
 grids: .venv/.installed
 	PYTHONPATH=tools/arc $(BIN)/python tools/arc/pretrain.py
+	PYTHONPATH=tools/arc $(BIN)/python tools/arc/curate.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("SEAL needs Python 3.11 or later; say make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -32,6 +33,7 @@ bench: .venv/.installed
 	$(BIN)/python bench/inner_loop.py --workload atlas --edits 128 --slots 1 2 4 8 16 32 64
 	$(BIN)/python bench/inner_loop.py --workload atlas-config --edits 128 --slots 1 4 16 64 --trainer-steps 0
 	$(BIN)/python bench/inner_loop.py --workload arc --edits 16 --slots 1 4 16 --single 3 --trainer-steps 4 --no-warm-up
+	$(BIN)/python bench/inner_loop.py --workload grids --edits 64 --slots 1 4 16 64 --single 6 --trainer-steps 0
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 10M --edits 16 --slots 1 4 16 --single 3 --trainer-steps 2 --no-warm-up
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 100M --edits 16 --slots 1 4 16 --single 2 --trainer-steps 1 --no-warm-up
 	$(BIN)/python bench/round.py --shape 10M

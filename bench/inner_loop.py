@@ -9,6 +9,7 @@
     python bench/inner_loop.py --workload atlas          # the embedded model, the paper's recipe on untrained self-edits
     python bench/inner_loop.py --workload atlas-config   # the same with the recipe of configs/atlas.toml
     python bench/inner_loop.py --workload arc            # grids: long rows, batch 2, rank 128, 1M parameters
+    python bench/inner_loop.py --workload grids          # 64 different edits of the embedded grid model: rate, epochs, tools of their own
     python bench/inner_loop.py --workload passages --shape 100M
     python bench/inner_loop.py --workload passages --shape 7B --device cuda
 
@@ -114,6 +115,29 @@ def arc(n: int, device: str) -> Work:
         jobs.append(Job(rows, recipe, i))
     questions = [[Prompt(words(rng, 400, 64))] for _ in range(n)]
     return Work("arc", policy, exact, jobs, questions, [Prompt(words(rng, 400, 64)) for _ in range(n // 4)], 100, 64)
+
+
+def embedded_grids(n: int, device: str) -> Work:
+    """Untrained self-edits of the embedded grid model: every adapter with its own learning rate, epochs, loss and puzzles."""
+    from seal.attempts import understand
+    from seal.config import WriteConfig, load_config
+    from seal.domains import load_domain
+    from seal.types import Edit
+    from seal.writers import from_policy
+
+    config = load_config(Path(__file__).parents[1] / "configs" / "arc.toml")
+    domain = load_domain("arc", config.domain.options)
+    policy = load_policy("grids", device, bf16="auto", threads=torch.get_num_threads())
+    tasks = domain.tasks("train")[: -(-n // 4)]
+    prompts = [domain.prompt(t) for t in tasks]
+    texts = from_policy(policy, prompts, 5, WriteConfig(max_tokens=40, top_p=1.0), 0)
+    found = [(t, *understand(domain, t, x, config.inner.recipe)) for t, row in zip(tasks, texts, strict=True) for x in row]
+    good = [(t, e, recipe) for t, e, recipe in found if isinstance(e, Edit)][:n]
+    jobs = [Job(e.examples, recipe, seed_of(i)) for i, (_, e, recipe) in enumerate(good)]
+    questions = [[q.prompt for q in domain.queries(t)] for t, _, _ in good]
+    return Work(
+        "grids", policy, load_policy("grids", device, threads=torch.get_num_threads()), jobs, questions, prompts, 60, 40
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ the three ways
@@ -259,7 +283,7 @@ def hf_generate(model: Any, work: Work, prompts: list[Prompt], samples: int, tok
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=("atlas", "atlas-config", "arc", "passages"), default="atlas")
+    parser.add_argument("--workload", choices=("atlas", "atlas-config", "arc", "grids", "passages"), default="atlas")
     parser.add_argument("--shape", default="100M", help="of the passages workload: 10M, 30M, 100M, 7B")
     parser.add_argument("--all-linear", action="store_true", help="passages: adapt all linear layers, not q and v alone")
     parser.add_argument("--device", default="cpu")
@@ -274,6 +298,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.workload == "arc":
         work = arc(args.edits, args.device)
+    elif args.workload == "grids":
+        work = embedded_grids(args.edits, args.device)
     elif args.workload == "passages":
         work = passages(args.edits, args.shape, args.device, args.all_linear)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
 from seal.judge import content_words
@@ -74,8 +74,10 @@ def _golds(task: Task) -> dict[str, list[str]]:
     return golds
 
 
-def mean_features(tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> dict[str, float]:
-    """:func:`features` averaged over tasks."""
-    rows = [features(t, texts) for t, texts in zip(tasks, texts_P_E, strict=True) if texts]
+def mean_features(
+    tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]], own: Callable[[Task, Sequence[str]], dict[str, float]]
+) -> dict[str, float]:
+    """The domain's own features, or :func:`features`, averaged over tasks."""
+    rows = [own(t, texts) or features(t, texts) for t, texts in zip(tasks, texts_P_E, strict=True) if texts]
     keys = dict.fromkeys(k for r in rows for k in r)
     return {k: sum(r.get(k, 0.0) for r in rows) / len(rows) for k in keys}

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seal.domains import load_domain
+from seal.domains import Domain, load_domain
 from seal.evaluate import CONTROL, NO_RL
-from seal.features import features, mean_features
+from seal.features import mean_features
 from seal.results import difference_lines, load_runs, summarise, table_lines
 from seal.stats import interval
 from seal.store import read_json, write_whole
@@ -28,12 +28,12 @@ def write_report(folder: Path) -> Path:
     domain = load_domain(config["domain"]["name"], config["domain"]["options"])
     tasks = list(domain.tasks("eval"))
     texts = _texts(folder, summary)
-    changes = {name: mean_features(tasks, t) for name, t in texts.items()}
+    changes = {name: mean_features(tasks, t, domain.features) for name, t in texts.items()}
     rewards = round_rewards(folder, "seal", config["rounds"])
-    example = _example(folder, tasks, texts)
+    example = _example(folder, domain, tasks, texts)
     write_whole(folder / "report.md", _markdown(summary, rewards, changes, example, config, environment))
     figures = [
-        ("Closed-book accuracy on held-out passages, by who wrote the self-edit", accuracy_figure(summary)),
+        ("Accuracy on held-out tasks, by who wrote the self-edit", accuracy_figure(summary)),
         ("Reward of the sampled self-edits, round by round", reward_figure(rewards)),
         ("What reinforcement changed in the edits", changes_figure(changes)),
     ]
@@ -93,8 +93,8 @@ def round_rewards(folder: Path, branch: str, rounds: int) -> list[dict[str, floa
     return out
 
 
-def _example(folder: Path, tasks: Sequence[Task], texts: dict[str, list[list[str]]]) -> dict[str, Any] | None:
-    """One passage with its first edit before and after the loop: the passage whose gain is the median one."""
+def _example(folder: Path, domain: Domain, tasks: Sequence[Task], texts: dict[str, list[list[str]]]) -> dict[str, Any] | None:
+    """One task with its first edit before and after the loop: of those where it made a difference, the one whose gain is the median."""
     final = next((n for n in reversed(list(texts)) if n.startswith("SEAL")), None)
     if final is None or NO_RL not in texts:
         return None
@@ -102,14 +102,19 @@ def _example(folder: Path, tasks: Sequence[Task], texts: dict[str, list[list[str
     for name in (NO_RL, final):
         rows = [r for r in attempts_of(folder / "eval" / name.replace(" ", "-")) if r["edit"] == 0]
         scores[name] = {r["task"]: r for r in rows}
-    order = sorted(tasks, key=lambda t: scores[final][t.id]["after"] - scores[NO_RL][t.id]["after"])
+    gains = {t.id: scores[final][t.id]["after"] - scores[NO_RL][t.id]["after"] for t in tasks}
+    order = sorted([t for t in tasks if gains[t.id]] or tasks, key=lambda t: gains[t.id])
     task = order[len(order) // 2]
+    number = [t.id for t in tasks].index(task.id)
+    first = {n: read_json(folder / "eval" / n.replace(" ", "-") / "before.json")[number] for n in (NO_RL, final)}
     return {
+        "pictures": {
+            n: domain.picture(task, scores[n][task.id]["text"], first[n], scores[n][task.id]["answers"]) for n in first
+        },
         "title": task.data.get("title", task.id),
         "context": task.data.get("context", ""),
         "questions": task.data.get("questions", []),
         "edits": {n: scores[n][task.id] for n in (NO_RL, final)},
-        "features": {n: features(task, [scores[n][task.id]["text"]]) for n in (NO_RL, final)},
     }
 
 
@@ -146,7 +151,7 @@ def accuracy_figure(summary: dict[str, Any]) -> Any:
                     axes.plot(value, y, mark, ms=5, mfc="white", mec=INK, label=f"{kind} questions" if y == 0 else None)
     axes.set_yticks(range(len(rows)), [r["setting"] + (f" ({r['note']})" if r["note"] else "") for r in reversed(rows)])
     axes.set_xlim(0, 1.08)
-    axes.set_xlabel("share of questions answered correctly, closed book (line: 95 % interval)")
+    axes.set_xlabel("share of questions answered correctly (line: 95 % interval)")
     if len(kinds) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=len(kinds), frameon=False, fontsize=9)
     figure.tight_layout()
@@ -191,7 +196,7 @@ def changes_figure(changes: dict[str, dict[str, float]]) -> Any:
     axes.set_xlim(-0.02, 1.02)
     axes.grid(axis="y", color="#e4e7ea")
     axes.set_axisbelow(True)
-    axes.set_xlabel("share (mean over held-out passages)")
+    axes.set_xlabel("share (mean over held-out tasks)")
     axes.legend(frameon=False, fontsize=9, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     figure.tight_layout()
     return figure
@@ -224,13 +229,13 @@ def _markdown(
         "",
         f"`{summary['command']}` · {summary['date']} · {summary['machine']} · seed {summary['seeds'][0]}",
         "",
-        "## Held-out passages",
+        "## Held-out tasks",
         "",
         *_md_table(head, rows),
         "",
         *(f"- {line}" for line in difference_lines(summary)),
         "",
-        "Intervals: 95 %, bootstrap over passages; differences are paired over passages.",
+        "Intervals: 95 %, bootstrap over tasks; differences are paired over tasks.",
         "",
         "## Rewards, round by round",
         "",
@@ -259,7 +264,7 @@ def _markdown(
         "",
     ]
     if example:
-        out += ["## One passage before and after", "", f"**{example['title']}** {example['context']}", ""]
+        out += ["## One task before and after", "", f"**{example['title']}** {example['context']}", ""]
         for name, row in example["edits"].items():
             out += [f"{name}: {row['before']:.2f} → {row['after']:.2f}", "", "```", row["text"], "```", ""]
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
@@ -300,15 +305,15 @@ def _html(
         f"<title>{e(config['name'])}: SEAL report</title><style>{_STYLE}</style>",
         f"<h1>{e(config['name'])}</h1><p class=meta><code>{e(summary['command'])}</code> · {e(summary['date'])} · "
         f"{e(summary['machine'])} · seed {summary['seeds'][0]} · model {e(config['model']['name'])}</p>",
-        f"<h2>Held-out passages</h2><div class=scroll><table><tr>{''.join(f'<th>{e(c)}</th>' for c in head)}</tr>{table}</table></div>",
+        f"<h2>Held-out tasks</h2><div class=scroll><table><tr>{''.join(f'<th>{e(c)}</th>' for c in head)}</tr>{table}</table></div>",
         "<ul>" + "".join(f"<li>{e(line)}</li>" for line in difference_lines(summary)) + "</ul>",
-        "<p class=meta>Intervals: 95 %, bootstrap over passages; differences are paired over passages. <em>silent</em>: share "
+        "<p class=meta>Intervals: 95 %, bootstrap over tasks; differences are paired over tasks. <em>silent</em>: share "
         "of empty answers. <em>tokens</em>: training tokens per adapter.</p>",
         *(f"<figure><figcaption>{e(title)}</figcaption>{_svg(figure)}</figure>" for title, figure in figures),
     ]
     if example:
         parts.append(
-            f"<h2>One passage, before and after</h2><p><strong>{e(example['title'])}</strong> {e(example['context'])}</p>"
+            f"<h2>One task, before and after the loop</h2><p><strong>{e(example['title'])}</strong> {e(example['context'])}</p>"
         )
         cards = []
         for name, row in example["edits"].items():
@@ -319,7 +324,7 @@ def _html(
             )
             cards.append(
                 f"<div class=card><strong>{e(name)}</strong>: {row['before']:.2f} → {row['after']:.2f}"
-                f"<pre>{e(row['text'])}</pre><ul>{answers}</ul></div>"
+                f"<pre>{e(row['text'])}</pre><ul>{answers}</ul>{example['pictures'][name]}</div>"
             )
         parts.append(f"<div class=pair>{''.join(cards)}</div>")
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())

@@ -218,15 +218,53 @@ class Arc(Domain):
     def oracle(self, task: Task) -> str:
         return (GRIDS_ORACLE if self.source == "grids" else ORACLE).model_dump_json()
 
+    def features(self, task: Task, texts: Sequence[str]) -> dict[str, float]:
+        """Shares of the siblings that can be used, and of those the choices they make."""
+        edits = [e for e in map(_edit, texts) if e]
+        n = max(1, len(edits))
+        flags = {
+            f"{k.split('_')[1]} tools": [getattr(e.data_generation, k) for e in edits] for k in DataGeneration.model_fields
+        }
+        rates = [math.log10(e.training.learning_rate) for e in edits]
+        return {
+            "can be used": sum(isinstance(self.parse(task, t), Edit) for t in texts) / max(1, len(texts)),
+            **{name: sum(chosen) / n for name, chosen in flags.items()},
+            "loss on outputs only": sum(e.training.strategy == "train_using_output_tokens" for e in edits) / n,
+            "rate under 1e-4": sum(r < -4.01 for r in rates) / n,
+            "rate 1e-4 to 1e-3": sum(-4.01 <= r < -3.01 for r in rates) / n,
+            "rate 1e-3 to 1e-2": sum(-3.01 <= r < -2.01 for r in rates) / n,
+            "rate 1e-2 and more": sum(r >= -2.01 for r in rates) / n,
+            "4 epochs or more": sum(e.training.num_train_epochs >= 4 for e in edits) / n,
+        }
+
+    def picture(self, task: Task, text: str, before: Sequence[str], after: Sequence[str]) -> str:
+        """Demonstrations, some of the puzzles that the edit made, and the first test with the answers."""
+        demonstrations, test = _pairs(task, "train"), _pairs(task, "test")[0]
+        rows = [("demonstrations", [g for p in demonstrations for g in (p.input, p.output)])]
+        if edit := _edit(text):
+            made = self.puzzles(task, edit.data_generation)
+            some = made[:: max(1, len(made) // 4)][:4]
+            rows.append(
+                (
+                    f"tests of {len(some)} of {len(made)} training puzzles",
+                    [g for p in some for g in (p.test.input, p.test.output)],
+                )
+            )
+        rows.append(("test: input, answer wanted", [test.input, test.output]))
+        for name, answers in (("before", before), ("after", after)):
+            grid = grids.read_grid(answers[0]) if answers else None
+            verdict = "right" if grid == test.output else "wrong" if grid else "no grid"
+            rows.append((f"{name}: {verdict}", [grid] if grid else []))
+        return "".join(f"<p><em>{name}</em></p><p>{' '.join(map(grids.as_svg, shown))}</p>" for name, shown in rows)
+
     def fixed(self, attempts: Sequence[Attempt]) -> str | None:
         """Of every choice the level with the highest mean reward over the attempts that parse (main effects: there are too many
         configurations to try each), with as many epochs as every training task allows."""
         rewards: dict[tuple[str, str], dict[Any, list[float]]] = {}
         for attempt in attempts:
-            try:
-                chosen = ArcEdit.model_validate(_json_in(attempt.text)).model_dump()
-            except ValueError:
+            if not (edit := _edit(attempt.text)):
                 continue
+            chosen = edit.model_dump()
             for part in ("data_generation", "training"):
                 for name, level in chosen[part].items():
                     rewards.setdefault((part, name), {}).setdefault(level, []).append(attempt.reward or 0.0)
@@ -306,6 +344,14 @@ def _rows(rows: Sequence[Sequence[int]]) -> Grid:
 
 def _largest(record: Mapping[str, Any]) -> int:
     return max(len(p[k]) * len(p[k][0]) for part in ("train", "test") for p in record[part] for k in ("input", "output"))
+
+
+def _edit(text: str) -> ArcEdit | None:
+    """A text as an edit, whether or not it fits a task."""
+    try:
+        return ArcEdit.model_validate(_json_in(text[:MAX_EDIT_CHARS]))
+    except ValueError:
+        return None
 
 
 def _json_in(text: str) -> Any:

@@ -62,6 +62,15 @@ class Domain(ABC):
         """The text of the edit that trains on the context alone, where that makes sense."""
         return None
 
+    def features(self, task: Task, texts: Sequence[str]) -> dict[str, float]:
+        """What can be said of sibling edits without training on them, each a share in [0, 1]. Empty: the report takes its own, of
+        texts about a passage."""
+        return {}
+
+    def picture(self, task: Task, text: str, before: Sequence[str], after: Sequence[str]) -> str:
+        """A task with an edit and the answers before and after it, as HTML for the report. Whatever a model wrote must be escaped."""
+        return ""
+
     def fixed(self, attempts: Sequence[Attempt]) -> str | None:
         """The text of the one edit for all tasks that did best in trials on training tasks, where an edit is a choice of settings."""
         return None

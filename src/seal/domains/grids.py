@@ -58,6 +58,21 @@ def as_lists(grid: Grid) -> str:
     return str([list(row) for row in grid])
 
 
+COLOURS = ("#111", "#0b6ed1", "#e0352b", "#2faa3c", "#f5d21c", "#9a9a9a", "#d6179b", "#f08020", "#7fd4f5", "#7a0f22")
+
+
+def as_svg(grid: Grid, cell: int = 12) -> str:
+    """A picture of a grid in ARC's colours."""
+    height, width = len(grid), len(grid[0])
+    cells = "".join(
+        f'<rect x="{c * cell}" y="{r * cell}" width="{cell}" height="{cell}" fill="{COLOURS[colour]}" stroke="#555"/>'
+        for r, row in enumerate(grid)
+        for c, colour in enumerate(row)
+    )
+    size = f'width="{width * cell}" height="{height * cell}" viewBox="0 0 {width * cell} {height * cell}"'
+    return f'<svg {size} role="img" aria-label="{as_digits(grid)}" style="margin:0 .4rem .4rem 0">{cells}</svg>'
+
+
 FORMS: dict[str, Callable[[Grid], str]] = {"digits": as_digits, "lists": as_lists}
 
 
