@@ -19,6 +19,7 @@ atlas: .venv/.installed
 	PYTHONPATH=tools/atlas $(BIN)/python tools/atlas/pretrain.py
 
 grids: .venv/.installed
+	PYTHONPATH=tools/arc $(BIN)/python tools/arc/hold_out.py
 	PYTHONPATH=tools/arc $(BIN)/python tools/arc/pretrain.py
 	PYTHONPATH=tools/arc $(BIN)/python tools/arc/curate.py
 

@@ -47,7 +47,7 @@ def configurations() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="grids")
-    parser.add_argument("--puzzles", type=int, nargs=3, default=(150, 75, 80), help="of train, select and eval")
+    parser.add_argument("--puzzles", type=int, nargs=3, default=(168, 84, 84), help="of train, select and eval")
     args = parser.parse_args()
     policy = load_policy(args.model, bf16="auto", threads="auto")
     domain = Arc(source="grids", limit=24, max_steps=60, batch_size=2)

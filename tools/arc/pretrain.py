@@ -117,7 +117,7 @@ pipeline_tag: text-generation
 # grids: the embedded ARC model of SEAL
 
 A Llama (4 layers × 192, 1.9M parameters, bf16) trained from scratch on puzzles in ARC's format: {len(known_families())} families of rules on
-grids (every single rule and most pairs of two in a row); {len(held_families())} pairs were held out whole. It also writes ARC self-edits in JSON, at random.
+grids (every single rule and pairs of two in a row); {len(held_families())} kins of pairs were held out whole. It also writes ARC self-edits in JSON, at random.
 For experiments, not for use.
 
 Made by `make grids` (`tools/arc/pretrain.py --steps {args.steps} --minutes {args.minutes:g} --seed {args.seed}`) in {last["seconds"] / 60:.0f} minutes on

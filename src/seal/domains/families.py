@@ -6,11 +6,13 @@ on a fixed set of grids are one family, whatever they are called: a flip after a
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from seal.domains import grids
 from seal.domains.grids import Grid, Pair, Puzzle
@@ -238,24 +240,20 @@ def puzzle(family: Family, seed: str, n_shown: int = 3) -> Puzzle:
     return Puzzle(tuple(pairs[:-1]), pairs[-1])
 
 
-def split(all_families: Sequence[Family], held_out: float = 0.25, seed: int = 0) -> tuple[list[Family], list[Family]]:
-    """Families for training, and those held out whole: only pairs are held out, so that every single rule is known."""
-    known: list[Family] = []
-    held: list[Family] = []
-    for family in all_families:
-        lot = random.Random(f"split {seed} {family.name}").random()
-        (held if ", then " in family.name and lot < held_out else known).append(family)
-    return known, held
+HELD_OUT = Path(__file__).with_name("held_out.json")
+"""Families that the embedded grid model was not trained on, in groups of those that are alike but for turns and colours
+(tools/arc/hold_out.py)."""
 
 
 @cache
 def known_families() -> tuple[Family, ...]:
-    """What the embedded grid model was trained on: every single rule, and three quarters of the pairs."""
-    return tuple(split(families())[0])
+    """What the embedded grid model was trained on: every single rule, and most pairs."""
+    held = {name for kin in json.loads(HELD_OUT.read_text("utf-8")) for name in kin}
+    return tuple(f for f in families() if f.name not in held)
 
 
 @cache
 def held_families() -> tuple[Family, ...]:
-    """Families of which the embedded grid model has seen no puzzle, in no order."""
-    held = split(families())[1]
-    return tuple(random.Random("held").sample(held, len(held)))
+    """Families of which the embedded grid model has seen no puzzle, turned or recoloured; and no two of these are alike so."""
+    by_name = {f.name: f for f in families()}
+    return tuple(by_name[kin[0]] for kin in json.loads(HELD_OUT.read_text("utf-8")))
