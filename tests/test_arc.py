@@ -349,7 +349,7 @@ def test_held_out_families_are_no_kin_of_known_ones_nor_of_each_other() -> None:
     assert len(held) > 200 and all(", then " in f.name for f in held)
     seen = {families.behaviour(f.rule) for f in known}
     for family in held:
-        turned = {families.behaviour(lambda g, t=t: t.apply(family.rule(t.undo(g)))) for t in grids.TURNS}  # type: ignore[misc]
+        turned = {families.behaviour(lambda g, t=t, f=family: t.apply(f.rule(t.undo(g)))) for t in grids.TURNS}  # type: ignore[misc]
         turned.add(families.behaviour(family.rule))
         assert not turned & seen
         seen |= turned

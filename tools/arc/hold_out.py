@@ -32,7 +32,7 @@ def kins() -> list[list[Family]]:
     views = [*TURNS, Tool("transpose the other way", _other_way, _other_way)]
     for i, family in enumerate(every):
         keys: list[object] = [re.sub(r"\d+( \d+)?$|\d+( \d+)?(?=, then)", "c", family.name), behaviour(family.rule)]
-        keys += [behaviour(lambda g, t=t: t.apply(family.rule(t.undo(g)))) for t in views]  # type: ignore[misc]
+        keys += [behaviour(lambda g, t=t, f=family: t.apply(f.rule(t.undo(g)))) for t in views]  # type: ignore[misc]
         for key in keys:
             root[find(i)] = find(first.setdefault(key, i))
     groups: dict[int, list[Family]] = {}
