@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seal.attempts import try_edits
+from seal.attempts import try_edits, write_edits
 from seal.check import HOSTILE, check_domain
 from seal.cli import main
-from seal.config import load_config
+from seal.config import WriteConfig, load_config
 from seal.domains import families, grids, load_domain
-from seal.domains.arc import ORACLE, PAPER, Arc
+from seal.domains.arc import ORACLE, PAPER, Arc, ArcEdit, DataGeneration, Training
 from seal.domains.grids import BASIC, CHAIN, REPEAT, SIZE, TURNS, Grid, Pair, Puzzle
 from seal.domains.puzzles import read_tasks
 from seal.models.tokens import encode_example
 from seal.store import Stage
-from seal.types import BadEdit, Edit, SealError, Task
+from seal.types import Attempt, BadEdit, Edit, SealError, Task
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -329,6 +330,48 @@ def test_the_papers_config_runs_end_to_end_on_a_tiny_instruct_model(folder: Path
     oracle = [json.loads(x) for x in (run / "eval/oracle/attempts.jsonl").read_text().splitlines()]
     assert all(r["status"] == "ok" and r["steps"] <= 375 for r in oracle)
     assert (run / "report.html").exists()
+
+
+def test_the_best_fixed_edit_takes_the_best_level_of_every_choice(folder: Path) -> None:
+    domain = Arc(str(folder), sizes={"train": 1, "select": 1, "eval": 1}, limit=8, max_steps=20)
+    rng = random.Random(0)
+    attempts = []
+    for i in range(200):
+        rate, epochs, flag = rng.choice((1e-4, 1e-3)), rng.choice((1, 2, 9)), rng.random() < 0.5
+        tools = DataGeneration(
+            use_basic_augmentations=flag,
+            use_size_augmentations=False,
+            use_chain_augmentations=False,
+            use_repeat_augmentations=False,
+        )
+        training = Training(strategy="train_using_output_tokens", learning_rate=rate, num_train_epochs=epochs)
+        reward = 0.5 * (rate == 1e-3) + 0.3 * flag + 0.02 * epochs
+        text = ArcEdit(data_generation=tools, training=training).model_dump_json()
+        attempts.append(Attempt("t", i, 0, text, "ok", "", reward, 0.0, reward))
+    attempts.append(Attempt("t", 200, 0, "{", "bad edit", "", 0.0, 0.0, 0.0))
+    best = ArcEdit.model_validate_json(domain.fixed(attempts) or "")
+    assert best.training.learning_rate == 1e-3 and best.data_generation.use_basic_augmentations
+    assert best.training.num_train_epochs == 5  # nine would be too many steps for a task
+    assert domain.fixed(attempts[-1:]) is None
+
+
+def test_what_the_report_says_of_edits_and_its_picture_escape_what_a_model_wrote(folder: Path) -> None:
+    domain = Arc(str(folder), sizes={"train": 1, "select": 1, "eval": 1})
+    task = domain.tasks("eval")[0]
+    shares = domain.features(task, [ORACLE.model_dump_json(), "nothing"])
+    assert shares["can be used"] == 0.5 and shares["basic tools"] == 1 and all(0 <= v <= 1 for v in shares.values())
+    page = domain.picture(task, ORACLE.model_dump_json(), ["<script>"], [domain.queries(task)[0].gold])
+    assert "<script" not in page and "after: right" in page and "before: no grid" in page and page.count("<svg") >= 10
+
+
+def test_an_edit_that_cannot_be_used_is_drawn_again_so_often_as_allowed(folder: Path, tmp_path: Path) -> None:
+    policy = tiny.policy()  # writes no JSON, ever
+    policy.model.config.max_position_embeddings = 4096
+    domain = Arc(str(folder), sizes={"train": 1, "select": 1, "eval": 1})
+    tasks, stage = domain.tasks("train"), Stage(tmp_path)
+    config = WriteConfig(max_tokens=4, resample=2)
+    write_edits(policy, domain, tasks, 3, config, 0, stage)
+    assert json.loads((tmp_path / "resampled.json").read_text()) == 6  # three edits, twice
 
 
 # ------------------------------------------------------------------------------------------------------------- families
