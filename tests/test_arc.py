@@ -17,10 +17,12 @@ from seal.config import WriteConfig, load_config
 from seal.domains import families, grids, load_domain
 from seal.domains.arc import ORACLE, PAPER, Arc, ArcEdit, DataGeneration, Training
 from seal.domains.grids import BASIC, CHAIN, REPEAT, SIZE, TURNS, Grid, Pair, Puzzle
+from seal.domains.knowledge import Knowledge
 from seal.domains.puzzles import read_tasks
 from seal.models.tokens import encode_example
 from seal.store import Stage
 from seal.types import Attempt, BadEdit, Edit, SealError, Task
+from seal.writers import sampling_of
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -372,6 +374,20 @@ def test_an_edit_that_cannot_be_used_is_drawn_again_so_often_as_allowed(folder: 
     config = WriteConfig(max_tokens=4, resample=2)
     write_edits(policy, domain, tasks, 3, config, 0, stage)
     assert json.loads((tmp_path / "resampled.json").read_text()) == 6  # three edits, twice
+
+
+def test_constrained_sampling_writes_only_edits_that_parse(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    policy = tiny.policy()  # would write no JSON, ever
+    policy.model.config.max_position_embeddings = 4096
+    domain = Arc(str(folder), sizes={"train": 1, "select": 1, "eval": 1}, limit=4, max_steps=1000)
+    config = WriteConfig(max_tokens=700, top_p=1.0, constrained=True)
+    texts = write_edits(policy, domain, domain.tasks("train"), 6, config, 0, Stage(tmp_path))[0]
+    assert len(set(texts)) > 1
+    for text in texts:
+        ArcEdit.model_validate_json(text)
+    with pytest.raises(SealError, match="no JSON"):
+        sampling_of(config, Knowledge().schema())
 
 
 # ------------------------------------------------------------------------------------------------------------- families

@@ -21,7 +21,7 @@ from seal.models.train import Job, Trained, train_adapters
 from seal.progress import progress
 from seal.store import Stage
 from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, Task, seed_of
-from seal.writers import from_policy
+from seal.writers import from_policy, sampling_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def write_edits(
 ) -> list[list[str]]:
     """``n`` self-edits per task. With ``config.resample`` those that cannot be used are drawn again; the stage keeps the count."""
     prompts = [domain.prompt(t) for t in tasks]
-    texts = from_policy(policy, prompts, n, config, seed)
+    texts = from_policy(policy, prompts, n, config, seed, domain.schema())
     drawn = 0
     for again in range(1, config.resample + 1):
         places = range(len(tasks) * n)
@@ -60,8 +60,8 @@ def write_edits(
         if not bad:
             break
         seeds = [seed_of(seed, prompts[i // n].text, i % n, again) for i in bad]
-        sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
-        for i, text in zip(bad, generate(policy, [prompts[i // n] for i in bad], sampling, seeds), strict=True):
+        again_texts = generate(policy, [prompts[i // n] for i in bad], sampling_of(config, domain.schema()), seeds)
+        for i, text in zip(bad, again_texts, strict=True):
             texts[i // n][i % n] = text
         drawn += len(bad)
     if config.resample:

@@ -48,6 +48,8 @@ class WriteConfig(Part):
     """Longest self-edit, in tokens."""
     temperature: Annotated[float, Field(ge=0, le=5)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    constrained: bool = False
+    """Let the model write only what the domain's schema allows (for edits in JSON; needs llguidance)."""
     resample: Annotated[int, Field(ge=0, le=20)] = 0
     """Draw an edit that cannot be used again, at most so often (the paper's ARC code does, without end). The count is kept in the
     stage's ``resampled.json``."""

@@ -34,7 +34,7 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
     prompt = domain.prompt(task)
     console.rule(f"task {number}: {task.id}")
     console.print(prompt.text)
-    texts = from_policy(policy, [prompt], config.edits_per_task, config.write, seed_of("try", config.seed))[0]
+    texts = from_policy(policy, [prompt], config.edits_per_task, config.write, seed_of("try", config.seed), domain.schema())[0]
     with tempfile.TemporaryDirectory() as folder:
         attempts = try_edits(policy, domain, [task], [texts], config.inner, Stage(Path(folder)), config.seed)
         before = Stage(Path(folder)).once("before", list)[0]

@@ -7,8 +7,9 @@ file of another model's edits.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from seal.config import WriteConfig
 from seal.models.engine import Sampling, generate
@@ -16,9 +17,29 @@ from seal.models.policy import Policy
 from seal.types import Prompt, SealError, Task, seed_of
 
 
-def from_policy(policy: Policy, prompts: Sequence[Prompt], n: int, config: WriteConfig, seed: object) -> list[list[str]]:
+def sampling_of(config: WriteConfig, schema: Mapping[str, Any] | None = None) -> Sampling:
+    """How self-edits are drawn; ``schema`` is the domain's, for ``constrained``.
+
+    Raises:
+        SealError: the edits are to be constrained, and the domain has no schema for them.
+    """
+    if config.constrained and schema is None:
+        raise SealError("write.constrained: the self-edits of this domain are no JSON, so there is no schema to keep to")
+    return Sampling(
+        config.max_tokens, config.temperature, config.top_p, schema=json.dumps(schema) if config.constrained else ""
+    )
+
+
+def from_policy(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    n: int,
+    config: WriteConfig,
+    seed: object,
+    schema: Mapping[str, Any] | None = None,
+) -> list[list[str]]:
     """``n`` self-edits per prompt, sampled from the policy; each sample has a seed of its own."""
-    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    sampling = sampling_of(config, schema)
     seeds = [seed_of(seed, p.text, e) for p in prompts for e in range(n)]
     texts = generate(policy, [p for p in prompts for _ in range(n)], sampling, seeds)
     return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]

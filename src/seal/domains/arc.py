@@ -218,6 +218,9 @@ class Arc(Domain):
     def oracle(self, task: Task) -> str:
         return (GRIDS_ORACLE if self.source == "grids" else ORACLE).model_dump_json()
 
+    def schema(self) -> dict[str, Any]:
+        return ArcEdit.model_json_schema()
+
     def features(self, task: Task, texts: Sequence[str]) -> dict[str, float]:
         """Shares of the siblings that can be used, and of those the choices they make."""
         edits = [e for e in map(_edit, texts) if e]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, SealError, Task
 
@@ -60,6 +61,10 @@ class Domain(ABC):
 
     def plain(self, task: Task) -> str | None:
         """The text of the edit that trains on the context alone, where that makes sense."""
+        return None
+
+    def schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema of a self-edit, where it is a JSON object: for constrained sampling."""
         return None
 
     def features(self, task: Task, texts: Sequence[str]) -> dict[str, float]:

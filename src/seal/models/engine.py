@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from seal.models.fit import is_out_of_memory
+from seal.models.grammar import Constraint
 from seal.models.lora import Adapter, Slots
 from seal.models.packing import pack
 from seal.models.policy import Policy
@@ -35,6 +36,8 @@ class Sampling:
     top_p: float = 1.0
     stop: str = ""
     """Text that ends an answer once something is written (itself cut off); empty for the end token alone."""
+    schema: str = ""
+    """JSON schema, as JSON, that whatever is written must obey (unless cut off by ``max_tokens``); empty for none."""
 
 
 def generate(
@@ -174,9 +177,12 @@ def _decode(
     written: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     end = end_token(policy.tokenizer)
+    constraint = Constraint(policy.tokenizer, sampling.schema, len(prompts)) if sampling.schema else None
     with batch:
         for step in range(sampling.max_tokens):
             logits = batch.forward()
+            if constraint:
+                logits = constraint.mask(logits, batch.rows)
             tokens = _choose(logits, sampling, None if draws is None else draws[batch.rows, step])
             for row, token in zip(batch.rows, tokens.tolist(), strict=True):
                 if row not in open_rows:
@@ -185,6 +191,8 @@ def _decode(
                     open_rows.remove(row)
                     continue
                 written[row].append(token)
+                if constraint:
+                    constraint.take(row, token)
                 if sampling.stop and sampling.stop in policy.tokenizer.decode(written[row]).lstrip():
                     open_rows.remove(row)
             if not open_rows:
