@@ -45,13 +45,18 @@ bench: .venv/.installed
 gpu:
 	PYTHONPATH=src $(PYTHON) bench/gpu.py
 
-# The recorded results: every writer under one training-token budget, and under the paper's ten epochs; three seeds of the loop each.
+# The recorded results: passages under one training-token budget, and under the paper's ten epochs; puzzles; three seeds of the loop each.
 results: .venv/.installed
 	rm -f docs/results/knowledge-atlas.json docs/knowledge-atlas.png docs/results/knowledge-atlas-ten-epochs.json
 	for seed in 0 1 2; do $(BIN)/seal demo @ configs/atlas.toml --seed $$seed --name atlas-seed-$$seed || exit; done
 	$(BIN)/seal report runs/atlas-seed-0 runs/atlas-seed-1 runs/atlas-seed-2 --json docs/results/knowledge-atlas.json --figure docs/knowledge-atlas.png
 	for seed in 0 1 2; do $(BIN)/seal demo @ configs/atlas-ten-epochs.toml --seed $$seed --name ten-epochs-seed-$$seed || exit; done
 	$(BIN)/seal report runs/ten-epochs-seed-0 runs/ten-epochs-seed-1 runs/ten-epochs-seed-2 --json docs/results/knowledge-atlas-ten-epochs.json
+	rm -f docs/results/arc-atlas.json docs/arc-atlas.png
+	for seed in 0 1 2; do $(BIN)/seal demo arc --seed $$seed --name arc-seed-$$seed || exit; done
+	$(BIN)/seal report runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json docs/results/arc-atlas.json --figure docs/arc-atlas.png
+	$(BIN)/python tools/arc/choices.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json docs/results/arc-choices.json --figure docs/arc-choices.png
+	PYTHONPATH=tools/arc $(BIN)/python tools/arc/real.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
