@@ -23,8 +23,13 @@ from seal.types import Task
 END = "<|end|>"
 RATES = ("0.00001", "0.00003", "0.0001", "0.0003", "0.001", "0.003", "0.01", "0.03")
 MOST_EPOCHS = 6
-EDITS = 0.2
+EDITS = 0.15
 """Share of documents that are self-edits."""
+SINGLE = 0.6
+"""Share of puzzles that are of a single rule: two in a row are learnt after their parts."""
+EARLY = 30_000
+"""Documents of the first phase: single rules on small grids, and no self-edits, because reading a rule off demonstrations comes
+from what is dense in them."""
 
 
 def random_edit(rng: random.Random) -> str:
@@ -43,15 +48,18 @@ def random_edit(rng: random.Random) -> str:
     ).replace('"RATE"', rng.choice(RATES))
 
 
-def parts(index: int, seed: int, families: tuple[Family, ...]) -> list[tuple[str, bool]]:
+def parts(index: int, seed: int, singles: list[Family], pairs: list[Family]) -> list[tuple[str, bool]]:
     """Document number ``index``: pieces of text, and whether loss falls on them."""
     rng = random.Random(f"grids {seed} {index}")
-    made = puzzle(rng.choice(families), f"pretrain {seed} {index}", rng.choices((2, 3, 4, 5), (2, 5, 2, 1))[0])
+    early = index < EARLY
+    family = rng.choice(singles if early or rng.random() < SINGLE else pairs)
+    n_shown = rng.choices((2, 3, 4, 5), (1, 4, 3, 2))[0]
+    made = puzzle(family, f"pretrain {seed} {index}", n_shown, rng.choice((3, 4)) if early else rng.choice((4, 5, 6)))
     if rng.random() < 0.3:  # as the inner loop's augmentations leave them
         made = made.map(rng.choice(TURNS).apply)
     if rng.random() < 0.5:
         made = made.map(colour_permutation(rng).apply)
-    if rng.random() < EDITS:
+    if not early and rng.random() < EDITS:
         return [(edit_prompt(made, rng), False), (random_edit(rng), True)]
     whole = rng.random() < 1 / 6
     found = []
@@ -68,10 +76,12 @@ def edit_prompt(made: Puzzle, rng: random.Random) -> str:
 
 def documents(seed: int) -> Iterator[list[tuple[str, bool]]]:
     """The endless corpus of a seed."""
-    families = known_families()
+    known = known_families()
+    singles = [f for f in known if ", then " not in f.name]
+    pairs = [f for f in known if ", then " in f.name]
     index = 0
     while True:
-        yield parts(index, seed, families)
+        yield parts(index, seed, singles, pairs)
         index += 1
 
 

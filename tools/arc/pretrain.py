@@ -85,7 +85,7 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
 
 def main() -> None:
     assert __doc__
-    args = arguments(__doc__, HERE / "src/seal/models/grids", steps=9000, tokens=4096).parse_args()
+    args = arguments(__doc__, HERE / "src/seal/models/grids", steps=40_000, tokens=2048).parse_args()
     torch.manual_seed(args.seed)
     tokenizer = corpus.make_tokenizer()
     config = LlamaConfig(

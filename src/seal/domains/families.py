@@ -228,12 +228,13 @@ def families(pairs: bool = True) -> tuple[Family, ...]:
     return tuple(found.values())
 
 
-def puzzle(family: Family, seed: str, n_shown: int = 3) -> Puzzle:
-    """A puzzle of a family: demonstrations and test with different inputs, each of which the rule changes."""
+def puzzle(family: Family, seed: str, n_shown: int = 3, largest: int = LARGEST_INPUT) -> Puzzle:
+    """A puzzle of a family: demonstrations and test with different inputs, each of which the rule changes, of at most ``largest``
+    rows and columns."""
     rng = random.Random(f"{family.name} {seed}")
     inputs: list[Grid] = []
     while len(inputs) <= n_shown:
-        grid = random_grid(rng)
+        grid = random_grid(rng, largest=largest)
         if grid not in inputs and family.rule(grid) != grid:
             inputs.append(grid)
     pairs = [Pair(g, family.rule(g)) for g in inputs]
