@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seal.check import HOSTILE, check_domain
+from seal.cli import main
 from seal.domains import atlas, load_domain
 from seal.domains.knowledge import MAX_EDIT_CHARS, MAX_ROWS, Knowledge, divide, read_passages
-from seal.judge import exact, string_rule
+from seal.judge import agreement, exact, judge_graders, read_verdicts, string_rule
 from seal.types import BadEdit, Edit, SealError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -252,6 +253,41 @@ def test_released_passages_and_edits_are_read() -> None:
 def test_graders(question: str, gold: str, answer: str, same: bool, rule: bool) -> None:
     assert exact(question, gold, answer) is same
     assert string_rule(question, gold, answer) is rule
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "right"),
+    [
+        ("1835–1836", "between 1835 and 1836", True),
+        ("48.8 percent", "48 or 8 percent", False),
+        ("stored food", "It is used to store its food.", True),
+        ("48 percent", "52 percent", False),
+    ],
+)
+def test_the_string_rule_knows_endings_decimals_and_what_weighs(gold: str, answer: str, right: bool) -> None:
+    assert string_rule("What?", gold, answer) is right
+
+
+def test_agreement_is_counted_as_by_hand() -> None:
+    found = agreement([True, True, False, False, True], [True, False, False, False, True])
+    assert found == {"n": 5, "accuracy": 0.8, "kappa": round((0.8 - 0.48) / 0.52, 4), "bias": 20.0}
+
+
+def test_seal_judge_reads_verdicts_and_names_a_line_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": "q?", "gold": "salt", "answer": a, "n_graded": 3, "n_yes": n} for a, n in (("salt", 3), ("no", 0))]
+    (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["judge", str(tmp_path / "v.jsonl"), "--json", str(tmp_path / "o.json")]) == 0
+    assert json.loads((tmp_path / "o.json").read_text())["graders"]["string"]["all"]["accuracy"] == 1
+    (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0]) + "\n{}\n")
+    capsys.readouterr()
+    assert main(["judge", str(tmp_path / "bad.jsonl")]) == 2
+    assert "line 2" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="sample data is not beside the project")
+def test_the_string_rule_agrees_with_the_released_verdicts() -> None:
+    found = judge_graders(read_verdicts(SHARED / "judge_verdicts.jsonl.gz"))["string"]["all"]
+    assert found["accuracy"] >= 0.88 and found["kappa"] >= 0.75
 
 
 def test_oracle_holds_every_gold_answer() -> None:

@@ -77,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check", "test a domain without a model: gold answers must grade 1, silence 0", settings=False)
     check.add_argument("domain", help="my_domain.py:MyDomain, or knowledge")
     check.add_argument("--options", default="{}", help="its options, as JSON")
+    judge = add(
+        "judge",
+        "how far the graders agree with known verdicts: accuracy, kappa, bias in points, by length of the answer",
+        "FILE holds JSON lines (also .gz): {question, gold, answer, right}.",
+        settings=False,
+    )
+    judge.add_argument("file", type=Path)
+    judge.add_argument("--json", type=Path, help="also write the figures here")
     report = add("report", "one page per run, and the table over several runs (seeds)", settings=False)
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
     report.add_argument("--json", type=Path, help="also write the table here")
@@ -89,6 +97,8 @@ def _run(argv: list[str]) -> int:
     args = _parser().parse_args(argv[:1] if with_settings else argv)  # settings are not argparse's to read
     if args.command == "check":
         return _check(args.domain, args.options)
+    if args.command == "judge":
+        return _judge(args.file, args.json)
     if args.command == "report":
         return _report(args.runs, args.json, args.figure)
     own, settings = _own_flags(args.command, argv[1:])
@@ -311,6 +321,26 @@ def _check(name: str, options: str) -> int:
         raise SealError(f"--options is not JSON: {error}") from error
     for line in check_domain(load_domain(name, parsed)):
         print(line)
+    return 0
+
+
+def _judge(file: Path, out: Path | None) -> int:
+    from rich import box
+    from rich.table import Table
+
+    from seal.judge import judge_graders, read_verdicts
+    from seal.progress import Console
+    from seal.store import write_whole
+
+    _must_be_new(out)
+    report = judge_graders(read_verdicts(file))
+    table = Table("grader", "answers of", "n", "accuracy", "kappa", "bias, points", box=box.SIMPLE_HEAD)
+    for name, rows in report.items():
+        for label, row in rows.items():
+            table.add_row(name, label, str(row["n"]), f"{row['accuracy']:.3f}", f"{row['kappa']:.3f}", f"{row['bias']:+.1f}")
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    if out:
+        write_whole(out, json.dumps({"command": _command(), "graders": report}, indent=1) + "\n")
     return 0
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import string
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-_NUMBERS = {w: str(i) for i, w in enumerate(
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
-)}  # fmt: skip
+from seal.types import SealError
+
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBERS = {w: str(i) for i, w in enumerate(_ONES.split())} | {w: str(10 * i) for i, w in enumerate(_TENS.split(), 2)}
+_NUMBERS |= {w: str(i) for i, w in enumerate("first second third fourth fifth".split(), 1)}
 _STOP = set(
     [
         "a",
@@ -43,8 +51,12 @@ _STOP = set(
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 SHARE = 0.57
-"""Share of the gold answer's own content words an answer must hold to be right. From a re-analysis of SEAL's released
-verdicts, where a rule of this kind agreed with the judge model on 0.885; this implementation has not been measured yet."""
+"""Weight of the gold answer's own content words that an answer must hold to be right. A re-analysis of SEAL's released verdicts
+found about this share best; how far the rule agrees with that judge is in docs/LOG.md (``seal judge``)."""
+SAME = 0.6
+"""Two words are one if they agree from the start over this share of the longer (and over four letters): stored, storing."""
+WEIGHTY = 8
+"""A word weighs as much as it has letters, up to this; a number weighs this."""
 
 
 def normalize(text: str) -> str:
@@ -56,10 +68,15 @@ def normalize(text: str) -> str:
 
 
 def content_words(text: str) -> list[str]:
-    """The words that carry an answer: normalised, small words dropped, numbers, plurals and months brought to one form."""
+    """The words that carry an answer: lower case without accents, small words dropped, numbers, plurals and months brought to one
+    form."""
+    text = unicodedata.normalize("NFKD", text).lower()
+    text = "".join(c for c in text if not unicodedata.combining(c))
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
-    text = re.sub(r"(\d+)(st|nd|rd|th)\b", r"\1", text.lower())
-    return [_stem(w) for w in normalize(text).split() if w not in _STOP]
+    text = re.sub(r"(\d+)(st|nd|rd|th)\b", r"\1", text)
+    text = re.sub(r"(?<=\d)\.(?=\d)", "d", text)  # a decimal is one word
+    text = re.sub(r"['’]s\b|_", " ", text)
+    return [_stem(w) for w in re.findall(r"\w+", text) if w not in _STOP]
 
 
 def _stem(word: str) -> str:
@@ -87,14 +104,86 @@ def exact(question: str, gold: str, answer: str) -> bool:
 
 
 def string_rule(question: str, gold: str, answer: str) -> bool:
-    """Whether the answer holds at least :data:`SHARE` of those content words of the gold answer that the question does
+    """Whether the answer holds at least :data:`SHARE`, by weight, of those content words of the gold answer that the question does
     not already give away (all of them, where the question gives all away)."""
-    wanted = content_words(gold)
-    fresh = [w for w in wanted if w not in set(content_words(question))] or wanted
+    wanted = list(dict.fromkeys(content_words(gold)))
+    given = set(content_words(question))
+    fresh = [w for w in wanted if w not in given] or wanted
     if not fresh:
         return exact(question, gold, answer)
     held = set(content_words(answer))
-    return sum(w in held for w in fresh) / len(fresh) >= SHARE
+    weights = [WEIGHTY if w[0].isdigit() else min(len(w), WEIGHTY) for w in fresh]
+    found = sum(n for w, n in zip(fresh, weights, strict=True) if w in held or any(_same(w, h) for h in held))
+    return found >= SHARE * sum(weights)
+
+
+def _same(word: str, other: str) -> bool:
+    if word[0].isdigit() or other[0].isdigit():
+        return False
+    alike = next((i for i, (x, y) in enumerate(zip(word, other, strict=False)) if x != y), min(len(word), len(other)))
+    return alike >= max(4, SAME * max(len(word), len(other)))
 
 
 GRADERS = {"exact": exact, "string": string_rule}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An answer with what a trusted judge said of it."""
+
+    question: str
+    gold: str
+    answer: str
+    right: bool
+
+
+def read_verdicts(path: Path) -> list[Verdict]:
+    """Known verdicts: JSON lines (also gzipped) of ``{question, gold, answer}`` with ``right``, or ``n_yes`` and ``n_graded``.
+
+    Raises:
+        SealError: the file is missing, or a line is not such a record.
+    """
+    verdicts = []
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                right = row["right"] if "right" in row else 2 * row["n_yes"] > row["n_graded"]
+                verdicts.append(Verdict(str(row["question"]), str(row["gold"]), str(row["answer"]), bool(right)))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise SealError(
+            f"{path}, line {len(verdicts) + 1}: not a verdict ({{question, gold, answer, right}}): {error}"
+        ) from error
+    except (OSError, EOFError) as error:
+        raise SealError(f"{path} cannot be read: {error}") from error
+    if not verdicts:
+        raise SealError(f"{path} holds no verdicts")
+    return verdicts
+
+
+def agreement(found: Sequence[bool], verdicts: Sequence[bool]) -> dict[str, float]:
+    """``accuracy``, Cohen's ``kappa``, and ``bias``: how many points of a hundred more are found right than are."""
+    n = len(verdicts)
+    accuracy = sum(a == b for a, b in zip(found, verdicts, strict=True)) / n
+    yes, true = sum(found) / n, sum(verdicts) / n
+    chance = yes * true + (1 - yes) * (1 - true)
+    kappa = (accuracy - chance) / (1 - chance) if chance < 1 else 1.0
+    return {"n": n, "accuracy": round(accuracy, 4), "kappa": round(kappa, 4), "bias": round(100 * (yes - true), 2)}
+
+
+LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 32), (33, 10**9))
+"""Answers by their number of words."""
+
+
+def judge_graders(verdicts: Sequence[Verdict]) -> dict[str, dict[str, dict[str, float]]]:
+    """For each grader its :func:`agreement` over all answers, and for those of each length."""
+    report = {}
+    for name, grader in GRADERS.items():
+        found = [grader(v.question, v.gold, v.answer) for v in verdicts]
+        report[name] = {"all": agreement(found, [v.right for v in verdicts])}
+        for low, high in LENGTHS:
+            mine = [i for i, v in enumerate(verdicts) if low <= len(v.answer.split()) <= high]
+            if mine:
+                label = f"{low} to {high} words" if high < 10**9 else f"{low} words and more"
+                report[name][label] = agreement([found[i] for i in mine], [verdicts[i].right for i in mine])
+    return report
