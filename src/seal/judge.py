@@ -16,7 +16,7 @@ from seal.types import SealError
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _NUMBERS = {w: str(i) for i, w in enumerate(_ONES.split())} | {w: str(10 * i) for i, w in enumerate(_TENS.split(), 2)}
-_NUMBERS |= {w: str(i) for i, w in enumerate("first second third fourth fifth".split(), 1)}
+_NUMBERS |= {w: str(i) for i, w in enumerate(["first", "second", "third", "fourth", "fifth"], 1)}
 _STOP = set(
     [
         "a",
