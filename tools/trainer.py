@@ -42,6 +42,7 @@ def arguments(description: str, out: Path, steps: int, tokens: int) -> argparse.
     parser.add_argument("--embed-init", type=float, default=0.5, help="standard deviation of the initial embeddings")
     parser.add_argument("--every", type=int, default=250, help="steps between examinations")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop the run after so long: decay follows the clock")
+    parser.add_argument("--start", type=Path, help="a model folder to go on from, instead of random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
@@ -59,6 +60,8 @@ def train(
     """
     # Embeddings that start far apart stay told apart: a value can be copied before it is known what kind of value it is.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=args.embed_init)
+    if args.start:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
     inner = {n for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("model.layers")}
     matrices = [p for n, p in model.named_parameters() if n in inner]
     others = [p for n, p in model.named_parameters() if n not in inner]

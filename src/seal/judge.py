@@ -17,37 +17,7 @@ _ONES = "zero one two three four five six seven eight nine ten eleven twelve thi
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _NUMBERS = {w: str(i) for i, w in enumerate(_ONES.split())} | {w: str(10 * i) for i, w in enumerate(_TENS.split(), 2)}
 _NUMBERS |= {w: str(i) for i, w in enumerate(["first", "second", "third", "fourth", "fifth"], 1)}
-_STOP = set(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "for",
-        "and",
-        "or",
-        "by",
-        "with",
-        "from",
-        "as",
-        "is",
-        "was",
-        "were",
-        "are",
-        "be",
-        "been",
-        "it",
-        "its",
-        "that",
-        "this",
-        "which",
-        "who",
-    ]
-)
+_STOP = {"a", "an", "the", "of", "in", "on", "at", "to", "for", "and", "or", "by", "with", "from", "as", "is", "was", "were", "are", "be", "been", "it", "its", "that", "this", "which", "who"}  # fmt: skip
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 SHARE = 0.57

@@ -35,9 +35,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, parts: list[tuple[str, bool]]) ->
     return [*row, (tokenizer.eos_token_id, True)]
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, labels) of rows of like length, about ``tokens`` a batch."""
-    source = corpus.documents(seed)
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(ids, labels) of rows of like length, about ``tokens`` a batch, from document number ``first`` on."""
+    source = corpus.documents(seed, first)
     rng = random.Random(seed)
     while True:
         rows = [encode(tokenizer, parts) for parts in islice(source, 1024)]
@@ -85,7 +85,9 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
 
 def main() -> None:
     assert __doc__
-    args = arguments(__doc__, HERE / "src/seal/models/grids", steps=40_000, tokens=2048).parse_args()
+    parser = arguments(__doc__, HERE / "src/seal/models/grids", steps=40_000, tokens=2048)
+    parser.add_argument("--first", type=int, default=0, help="document to begin with: past those already seen, with --start")
+    args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = corpus.make_tokenizer()
     config = LlamaConfig(
@@ -102,7 +104,7 @@ def main() -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config).to(args.device)
-    last = train(model, batches(tokenizer, args.seed, args.tokens), args, lambda: examine(model, tokenizer))
+    last = train(model, batches(tokenizer, args.seed, args.tokens, args.first), args, lambda: examine(model, tokenizer))
     tokenizer.save_pretrained(args.out)
     write_card(args, last)
 

@@ -27,7 +27,13 @@ def embedded_task(split: str, number: int) -> Task:
 
 
 def embedded_tasks(split: str, n: int) -> list[Task]:
-    """Curated puzzles to train and select on; to evaluate on, the first there are, marked as *curated* or *other*."""
+    """Curated puzzles to train and select on; to evaluate on, the first there are, marked as *curated* or *other*.
+
+    Raises:
+        SealError: there are not so many, or they have not been chosen yet.
+    """
+    if not CURATED.exists():
+        raise SealError("the puzzles of the embedded grid model have not been chosen yet: run `make grids`")
     known = json.loads(CURATED.read_text("utf-8"))[split]
     numbers = range(n) if split == "eval" else known[:n]
     if len(numbers) < n:

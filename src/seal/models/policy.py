@@ -187,6 +187,8 @@ def load_policy(
     if threads:
         torch.set_num_threads(usable_cores() if threads == "auto" else threads)
     where: str | Path = resources.files("seal.models") / str(name) if name in EMBEDDED else name  # type: ignore[assignment]
+    if name in EMBEDDED and not Path(str(where)).is_dir():
+        raise SealError(f"the model {name!r} is not in this package: run `make {name}` in the repository to train it")
     how: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantize:
         if find_spec("bitsandbytes") is None:
