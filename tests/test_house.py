@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "domains": {"types", "judge", "domains"},
     "models": {"types", "models"},
     "features": {"types", "judge"},
+    "noise": {"types", "stats"},
     "check": {"types", "domains"},
     "writers": {"types", "config", "models"},
     "restem": {"types", "models"},

@@ -85,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     judge.add_argument("file", type=Path)
     judge.add_argument("--json", type=Path, help="also write the figures here")
+    noise = add(
+        "noise",
+        "how much of a reward is the edit and how much is luck (seed, questions), and how far selection can be trusted",
+        "SOURCE is a run folder whose edits were tried under several seeds (--inner.seeds 3), or one of SEAL's result files.",
+        settings=False,
+    )
+    noise.add_argument("source", type=Path)
+    noise.add_argument("--json", type=Path, help="also write the figures here")
     report = add("report", "one page per run, and the table over several runs (seeds)", settings=False)
     report.add_argument("runs", nargs="+", type=Path, help="run folders")
     report.add_argument("--json", type=Path, help="also write the table here")
@@ -99,6 +107,8 @@ def _run(argv: list[str]) -> int:
         return _check(args.domain, args.options)
     if args.command == "judge":
         return _judge(args.file, args.json)
+    if args.command == "noise":
+        return _noise(args.source, args.json)
     if args.command == "report":
         return _report(args.runs, args.json, args.figure)
     own, settings = _own_flags(args.command, argv[1:])
@@ -341,6 +351,24 @@ def _judge(file: Path, out: Path | None) -> int:
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     if out:
         write_whole(out, json.dumps({"command": _command(), "graders": report}, indent=1) + "\n")
+    return 0
+
+
+def _noise(source: Path, out: Path | None) -> int:
+    from seal.noise import read_scores, report
+    from seal.store import write_whole
+
+    _must_be_new(out)
+    found = report(read_scores(source))
+    for name, value in found.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for inner, number in value.items():
+                print(f"  {inner:<32} {number:g}")
+        else:
+            print(f"{name:<34} {value:g}")
+    if out:
+        write_whole(out, json.dumps({"command": _command(), **found}, indent=1) + "\n")
     return 0
 
 
