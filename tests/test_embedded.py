@@ -44,6 +44,14 @@ def test_its_tokenizer_loses_nothing(embedded: Policy, text: str) -> None:
     assert embedded.tokenizer.decode(embedded.tokenizer(text)["input_ids"]) == text
 
 
+def test_the_grid_model_reads_a_token_per_cell_and_loses_nothing() -> None:
+    policy = load_policy("grids")
+    text = "Input:\n0123\n4567\nOutput:\n89\n\nInput:\n1\nOutput:\n"
+    ids = policy.tokenizer(text)["input_ids"]
+    assert policy.tokenizer.decode(ids) == text and len(ids) < 22
+    assert policy.tokenizer.decode(policy.tokenizer("Ünë!")["input_ids"]) == "Ünë!"
+
+
 def test_it_knows_its_world_and_not_the_evaluated_entities(embedded: Policy) -> None:
     known = [atlas.entity("known", i) for i in range(40)]
     asked = [(prompts.ASK.format(title=w.name, question=atlas.ask(w, f, 0)), f.value) for w in known for f in w.facts]

@@ -120,7 +120,7 @@ pipeline_tag: text-generation
 
 A Llama (4 layers × 192, 1.9M parameters, bf16) trained from scratch on puzzles in ARC's format: {len(known_families())} families of rules on
 grids (every single rule and pairs of two in a row); {len(held_families())} kins of pairs were held out whole. It also writes ARC self-edits in JSON, at random.
-For experiments, not for use.
+For experiments, not for use; what test-time training makes of it is in docs/LOG.md.
 
 Made by `make grids` (`tools/arc/pretrain.py --steps {args.steps} --minutes {args.minutes:g} --seed {args.seed}`) in {last["seconds"] / 60:.0f} minutes on
 {platform.machine()} ({args.device}, {torch.get_num_threads()} threads), torch {torch.__version__}. The course of training is in `training_log.jsonl`.
