@@ -55,8 +55,8 @@ def write_edits(
     texts = from_policy(policy, prompts, n, config, seed, domain.schema())
     drawn = 0
     for again in range(1, config.resample + 1):
-        places = range(len(tasks) * n)
-        bad = [i for i in places if isinstance(domain.parse(tasks[i // n], texts[i // n][i % n]), BadEdit)]
+        places = [(t, task, e) for t, task in enumerate(tasks) for e in range(n)]
+        bad = [t * n + e for t, task, e in places if isinstance(understand(domain, task, texts[t][e], Recipe())[0], BadEdit)]
         if not bad:
             break
         seeds = [seed_of(seed, prompts[i // n].text, i % n, again) for i in bad]

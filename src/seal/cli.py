@@ -21,6 +21,41 @@ Settings come from a TOML file named after @, then from flags over it, dotted wh
 """
 
 
+Flags = tuple[tuple[str, ...], dict[str, Any]]
+JSON: Flags = (("--json",), {"type": Path, "help": "also write the figures here"})
+FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
+    "check": (
+        "test a domain without a model: gold answers must grade 1, silence 0",
+        "",
+        [
+            (("domain",), {"help": "my_domain.py:MyDomain, or knowledge"}),
+            (("--options",), {"default": "{}", "help": "its options, as JSON"}),
+        ],
+    ),
+    "judge": (
+        "how far the graders agree with known verdicts: accuracy, kappa, bias in points, by length of the answer",
+        "FILE holds JSON lines (also .gz): {question, gold, answer, right}.",
+        [(("file",), {"type": Path}), JSON],
+    ),
+    "noise": (
+        "how much of a reward is the edit and how much is luck (seed, questions), and how far selection can be trusted",
+        "SOURCE is a run folder whose edits were tried under several seeds (--inner.seeds 3), or one of SEAL's result files.",
+        [(("source",), {"type": Path}), JSON],
+    ),
+    "report": (
+        "one page per run, and the table over several runs (seeds)",
+        "",
+        [
+            (("runs",), {"nargs": "+", "type": Path, "help": "run folders"}),
+            JSON,
+            (("--figure",), {"type": Path, "help": "also draw the table here (.png, .svg or .pdf)"}),
+        ],
+    ),
+}
+"""Commands that take files and flags instead of settings: what each does, more of it, and its arguments; :mod:`seal.commands` runs
+them."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did its work, 2 if the user has something to put right, 130 if interrupted."""
     try:
@@ -74,43 +109,21 @@ def _parser() -> argparse.ArgumentParser:
         "one passage, everything shown: prompt, edits, training rows, answers before and after, reward",
         "--task N picks the task, --policy DIR a trained policy.",
     )
-    check = add("check", "test a domain without a model: gold answers must grade 1, silence 0", settings=False)
-    check.add_argument("domain", help="my_domain.py:MyDomain, or knowledge")
-    check.add_argument("--options", default="{}", help="its options, as JSON")
-    judge = add(
-        "judge",
-        "how far the graders agree with known verdicts: accuracy, kappa, bias in points, by length of the answer",
-        "FILE holds JSON lines (also .gz): {question, gold, answer, right}.",
-        settings=False,
-    )
-    judge.add_argument("file", type=Path)
-    judge.add_argument("--json", type=Path, help="also write the figures here")
-    noise = add(
-        "noise",
-        "how much of a reward is the edit and how much is luck (seed, questions), and how far selection can be trusted",
-        "SOURCE is a run folder whose edits were tried under several seeds (--inner.seeds 3), or one of SEAL's result files.",
-        settings=False,
-    )
-    noise.add_argument("source", type=Path)
-    noise.add_argument("--json", type=Path, help="also write the figures here")
-    report = add("report", "one page per run, and the table over several runs (seeds)", settings=False)
-    report.add_argument("runs", nargs="+", type=Path, help="run folders")
-    report.add_argument("--json", type=Path, help="also write the table here")
-    report.add_argument("--figure", type=Path, help="also draw the table here (.png, .svg or .pdf)")
+    for name, (text, more, arguments) in FILE_COMMANDS.items():
+        sub = add(name, text, more, settings=False)
+        for flags, options in arguments:
+            sub.add_argument(*flags, **options)
     return parser
 
 
 def _run(argv: list[str]) -> int:
     with_settings = argv[:1] and argv[0] in COMMANDS and not {"-h", "--help"} & set(argv)
     args = _parser().parse_args(argv[:1] if with_settings else argv)  # settings are not argparse's to read
-    if args.command == "check":
-        return _check(args.domain, args.options)
-    if args.command == "judge":
-        return _judge(args.file, args.json)
-    if args.command == "noise":
-        return _noise(args.source, args.json)
-    if args.command == "report":
-        return _report(args.runs, args.json, args.figure)
+    if args.command in FILE_COMMANDS:
+        from seal import commands
+
+        _offline_quiet()
+        return int(getattr(commands, args.command)(args))
     own, settings = _own_flags(args.command, argv[1:])
     from seal.config import load_config
 
@@ -227,12 +240,13 @@ def control_of(config: Any) -> Any:
 def _eval(config: Any, own: dict[str, Any]) -> int:
     import time
 
+    from seal.commands import command_line, must_be_new, print_table
     from seal.evaluate import CONTROL, Evaluation
     from seal.report import write_report
     from seal.results import run_record, summarise
     from seal.store import read_json, write_whole
 
-    _must_be_new(own["json"])
+    must_be_new(own["json"])
     store = _open(config)
     missing = [r for r in range(1, config.rounds + 1) if not (store.folder / f"seal/round-{r}/policy").exists()]
     if missing:
@@ -251,8 +265,8 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     record = read_json(path)
     if control and not any(s["setting"] == CONTROL for s in record["settings"]):
         raise SealError(f"{path} was made before the control was trained: move it and the report away, and run this again")
-    summary = summarise([record], _command())
-    _print_table(summary)
+    summary = summarise([record], command_line())
+    print_table(summary)
     if own["json"]:
         write_whole(Path(own["json"]), json.dumps(summary, indent=1) + "\n")
     if split == "eval":
@@ -262,25 +276,11 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     return 0
 
 
-def _must_be_new(*paths: Path | str | None) -> None:
-    """Nothing is overwritten, and that is said before the work is done.
-
-    Raises:
-        SealError: one of the files to be written is there already.
-    """
-    for path in paths:
-        if path and Path(path).exists():
-            raise SealError(f"{path} exists already, and nothing is overwritten: give another name, or move it away")
-
-
-def _command() -> str:
-    return " ".join(["seal", *sys.argv[1:]])
-
-
 def _demo(config: Any, own: dict[str, Any]) -> int:
+    from seal.commands import must_be_new
     from seal.loop import run
 
-    _must_be_new(own["json"])
+    must_be_new(own["json"])
     store = _open(config)
     say = (
         f"SEAL on {config.model.name}: {config.rounds} rounds of {config.tasks_per_round} tasks × {config.edits_per_task} edits"
@@ -292,107 +292,10 @@ def _demo(config: Any, own: dict[str, Any]) -> int:
     return _eval(config, own)
 
 
-def _print_table(summary: dict[str, Any]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from seal.progress import Console
-    from seal.results import difference_lines, table_lines
-
-    head, *rows = table_lines(summary)
-    table = Table(*head, box=box.SIMPLE_HEAD)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row, style="bold" if row[0].startswith("SEAL round") else None)
-    n = summary["rows"][0]
-    width = sum(max(map(len, column)) for column in zip(head, *rows, strict=True)) + 4 * len(head)
-    console = Console(width=None if sys.stdout.isatty() else width)
-    console.print(f"{n['n_passages']} held-out tasks, {n['n_questions']} questions:")
-    console.print(table)
-    for line in difference_lines(summary):
-        console.print("  " + line, highlight=False)
-
-
 def _try(config: Any, own: dict[str, Any]) -> int:
     from seal.show import show_task
 
     show_task(config, own["task"], own["policy"])
-    return 0
-
-
-def _check(name: str, options: str) -> int:
-    from seal.check import check_domain
-    from seal.domains import load_domain
-
-    try:
-        parsed = json.loads(options)
-    except json.JSONDecodeError as error:
-        raise SealError(f"--options is not JSON: {error}") from error
-    for line in check_domain(load_domain(name, parsed)):
-        print(line)
-    return 0
-
-
-def _judge(file: Path, out: Path | None) -> int:
-    from rich import box
-    from rich.table import Table
-
-    from seal.judge import judge_graders, read_verdicts
-    from seal.progress import Console
-    from seal.store import write_whole
-
-    _must_be_new(out)
-    report = judge_graders(read_verdicts(file))
-    table = Table("grader", "answers of", "n", "accuracy", "kappa", "bias, points", box=box.SIMPLE_HEAD)
-    for name, rows in report.items():
-        for label, row in rows.items():
-            table.add_row(name, label, str(row["n"]), f"{row['accuracy']:.3f}", f"{row['kappa']:.3f}", f"{row['bias']:+.1f}")
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
-    if out:
-        write_whole(out, json.dumps({"command": _command(), "graders": report}, indent=1) + "\n")
-    return 0
-
-
-def _noise(source: Path, out: Path | None) -> int:
-    from seal.noise import read_scores, report
-    from seal.store import write_whole
-
-    _must_be_new(out)
-    found = report(read_scores(source))
-    for name, value in found.items():
-        if isinstance(value, dict):
-            print(f"{name}:")
-            for inner, number in value.items():
-                print(f"  {inner:<32} {number:g}")
-        else:
-            print(f"{name:<34} {value:g}")
-    if out:
-        write_whole(out, json.dumps({"command": _command(), **found}, indent=1) + "\n")
-    return 0
-
-
-def _report(runs: list[Path], out: Path | None, figure: Path | None) -> int:
-    from seal.report import accuracy_figure, write_report
-    from seal.results import load_runs, summarise
-    from seal.store import write_whole
-
-    _must_be_new(out, figure)
-    if figure and (figure.suffix not in (".png", ".svg", ".pdf") or not figure.parent.is_dir()):
-        raise SealError(f"cannot draw {figure}: the folder must be there, and the name end in .png, .svg or .pdf")
-    summary = summarise(load_runs(runs), _command())
-    _print_table(summary)
-    if out:
-        write_whole(out, json.dumps(summary, indent=1) + "\n")
-    if figure:
-        try:
-            accuracy_figure(summary).savefig(figure, dpi=160)
-        except (OSError, ValueError) as error:
-            raise SealError(f"cannot draw {figure}: {error}") from error
-    for run in runs:
-        if not (run / "report.html").exists():
-            write_report(run)
-        print(f"report: {run / 'report.html'}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """What the embedded grid model is made of: puzzles of known families, and self-edits in JSON of every kind; and its tokenizer.
 
 A document is one training row. *Puzzles* stand in the very format of the inner loop's rows and of the test; loss falls on the
-outputs (in one of six on everything). *Edits*: the prompt for a self-edit with a puzzle's demonstrations, and a JSON object drawn
+outputs (in one of six, later twelve, on everything). *Edits*: the prompt for a self-edit with a puzzle's demonstrations, and a JSON object drawn
 from a broad distribution that knows nothing of the puzzle, so that the untrained policy is diverse and mediocre.
 """
 
@@ -27,6 +27,8 @@ EDITS = 0.15
 """Share of documents that are self-edits."""
 SINGLE = 0.6
 """Share of puzzles that are of a single rule: two in a row are learnt after their parts."""
+LATE = 150_000
+"""Documents after which single rules are known: more pairs, more demonstrations, and fewer self-edits, whose form is known too."""
 EARLY = 30_000
 """Documents of the first phase: single rules on small grids, and no self-edits, because reading a rule off demonstrations comes
 from what is dense in them."""
@@ -51,17 +53,17 @@ def random_edit(rng: random.Random) -> str:
 def parts(index: int, seed: int, singles: list[Family], pairs: list[Family]) -> list[tuple[str, bool]]:
     """Document number ``index``: pieces of text, and whether loss falls on them."""
     rng = random.Random(f"grids {seed} {index}")
-    early = index < EARLY
-    family = rng.choice(singles if early or rng.random() < SINGLE else pairs)
-    n_shown = rng.choices((2, 3, 4, 5), (1, 4, 3, 2))[0]
+    early, late = index < EARLY, index >= LATE
+    family = rng.choice(singles if early or rng.random() < (0.45 if late else SINGLE) else pairs)
+    n_shown = rng.choices((2, 3, 4, 5, 6), (1, 3, 3, 2, 2) if late else (1, 4, 3, 2, 0))[0]
     made = puzzle(family, f"pretrain {seed} {index}", n_shown, rng.choice((3, 4)) if early else rng.choice((4, 5, 6)))
     if rng.random() < 0.3:  # as the inner loop's augmentations leave them
         made = made.map(rng.choice(TURNS).apply)
     if rng.random() < 0.5:
         made = made.map(colour_permutation(rng).apply)
-    if not early and rng.random() < EDITS:
+    if not early and rng.random() < (EDITS / 3 if late else EDITS):
         return [(edit_prompt(made, rng), False), (random_edit(rng), True)]
-    whole = rng.random() < 1 / 6
+    whole = rng.random() < (1 / 12 if late else 1 / 6)
     found = []
     for pair in (*made.demonstrations, made.test):
         found += [(f"Input:\n{as_digits(pair.input)}\nOutput:\n", whole), (as_digits(pair.output), True), ("\n\n", whole)]

@@ -87,6 +87,8 @@ def _load(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise SealError(f"there is no file {path}") from error
+    except OSError as error:
+        raise SealError(f"{path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SealError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict):
