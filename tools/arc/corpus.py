@@ -76,15 +76,15 @@ def edit_prompt(made: Puzzle, rng: random.Random) -> str:
     return domain.prompt(Task("made", {"train": pairs})).text
 
 
-def documents(seed: int, first: int = 0) -> Iterator[list[tuple[str, bool]]]:
-    """The endless corpus of a seed, from document number ``first`` on."""
+def documents(seed: int, first: int = 0, stride: int = 1) -> Iterator[list[tuple[str, bool]]]:
+    """The endless corpus of a seed, from document number ``first`` on, every ``stride``-th."""
     known = known_families()
     singles = [f for f in known if ", then " not in f.name]
     pairs = [f for f in known if ", then " in f.name]
     index = first
     while True:
         yield parts(index, seed, singles, pairs)
-        index += 1
+        index += stride
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

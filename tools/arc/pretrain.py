@@ -23,7 +23,7 @@ from seal.domains.grids import as_digits
 
 HERE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(HERE / "tools"))
-from trainer import arguments, train  # noqa: E402
+from trainer import RANK, WORLD, arguments, train  # noqa: E402
 
 Row = list[tuple[int, bool]]
 
@@ -37,7 +37,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, parts: list[tuple[str, bool]]) ->
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, labels) of rows of like length, about ``tokens`` a batch, from document number ``first`` on."""
-    source = corpus.documents(seed, first)
+    source = corpus.documents(seed, first + RANK, WORLD)
     rng = random.Random(seed)
     while True:
         rows = [encode(tokenizer, parts) for parts in islice(source, 1024)]
@@ -105,8 +105,9 @@ def main() -> None:
     )
     model = LlamaForCausalLM(config).to(args.device)
     last = train(model, batches(tokenizer, args.seed, args.tokens, args.first), args, lambda: examine(model, tokenizer))
-    tokenizer.save_pretrained(args.out)
-    write_card(args, last)
+    if RANK == 0:
+        tokenizer.save_pretrained(args.out)
+        write_card(args, last)
 
 
 def write_card(args: argparse.Namespace, last: dict[str, float]) -> None:
