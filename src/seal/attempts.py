@@ -12,15 +12,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from seal.config import InnerConfig, WriteConfig
+from seal.config import InnerConfig, RunConfig, WriteConfig
+from seal.domains import load_domain
 from seal.domains.base import SPLITS, Domain
 from seal.models.engine import Sampling, ask, generate, log_likelihood
 from seal.models.fit import Room, room_for
-from seal.models.policy import Policy
+from seal.models.judge import LocalJudge
+from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, Trained, train_adapters
 from seal.progress import progress
 from seal.store import Stage
-from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, Task, seed_of
+from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, SealError, Task, seed_of
 from seal.writers import from_policy, sampling_of
 
 
@@ -33,6 +35,15 @@ class Trial:
     seed: int
     parsed: Edit | BadEdit
     recipe: Recipe
+
+
+def open_domain(config: RunConfig) -> Domain:
+    """The domain of a run, with its judge loaded where that is a local model."""
+    domain = load_domain(config.domain.name, config.domain.options)
+    if domain.judge_model:
+        m = config.model
+        domain.judge = LocalJudge(load_policy(domain.judge_model, m.device, m.dtype, m.bf16, m.threads, m.quantize))
+    return domain
 
 
 def fingerprints(domain: Domain) -> dict[str, str]:
@@ -121,7 +132,22 @@ def unadapted(policy: Policy, domain: Domain, tasks: Sequence[Task], config: Inn
         return ask(policy, [None] * len(tasks), [prompts_of(domain.queries(t)) for t in tasks], answering(domain, config))
 
     answers = stage.once("before", compute)
-    return {t.id: domain.grade(t, a) for t, a in zip(tasks, answers, strict=True)}
+    return {t.id: g for t, g in zip(tasks, graded(domain, tasks, answers), strict=True)}
+
+
+def graded(domain: Domain, tasks: Sequence[Task], answers: Sequence[Sequence[str]]) -> list[Grade]:
+    """Grades that must be there, to compare with.
+
+    Raises:
+        SealError: a judge did not give them all.
+    """
+    grades = domain.grade_all(tasks, answers)
+    known = [g for g in grades if g is not None]
+    if len(known) < len(grades):
+        raise SealError(
+            f"the judge left {len(grades) - len(known)} of {len(grades)} tasks ungraded; run the same command again to go on"
+        )
+    return known
 
 
 def answering(domain: Domain, config: InnerConfig) -> Sampling:
@@ -164,20 +190,19 @@ def _try_wave(
     queries = [domain.queries(t.task) for t, _ in adapted]
     answers = ask(policy, adapters, [prompts_of(q) for q in queries], answering(domain, config), room.slots)
     likelihoods = log_likelihood(policy, adapters, queries, room.slots)
-    asked = {id(t): (a, lls) for (t, _), a, lls in zip(adapted, answers, likelihoods, strict=True)}
+    grades = domain.grade_all([t.task for t, _ in adapted], answers)
+    asked = {id(t): x for (t, _), *x in zip(adapted, answers, likelihoods, grades, strict=True)}
     outcomes = {id(t): r for t, r in zip(good, trained, strict=True)}
     seconds = (time.monotonic() - start) / max(1, len(trials))
     return [
-        replace(_attempt(domain, t, outcomes.get(id(t)), asked.get(id(t)), before[t.task.id], config), seconds=seconds)
-        for t in trials
+        replace(_attempt(t, outcomes.get(id(t)), asked.get(id(t)), before[t.task.id], config), seconds=seconds) for t in trials
     ]
 
 
 def _attempt(
-    domain: Domain,
     trial: Trial,
     outcome: Trained | None,
-    asked: tuple[list[str], list[float]] | None,
+    asked: Sequence[Any] | None,
     before: Grade,
     config: InnerConfig,
 ) -> Attempt:
@@ -215,8 +240,21 @@ def _attempt(
             kinds=before.kinds,
             loss=outcome.loss if all(map(math.isfinite, outcome.loss)) else (0.0, 0.0),
         )
-    answers, lls = asked
-    grade = domain.grade(trial.task, answers)
+    answers, lls, grade = asked
+    silent = sum(not a.strip() for a in answers) / max(1, len(answers))
+    if grade is None:
+        zeros, reason = tuple(0.0 for _ in before.scores), "the judge gave no verdict"
+        ungraded: dict[str, Any] = {"status": "ungraded", "reason": reason, "reward": None, "after": before.score}
+        return Attempt(
+            **common,
+            **done,
+            **ungraded,
+            answers=tuple(answers),
+            scores=zeros,
+            kinds=before.kinds,
+            silent=silent,
+            loss=outcome.loss,
+        )
     likely = sum(math.exp(ll) for ll in lls) / max(1, len(lls))
     return Attempt(
         **common,
@@ -228,7 +266,7 @@ def _attempt(
         answers=tuple(answers),
         scores=grade.scores,
         kinds=grade.kinds,
-        silent=sum(not a.strip() for a in answers) / max(1, len(answers)),
+        silent=silent,
         log_likelihood=sum(lls) / max(1, len(lls)),
         loss=outcome.loss,
     )

@@ -23,7 +23,80 @@ Settings come from a TOML file named after @, then from flags over it, dotted wh
 
 Flags = tuple[tuple[str, ...], dict[str, Any]]
 JSON: Flags = (("--json",), {"type": Path, "help": "also write the figures here"})
+MODEL: Flags = (("--model",), {"default": "atlas", "help": "hub name or folder of a causal LM (default: the embedded one)"})
+DEVICE: Flags = (("--device",), {"default": "cpu", "help": "cpu, cuda, cuda:1, mps"})
+DOCUMENTS: Flags = (
+    ("documents",),
+    {"nargs": "+", "metavar": "DOC", "help": "files or folders (.md .txt .html .pdf .docx), or - for standard input"},
+)
+TALK: list[Flags] = [
+    (("--adapter",), {"type": Path, "help": "a folder of `seal learn`, or an adapter in PEFT's format"}),
+    (("--model",), {"help": "the model, where the adapter does not name it"}),
+    DEVICE,
+    (("--topic",), {"help": "what the question is about (default: the title of a taught passage that the question names)"}),
+    (("--compare",), {"action": "store_true", "help": "answer without the adapter too"}),
+    (
+        ("--open-book",),
+        {
+            "nargs": "?",
+            "const": "",
+            "metavar": "DOC",
+            "help": "answer with the best passage in view, of DOC or of what was taught",
+        },
+    ),
+]
 FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
+    "learn": (
+        "teach a model documents: quiz, self-edits, adapter, and a card that says what it knows now",
+        "`seal learn handbook/ --out taught` reads the folder, lets the model draft a quiz and write self-edits of every passage, trains\n"
+        "one adapter on them and asks the quiz again. Exit code 1: the quiz does not show that it helped.",
+        [
+            DOCUMENTS,
+            (("--out",), {"type": Path, "required": True, "help": "a new folder for adapter, card and everything in between"}),
+            MODEL,
+            DEVICE,
+            (("--dtype",), {"choices": ["float32", "bfloat16"], "help": "precision of the frozen weights"}),
+            (("--policy",), {"metavar": "FOLDER", "help": "a policy that `seal train` made writes the edits"}),
+            (("--writer",), {"help": "who else writes the edits: http://host/v1#model, or a JSON file of completions"}),
+            (
+                ("--prompt",),
+                {"help": "implications, rewrite, self-qa, …, or a template (or its file) with {title} and {context}"},
+            ),
+            (("--edits",), {"type": int, "help": "self-edits per passage (5)"}),
+            (("--keep",), {"type": int, "help": "try each edit by itself and keep so many of the best (all, untried)"}),
+            (("--questions",), {"type": int, "help": "quiz questions per passage, at most (8)"}),
+            (("--passage-tokens",), {"type": int, "help": "longest passage (384)"}),
+            (
+                ("--per-document",),
+                {"action": "store_const", "const": True, "help": "one adapter per document, not one for all"},
+            ),
+            (("--learning-rate",), {"type": float}),
+            (("--epochs",), {"type": float}),
+            (("--rank",), {"type": int}),
+            (("--batch-size",), {"type": int}),
+            (("--seed",), {"type": int}),
+        ],
+    ),
+    "ask": (
+        "ask a taught model one question, without the documents",
+        "`seal ask QUESTION --adapter taught --compare` shows the answers with and without what it was taught.",
+        [(("question",), {}), *TALK],
+    ),
+    "chat": ("ask a taught model one question after another (each line is one by itself)", "", TALK),
+    "quiz": (
+        "draft questions for documents that have none, as a file that `seal train` takes",
+        "The model asks with the passage in view, and keeps the questions that it answers the same way again. Look through the file before you\n"
+        'trust it; then: seal train --domain.options \'{"source": "quiz.json", "grader": "string", "sizes": {...}}\'',
+        [
+            DOCUMENTS,
+            (("--out",), {"type": Path, "required": True, "help": "a new file"}),
+            MODEL,
+            DEVICE,
+            (("--questions",), {"type": int, "default": 8, "help": "per passage, at most"}),
+            (("--passage-tokens",), {"type": int, "default": 384}),
+            (("--seed",), {"type": int, "default": 0}),
+        ],
+    ),
     "check": (
         "test a domain without a model: gold answers must grade 1, silence 0",
         "",
@@ -35,7 +108,12 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
     "judge": (
         "how far the graders agree with known verdicts: accuracy, kappa, bias in points, by length of the answer",
         "FILE holds JSON lines (also .gz): {question, gold, answer, right}.",
-        [(("file",), {"type": Path}), JSON],
+        [
+            (("file",), {"type": Path}),
+            (("--grader",), {"action": "append", "default": [], "help": "a judge too: http://host/v1#model, or hf:MODEL"}),
+            (("--limit",), {"type": int, "help": "look at the first so many verdicts only (a judge takes its time)"}),
+            JSON,
+        ],
     ),
     "noise": (
         "how much of a reward is the edit and how much is luck (seed, questions), and how far selection can be trusted",

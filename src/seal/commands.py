@@ -74,7 +74,8 @@ def judge(args: Namespace) -> int:
     from seal.store import write_whole
 
     must_be_new(args.json)
-    report = judge_graders(read_verdicts(args.file))
+    judges = {name: load_judge(name) for name in args.grader}
+    report = judge_graders(read_verdicts(args.file)[: args.limit], judges)
     table = Table("grader", "answers of", "n", "accuracy", "kappa", "bias, points", box=box.SIMPLE_HEAD)
     for name, rows in report.items():
         for label, row in rows.items():
@@ -83,6 +84,24 @@ def judge(args: Namespace) -> int:
     if args.json:
         write_whole(args.json, json.dumps({"command": command_line(), "graders": report}, indent=1) + "\n")
     return 0
+
+
+def load_judge(name: str) -> Any:
+    """A judge by name: ``http://host/v1#model``, or ``hf:MODEL``.
+
+    Raises:
+        SealError: it is neither, or cannot be loaded.
+    """
+    from seal.endpoint import EndpointJudge, is_endpoint
+
+    if is_endpoint(name):
+        return EndpointJudge(name)
+    if not name.startswith("hf:"):
+        raise SealError(f"no judge is named {name!r}: say http://…#model, or hf:MODEL")
+    from seal.models.judge import LocalJudge
+    from seal.models.policy import load_policy
+
+    return LocalJudge(load_policy(name.removeprefix("hf:"), threads="auto"))
 
 
 def noise(args: Namespace) -> int:
@@ -129,3 +148,114 @@ def report(args: Namespace) -> int:
             write_report(run)
         print(f"report: {run / 'report.html'}")
     return 0
+
+
+def learn(args: Namespace) -> int:
+    """``seal learn``: teach a model documents, and prove what it knows."""
+    from seal.learn import default_config
+    from seal.learn import learn as teach
+    from seal.types import Recipe
+
+    names = (
+        "device",
+        "dtype",
+        "policy",
+        "writer",
+        "prompt",
+        "edits",
+        "keep",
+        "questions",
+        "passage_tokens",
+        "per_document",
+        "seed",
+    )
+    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if args.prompt and Path(args.prompt).is_file():
+        given["prompt"] = Path(args.prompt).read_text("utf-8")
+    try:
+        config = default_config(args.model, **given)
+        recipe = {n: v for n in ("learning_rate", "epochs", "rank", "batch_size") if (v := getattr(args, n)) is not None}
+        recipe |= {"alpha": 2 * args.rank} if args.rank else {}
+        recipe = Recipe.model_validate({**config.recipe.model_dump(), **recipe}).model_dump()
+        config = type(config).model_validate({**config.model_dump(), "recipe": recipe})
+    except ValueError as error:
+        raise SealError(_first_of(error)) from error
+    card = teach(config, args.documents, args.out)
+    print((args.out / "README.md").read_text("utf-8").split("---\n", 2)[-1].strip())
+    print(f"\ncard: {args.out / 'README.md'}")
+    return 0 if card.get("keep", True) else 1
+
+
+def _first_of(error: ValueError) -> str:
+    """The first thing that pydantic found wrong, in one sentence."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']} (given: {str(first['input'])[:80]!r})"
+
+
+def quiz(args: Namespace) -> int:
+    """``seal quiz``: passages of documents with questions that the model drafts, as a file that ``seal train`` takes."""
+    from seal.domains.documents import read_documents
+    from seal.models.policy import load_policy
+    from seal.progress import progress
+    from seal.quiz import draft_quiz
+    from seal.store import write_whole
+
+    must_be_new(args.out)
+    policy = load_policy(args.model, args.device, bf16="auto", threads="auto")
+    budget = min(args.passage_tokens, policy.context // 3)
+    passages = list(read_documents(args.documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
+    rows = []
+    with progress("draft questions", len(passages)) as advance:
+        for start in range(0, len(passages), 16):
+            some = passages[start : start + 16]
+            for passage, record in zip(some, draft_quiz(policy, some, args.questions, args.seed), strict=True):
+                if record["questions"]:
+                    rows.append({"title": passage["title"], "context": passage["context"], "questions": record["questions"]})
+            advance(len(some))
+    if not rows:
+        raise SealError(f"{args.model} drafted no sound question for any of {len(passages)} passages")
+    write_whole(args.out, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    print(f"{sum(len(r['questions']) for r in rows)} questions on {len(rows)} of {len(passages)} passages: {args.out}")
+    return 0
+
+
+def ask(args: Namespace) -> int:
+    """``seal ask``: one question."""
+    talk = _talk(args)
+    found = list(talk.answers(args.question, args.topic or "", args.compare, args.open_book is not None))
+    _say(found)
+    return 0
+
+
+def chat(args: Namespace) -> int:
+    """``seal chat``: one question after another, until the end of the input."""
+    talk = _talk(args)
+    if sys.stdin.isatty():
+        print("Each line is a question of its own; an empty line or Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            question = input("? " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return 0
+        if not question:
+            return 0
+        _say(list(talk.answers(question, args.topic or "", args.compare, args.open_book is not None)))
+
+
+def _talk(args: Namespace) -> Any:
+    from seal.domains.documents import read_documents
+    from seal.talk import Talk
+
+    words = 300  # of a passage in view; a tokenizer is not at hand yet
+    documents = list(read_documents([args.open_book], words, lambda text: len(text.split()))) if args.open_book else []
+    return Talk(args.adapter, args.model, args.device, documents)
+
+
+def _say(found: list[tuple[str, str]]) -> None:
+    width = max(len(who) for who, _ in found)
+    for who, answer in found:
+        print(f"{who:<{width}}  {answer or '(silence)'}" if len(found) > 1 else answer)

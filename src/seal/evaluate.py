@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seal.attempts import answering, fingerprints, prompts_of, try_edits, unadapted, write_edits
+from seal.attempts import answering, fingerprints, graded, open_domain, prompts_of, try_edits, unadapted, write_edits
 from seal.config import InnerConfig, RunConfig
-from seal.domains import load_domain
 from seal.domains.base import Domain
 from seal.loop import load_base, load_round
 from seal.models.engine import ask
 from seal.models.policy import Policy
 from seal.store import Stage, Store
-from seal.types import Attempt, Grade, Task, seed_of
+from seal.types import Attempt, Grade, SealError, Task, seed_of
 from seal.writers import from_file
 
 BASE, OPEN, ORACLE, FILE = "base", "open book", "oracle", "file of edits"
@@ -50,7 +49,7 @@ class Evaluation:
 
     def __init__(self, config: RunConfig, store: Store, split: str) -> None:
         self.config, self.store, self.split = config, store, split
-        self.domain: Domain = load_domain(config.domain.name, config.domain.options)
+        self.domain: Domain = open_domain(config)
         store.begun_with(fingerprints(self.domain))
         self.tasks = list(self.domain.tasks(split))
         e = config.eval
@@ -118,7 +117,7 @@ class Evaluation:
     def unedited(self, setting: str) -> Result:
         """What the trained policy answers by itself: what it learnt of the tasks by imitating edits, not from an edit."""
         answers = self.stage(setting).once("before", list)
-        grades = [self.domain.grade(t, a) for t, a in zip(self.tasks, answers, strict=True)]
+        grades = graded(self.domain, self.tasks, answers)
         return _from_grades(UNEDITED, grades, answers, time.monotonic())
 
     def untouched(self) -> Result:
@@ -135,7 +134,7 @@ class Evaluation:
                 self.base, [None] * len(queries), [prompts_of(q) for q in queries], answering(self.domain, self.config.inner)
             ),
         )
-        grades = [self.domain.grade(t, a) for t, a in zip(self.tasks, answers, strict=True)]
+        grades = graded(self.domain, self.tasks, answers)
         return _from_grades(OPEN, grades, answers, start)
 
     def policy_edits(self, setting: str, policy: Policy, adapt: Policy | None = None) -> Result:
@@ -190,10 +189,17 @@ def _from_grades(setting: str, grades: Sequence[Grade], answers: Sequence[Sequen
 
 
 def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attempt], note: str = "") -> Result:
-    """Attempts averaged within their task."""
+    """Attempts averaged within their task; ungraded ones are left out.
+
+    Raises:
+        SealError: a task has no graded attempt.
+    """
     by_task: dict[str, list[Attempt]] = {t.id: [] for t in tasks}
+    attempts = [a for a in attempts if a.status != "ungraded"]
     for attempt in attempts:
         by_task[attempt.task].append(attempt)
+    if empty := next((i for i, group in by_task.items() if not group), None):
+        raise SealError(f"{setting}: the judge left every edit of the task {empty} ungraded, so it has no score")
     groups = list(by_task.values())
     kinds = {
         k: [sum(found) / len(found) for g in groups if (found := _known(_mean_of_kind(a.scores, a.kinds, k) for a in g))]

@@ -7,7 +7,7 @@ import json
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +98,35 @@ GRADERS = {"exact": exact, "string": string_rule}
 
 
 @dataclass(frozen=True)
+class Item:
+    """An answer to be judged."""
+
+    question: str
+    gold: str
+    answer: str
+
+
+Judge = Callable[[Sequence[Item]], list[bool | None]]
+"""A judge that is a model: verdicts on many answers at once; ``None`` is *ungraded*, never to be read as wrong."""
+
+
+def judge_prompt(item: Item) -> str:
+    """How a model is asked for a verdict. The answer is whatever a model wrote, so it stands apart, and cut to a sensible length."""
+    return (
+        "Is the answer right? It is right if it says what the correct answer says, in whatever words; more than that does no harm, "
+        "unless it contradicts it.\n\n"
+        f"Question: {item.question}\nCorrect answer: {item.gold}\nAnswer: {' '.join(item.answer.split())[:1000]}\n\n"
+        "Reply with one word, yes or no."
+    )
+
+
+def verdict_of(text: str) -> bool | None:
+    """The verdict in a judge's reply; ``None`` if it is neither yes nor no."""
+    found = re.match(r"\W*(yes|no)\b", text.strip(), flags=re.IGNORECASE)
+    return None if found is None else found[1].lower() == "yes"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """An answer with what a trusted judge said of it."""
 
@@ -145,15 +174,29 @@ LENGTHS = ((1, 3), (4, 8), (9, 16), (17, 32), (33, 10**9))
 """Answers by their number of words."""
 
 
-def judge_graders(verdicts: Sequence[Verdict]) -> dict[str, dict[str, dict[str, float]]]:
-    """For each grader its :func:`agreement` over all answers, and for those of each length."""
+def judge_graders(
+    verdicts: Sequence[Verdict], judges: Mapping[str, Judge] | None = None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """For each grader its :func:`agreement` over all answers, and for those of each length. Of what a judge left ungraded only the
+    number is told."""
+    found: dict[str, list[bool | None]] = {
+        name: [grader(v.question, v.gold, v.answer) for v in verdicts] for name, grader in GRADERS.items()
+    }
+    items = [Item(v.question, v.gold, v.answer) for v in verdicts]
+    found |= {name: judge(items) for name, judge in (judges or {}).items()}
     report = {}
-    for name, grader in GRADERS.items():
-        found = [grader(v.question, v.gold, v.answer) for v in verdicts]
-        report[name] = {"all": agreement(found, [v.right for v in verdicts])}
+    for name, given in found.items():
+        graded = [i for i, x in enumerate(given) if x is not None]
+        if not graded:
+            raise SealError(f"the judge {name} gave no verdict that is yes or no")
+        report[name] = {"all": _agreement(given, verdicts, graded) | {"ungraded": len(given) - len(graded)}}
         for low, high in LENGTHS:
-            mine = [i for i, v in enumerate(verdicts) if low <= len(v.answer.split()) <= high]
+            mine = [i for i in graded if low <= len(verdicts[i].answer.split()) <= high]
             if mine:
                 label = f"{low} to {high} words" if high < 10**9 else f"{low} words and more"
-                report[name][label] = agreement([found[i] for i in mine], [verdicts[i].right for i in mine])
+                report[name][label] = _agreement(given, verdicts, mine)
     return report
+
+
+def _agreement(given: Sequence[bool | None], verdicts: Sequence[Verdict], places: Sequence[int]) -> dict[str, float]:
+    return agreement([bool(given[i]) for i in places], [verdicts[i].right for i in places])

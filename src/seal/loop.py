@@ -7,9 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from seal.attempts import fingerprints, try_edits, understand, write_edits
+from seal.attempts import fingerprints, open_domain, try_edits, understand, write_edits
 from seal.config import InnerConfig, RunConfig
-from seal.domains import load_domain
 from seal.domains.base import Domain
 from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, train_adapters
@@ -23,7 +22,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
 
     ``branch`` names this loop inside the run; a control is another branch with another way to select.
     """
-    domain = load_domain(config.domain.name, config.domain.options)
+    domain = open_domain(config)
     store.begun_with(fingerprints(domain))
     policy = load_base(config)
     for r in range(1, config.rounds + 1):

@@ -70,7 +70,7 @@ def round_rewards(folder: Path, branch: str, rounds: int) -> list[dict[str, floa
     each task, of the unadapted model, and the share of bad edits."""
     out = []
     for r in range(1, rounds + 1):
-        rows = attempts_of(folder / branch / f"round-{r}")
+        rows = [x for x in attempts_of(folder / branch / f"round-{r}") if x["reward"] is not None]
         if not rows:
             continue
         by_task: dict[str, list[dict[str, Any]]] = {}

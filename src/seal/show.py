@@ -6,9 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from seal.attempts import try_edits
+from seal.attempts import open_domain, try_edits
 from seal.config import RunConfig
-from seal.domains import load_domain
 from seal.models.policy import load_policy
 from seal.store import Stage
 from seal.types import Edit, SealError, seed_of
@@ -24,7 +23,7 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
     from seal.progress import Console
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    domain = load_domain(config.domain.name, config.domain.options)
+    domain = open_domain(config)
     tasks = domain.tasks("eval")
     if not 0 <= number < len(tasks):
         raise SealError(f"--task {number}: the held-out tasks are numbered 0 to {len(tasks) - 1}")

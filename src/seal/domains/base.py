@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seal.judge import Judge
 from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, SealError, Task
 
 SPLITS = ("train", "select", "eval")
@@ -48,6 +49,15 @@ class Domain(ABC):
     @abstractmethod
     def grade(self, task: Task, answers: Sequence[str]) -> Grade:
         """The score of one answer per query. Gold answers grade 1, silence grades 0."""
+
+    judge: Judge | None = None
+    """A model that grades, where the domain has one; whoever loads models sets it (:func:`seal.attempts.open_domain`)."""
+    judge_model = ""
+    """The model that is to be loaded as the judge; empty for none."""
+
+    def grade_all(self, tasks: Sequence[Task], answers: Sequence[Sequence[str]]) -> list[Grade | None]:
+        """Grades of many tasks at once, which a judge behind an endpoint does side by side. ``None``: *ungraded*."""
+        return [self.grade(t, a) for t, a in zip(tasks, answers, strict=True)]
 
     # What a domain may offer beyond the five, for controls and baselines; the defaults offer nothing.
 

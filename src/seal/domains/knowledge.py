@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seal.domains import atlas, prompts
 from seal.domains.base import Domain, split_sizes
-from seal.judge import GRADERS
+from seal.endpoint import EndpointJudge, is_endpoint
+from seal.judge import GRADERS, Item
 from seal.types import BadEdit, Edit, Example, Grade, Prompt, Query, SealError, Task
 
 MAX_EDIT_CHARS = 20_000
@@ -36,7 +37,8 @@ class Knowledge(Domain):
         source: ``"atlas"`` for the invented world, or a JSON file of passages.
         prompt: the prompt variant: one of :data:`seal.domains.prompts.WRITE`, or the text of a template with
             ``{title}`` and ``{context}``.
-        grader: ``"exact"`` or ``"string"``.
+        grader: ``"exact"``, ``"string"``, or a judge: a model behind an endpoint (``http://localhost:8000/v1#name``), or
+            ``hf:NAME`` for one that is loaded here.
         sizes: tasks in each split; the passages of a file are dealt out by title, in an order drawn from the seed.
         seed: of the invented world and of the division of a file.
         passage_row: also train on the passage itself, with its title (the paper does).
@@ -63,10 +65,14 @@ class Knowledge(Domain):
             self.template.format(title="", context="")
         except (KeyError, ValueError, IndexError) as error:
             raise SealError(f"the prompt template has a slot other than {{title}} and {{context}}: {error}") from error
-        if grader not in GRADERS:
-            raise SealError(f"no grader is named {grader!r}; there are: {', '.join(GRADERS)}")
+        if is_endpoint(grader):
+            self.judge = EndpointJudge(grader)
+        elif grader.startswith("hf:"):
+            self.judge_model = grader.removeprefix("hf:")
+        elif grader not in GRADERS:
+            raise SealError(f"no grader is named {grader!r}; there are: {', '.join(GRADERS)}, http://…#model and hf:MODEL")
         self.qa = prompt == "self-qa"
-        self.grader = GRADERS[grader]
+        self.grader = GRADERS.get(grader, GRADERS["string"])
         self.sizes = split_sizes(sizes, {"train": 48, "select": 32, "eval": 64})
         self.seed = seed
         self.passage_row = passage_row
@@ -134,9 +140,18 @@ class Knowledge(Domain):
 
     def grade(self, task: Task, answers: Sequence[str]) -> Grade:
         questions = task.data["questions"]
-        scores = tuple(float(self.grader(q["question"], q["answer"], a)) for q, a in zip(questions, answers, strict=True))
-        kinds = tuple(q.get("kind", "all") for q in questions)
-        return Grade(sum(scores) / max(1, len(scores)), scores, kinds)
+        return _grade(task, [self.grader(q["question"], q["answer"], a) for q, a in zip(questions, answers, strict=True)])
+
+    def grade_all(self, tasks: Sequence[Task], answers: Sequence[Sequence[str]]) -> list[Grade | None]:
+        if self.judge is None:
+            return [self.grade(t, a) for t, a in zip(tasks, answers, strict=True)]
+        items = [
+            [Item(q["question"], q["answer"], a) for q, a in zip(t.data["questions"], row, strict=True)]
+            for t, row in zip(tasks, answers, strict=True)
+        ]
+        verdicts = iter(self.judge([item for row in items for item in row]))
+        rows = [[next(verdicts) for _ in row] for row in items]
+        return [None if None in row else _grade(t, [bool(v) for v in row]) for t, row in zip(tasks, rows, strict=True)]
 
     def oracle(self, task: Task) -> str | None:
         return task.data.get("oracle")
@@ -144,6 +159,11 @@ class Knowledge(Domain):
     def plain(self, task: Task) -> str | None:
         """The passage alone, as an edit that adds nothing to it: the row is there already."""
         return str(task.data["context"])
+
+
+def _grade(task: Task, right: Sequence[bool]) -> Grade:
+    scores = tuple(map(float, right))
+    return Grade(sum(scores) / max(1, len(scores)), scores, tuple(q.get("kind", "all") for q in task.data["questions"]))
 
 
 # --------------------------------------------------------------------------------------------------------------- files

@@ -32,3 +32,13 @@ ASK = "Answer the question in a few words.\nTopic: {title}\nQuestion: {question}
 
 ASK_OPEN = "Answer the question in a few words.\nTopic: {title}\nPassage: {context}\nQuestion: {question}\nAnswer:"
 """The same question with the passage in view: what the model can do by reading."""
+
+QUIZ = (
+    "Read the passage and write questions about it that can be answered in a few words, each with its answer, "
+    'as lines of the form "Question: … Answer: …".\n\n'
+    "Title: {title}\nPassage: {context}\n"
+)
+"""How a model is asked to draft a quiz; every question must name what it is about, so that it can be asked without the passage."""
+
+ASK_FREE = "Answer the question in a few words.\nQuestion: {question}\nAnswer:"
+"""A question whose topic nobody has named."""

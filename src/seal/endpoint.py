@@ -1,0 +1,130 @@
+"""Another model behind an OpenAI-compatible endpoint (vLLM, Ollama, llama.cpp's server, OpenAI): as a writer of edits, or as a judge.
+
+It is named ``http://localhost:8000/v1#model-name``. A key, where one is needed, comes from the environment (``SEAL_API_KEY``, else
+``OPENAI_API_KEY``), and is never written anywhere. Requests go out side by side, are tried again where they fail, and answers are kept on
+disk, so that nothing is paid for twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from seal.judge import Item, judge_prompt, verdict_of
+from seal.types import SealError
+
+SIDE_BY_SIDE = 8
+RETRIES = 5
+TIMEOUT = 120.0
+"""Seconds."""
+
+
+def is_endpoint(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+class Endpoint:
+    """A model behind ``url#model``.
+
+    Args:
+        name: ``url#model``.
+        cache: where answers are kept; ``None``: ``seal/endpoint.sqlite`` in the user's cache folder.
+        retries: how often a request that failed is sent again, after longer and longer waits.
+    """
+
+    def __init__(self, name: str, cache: Path | None = None, retries: int = RETRIES) -> None:
+        self.url, _, self.model = name.partition("#")
+        if not self.model:
+            raise SealError(f"{name!r} names no model: say it after the address, as in http://localhost:8000/v1#my-model")
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise SealError("a model behind an endpoint needs the package openai: pip install 'seal-lm[endpoint]'") from error
+        key = os.environ.get("SEAL_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        self.client = OpenAI(base_url=self.url, api_key=key, max_retries=retries, timeout=TIMEOUT)
+        self.cache = _Cache(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seal/endpoint.sqlite")
+
+    def write(self, prompts: Sequence[str], max_tokens: int, temperature: float = 0.0, sample: int = 0) -> list[str | None]:
+        """One text per prompt, in order; ``None`` where no answer came. ``sample`` tells apart draws of one prompt.
+
+        Raises:
+            SealError: no request came through at all: why the first did not.
+        """
+        reasons: list[str] = []
+
+        def one(prompt: str) -> str | None:
+            key = json.dumps([self.url, self.model, prompt, max_tokens, temperature, sample])
+            if (known := self.cache.get(key)) is not None:
+                return known
+            try:
+                answer = self._send(prompt, max_tokens, temperature, sample)
+            except Exception as error:  # of a client and a server of someone else's
+                reasons.append(f"{type(error).__name__}: {error}")
+                return None
+            self.cache.put(key, answer)
+            return answer
+
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            texts = list(pool.map(one, prompts))
+        if prompts and len(reasons) == len(prompts):
+            raise SealError(f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}")
+        return texts
+
+    def _send(self, prompt: str, max_tokens: int, temperature: float, sample: int) -> str:
+        reply: Any = self.client.chat.completions.create(
+            model=self.model,
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=sample,
+        )
+        return str(reply.choices[0].message.content or "")
+
+
+class EndpointJudge:
+    """A judge behind an endpoint."""
+
+    def __init__(self, name: str, cache: Path | None = None, retries: int = RETRIES) -> None:
+        self.endpoint = Endpoint(name, cache, retries)
+
+    def __call__(self, items: Sequence[Item]) -> list[bool | None]:
+        """A verdict per item; ``None`` where none came, or none that is yes or no."""
+        asked = [i for i, item in enumerate(items) if item.answer.strip()]
+        verdicts: list[bool | None] = [False] * len(items)  # silence is wrong, and needs no judge
+        texts = self.endpoint.write([judge_prompt(items[i]) for i in asked], max_tokens=8) if asked else []
+        for i, text in zip(asked, texts, strict=True):
+            verdicts[i] = None if text is None else verdict_of(text)
+        return verdicts
+
+
+class _Cache:
+    """Answers on disk, by a hash of what was asked."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.db = sqlite3.connect(path, check_same_thread=False)
+            self.db.execute("create table if not exists answers (key text primary key, answer text)")
+        except (OSError, sqlite3.Error) as error:
+            raise SealError(f"answers cannot be kept in {path}: {error}") from error
+        self.lock = threading.Lock()
+
+    def get(self, key: str) -> str | None:
+        with self.lock:
+            row = self.db.execute("select answer from answers where key = ?", (_hash(key),)).fetchone()
+        return str(row[0]) if row else None
+
+    def put(self, key: str, answer: str) -> None:
+        with self.lock, self.db:
+            self.db.execute("insert or replace into answers values (?, ?)", (_hash(key), answer))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

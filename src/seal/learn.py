@@ -1,0 +1,275 @@
+"""Teach a model documents: read them, let it draft a quiz and write self-edits, train an adapter, and prove what it knows now.
+
+::
+
+    OUT/learn.json            the settings, and what the documents were
+        passages.jsonl        what was read
+        chunks/0000/          quiz and self-edits of so many passages at a time, the reward of each edit where the best are kept
+        adapter/              PEFT's folder (or ``adapters/NAME``, one per document)
+        README.md card.json   what was read and written, what the model knows now, what got worse, what it cost
+
+What is on disk is done: the same command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from seal.attempts import try_edits, understand
+from seal.card import card_of, write_card
+from seal.config import InnerConfig, WriteConfig
+from seal.domains.documents import read_documents
+from seal.domains.knowledge import Knowledge
+from seal.domains.prompts import ASK, ASK_OPEN
+from seal.endpoint import Endpoint, is_endpoint
+from seal.judge import normalize, string_rule
+from seal.models.engine import Sampling, ask
+from seal.models.lora import Adapter, load_peft, save_peft
+from seal.models.policy import EMBEDDED, Policy, load_policy
+from seal.models.train import Job, Trained, train_adapters
+from seal.progress import progress
+from seal.quiz import ANSWER_TOKENS, draft_quiz
+from seal.store import Stage, read_json, write_whole
+from seal.types import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of
+from seal.writers import from_file, from_policy
+
+CHUNK = 16
+"""Passages worked on at a time: what a kill can lose, and what is held in memory of the texts written."""
+
+
+class LearnConfig(BaseModel):
+    """Everything a folder of ``seal learn`` depends on, but for the documents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "atlas"
+    device: str = "cpu"
+    dtype: str = "float32"
+    policy: str | None = None
+    """A folder with a SEAL-trained policy that writes the edits; the adapter is still of ``model``."""
+    writer: str | None = None
+    """Another writer of edits: an endpoint (``http://host/v1#model``), or a JSON file of ``{title, context, completions}``."""
+    prompt: str = "rewrite"
+    """The prompt variant for edits, or a template's text."""
+    edits: Annotated[int, Field(ge=1, le=64)] = 5
+    """Self-edits per passage."""
+    keep: Annotated[int, Field(ge=1)] | None = None
+    """Try every edit by itself on the practice half of the quiz, and keep so many of the best; ``None``: all, untried."""
+    questions: Annotated[int, Field(ge=0, le=64)] = 8
+    """Quiz questions per passage, at most; 0: no quiz, and no proof."""
+    passage_tokens: Annotated[int, Field(ge=16)] = 384
+    per_document: bool = False
+    """One adapter per document instead of one for all."""
+    recipe: Recipe = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=3e-4, epochs=4, batch_size=8)
+    seed: int = 0
+
+
+EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=4e-3, epochs=8, batch_size=8)
+"""What suits the small model that ships with the package (chosen on selection passages of its world)."""
+
+
+def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str, Any]:
+    """Teach ``config.model`` the documents; everything is written under ``out``. Returns the card.
+
+    Raises:
+        SealError: documents that cannot be read, a folder made with other settings, a model that does not load.
+    """
+    start = time.monotonic()
+    policy = load_policy(config.model, config.device, config.dtype, "auto", "auto")
+    writer = load_policy(config.policy, config.device, config.dtype, "auto") if config.policy else policy
+    if config.policy and len(writer.tokenizer) != len(policy.tokenizer):
+        raise SealError(
+            f"the policy {config.policy} is not of the same kind as the model {config.model}: their tokenizers differ"
+        )
+    passages = _read(config, documents, policy, out)
+    domain = Knowledge(prompt=config.prompt, grader="string")
+    parts = [passages[i : i + CHUNK] for i in range(0, len(passages), CHUNK)]
+    chunks = [Stage(out / f"chunks/{n:04d}") for n in range(len(parts))]
+    rows: dict[str, list[Example]] = {}
+    counts = {"edits": 0, "bad edits": 0, "rows": 0, "rows left out": 0}
+    with progress("write a quiz and edits", len(passages)) as advance:
+        for stage, some in zip(chunks, parts, strict=True):
+            quiz = _quiz(policy, some, config, stage)
+            texts = _edits(policy, writer, domain, some, quiz, config, stage)
+            for passage, record, mine in zip(some, quiz, texts, strict=True):
+                document = passage["source"] if config.per_document else ""
+                rows.setdefault(document, []).extend(_rows(domain, passage, record, mine, counts))
+            advance(len(some))
+    trained = _train(policy, rows, config, out)
+    adapters = {name: load_peft(_folder(out, name)) for name in trained}
+    answers = [_answers(policy, adapters, some, stage, config) for stage, some in zip(chunks, parts, strict=True)]
+    card = card_of(config.model_dump(mode="json"), passages, [s.once("quiz", list) for s in chunks], answers, counts, trained)
+    card["seconds"] = round(time.monotonic() - start, 1)
+    return write_card(out, card)
+
+
+def _read(config: LearnConfig, documents: Sequence[str], policy: Policy, out: Path) -> list[dict[str, Any]]:
+    """The passages; a folder is never continued with other settings or other documents."""
+    budget = min(config.passage_tokens, policy.context // 3)
+    passages = list(read_documents(documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
+    text = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in passages)
+    wanted = {**config.model_dump(mode="json"), "passages": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    if not (out / "learn.json").exists():
+        if out.exists() and any(out.iterdir()):
+            raise SealError(f"{out} holds other things: give --out a new folder")
+        write_whole(out / "passages.jsonl", text)
+        write_whole(out / "learn.json", json.dumps(wanted, indent=1))
+    found = read_json(out / "learn.json")
+    if changed := next((k for k in wanted if found.get(k) != wanted[k]), None):
+        raise SealError(f"{out} was begun with other {changed.replace('_', ' ')}: give --out a new folder, or run it as it was")
+    return passages
+
+
+def _quiz(policy: Policy, passages: Sequence[dict[str, Any]], config: LearnConfig, stage: Stage) -> list[dict[str, Any]]:
+    if not config.questions:
+        return [{"id": p["id"], "drafted": 0, "sound": 0, "questions": []} for p in passages]
+    found: list[dict[str, Any]] = stage.once("quiz", lambda: draft_quiz(policy, passages, config.questions, config.seed))
+    return found
+
+
+def _edits(
+    policy: Policy,
+    writer: Policy,
+    domain: Knowledge,
+    passages: Sequence[dict[str, Any]],
+    quiz: Sequence[dict[str, Any]],
+    config: LearnConfig,
+    stage: Stage,
+) -> list[list[str]]:
+    """The self-edits of each passage; with ``config.keep``, those that did best on the practice half of its quiz."""
+    tasks = [
+        Task(p["id"], {**p, "questions": [x for x in q["questions"] if x["half"] == "practice"]})
+        for p, q in zip(passages, quiz, strict=True)
+    ]
+    prompts = [domain.prompt(t) for t in tasks]
+
+    def write() -> list[list[str]]:
+        if config.writer is None:
+            return from_policy(writer, prompts, config.edits, WriteConfig(max_tokens=512), seed_of("learn", config.seed))
+        if not is_endpoint(config.writer):
+            return from_file(Path(config.writer), tasks, config.edits)
+        endpoint = Endpoint(config.writer)
+        drawn = [endpoint.write([p.text for p in prompts], 1024, 1.0, sample) for sample in range(config.edits)]
+        return [[texts[i] or "" for texts in drawn] for i in range(len(tasks))]
+
+    texts: list[list[str]] = stage.once("edits", write)
+    if config.keep is None:
+        return texts
+    asked = [i for i, t in enumerate(tasks) if t.data["questions"]]
+    inner = InnerConfig(recipe=config.recipe, answer_tokens=ANSWER_TOKENS, reward="likelihood")
+    attempts = try_edits(
+        policy, domain, [tasks[i] for i in asked], [texts[i] for i in asked], inner, stage, seed_of("learn", config.seed)
+    )
+    reward = {(a.task, a.edit): a.reward or 0.0 for a in attempts}
+    ranked = [sorted(range(len(row)), key=lambda e, i=i: -reward.get((tasks[i].id, e), 0.0)) for i, row in enumerate(texts)]  # type: ignore[misc]
+    return [[row[e] for e in order[: config.keep]] for row, order in zip(texts, ranked, strict=True)]
+
+
+def _rows(
+    domain: Knowledge, passage: dict[str, Any], quiz: dict[str, Any], texts: Sequence[str], counts: dict[str, int]
+) -> Iterator[Example]:
+    """The training rows of a passage, each once: the passage, and what its edits say. A row that holds a question of the quiz is left
+    out: the quiz would prove nothing."""
+    asked = [normalize(q["question"]) for q in quiz["questions"]]
+    seen = set()
+    for text in [passage["context"], *texts]:
+        edit, _ = understand(domain, Task(passage["id"], passage), text, Recipe())
+        counts["edits"] += text is not passage["context"]
+        if isinstance(edit, BadEdit):
+            counts["bad edits"] += 1
+            continue
+        for example in edit.examples if isinstance(edit, Edit) else ():
+            if example.completion in seen:
+                continue
+            seen.add(example.completion)
+            row = normalize(example.completion)
+            if any(question in row for question in asked):
+                counts["rows left out"] += 1
+                continue
+            counts["rows"] += 1
+            yield example
+
+
+def _folder(out: Path, name: str) -> Path:
+    """Where the adapter of a document lies; of all together, its name is empty."""
+    if not name:
+        return out / "adapter"
+    return out / "adapters" / f"{Path(name).stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _train(policy: Policy, rows: dict[str, list[Example]], config: LearnConfig, out: Path) -> dict[str, dict[str, Any]]:
+    """Train what is not on disk yet; for each adapter its steps, training tokens and losses."""
+    owed = [name for name in rows if not (_folder(out, name) / "seal.json").exists()]
+    jobs = [Job(tuple(rows[name]), config.recipe, seed_of("learn", config.seed, name)) for name in owed]
+    with progress("train", len(jobs)) as advance:
+        for name, outcome in zip(owed, train_adapters(policy, jobs), strict=True):
+            _save(outcome, _folder(out, name), config, name)
+            advance(1)
+    return {name: read_json(_folder(out, name) / "seal.json") for name in rows}
+
+
+def _save(outcome: Trained, folder: Path, config: LearnConfig, name: str) -> None:
+    if outcome.adapter is None:
+        raise SealError(
+            f"training diverged at step {outcome.steps}: take a lower --learning-rate than {config.recipe.learning_rate:g}"
+        )
+    Stage(folder.parent).once_folder(folder.name, lambda aside: _fill(aside, outcome, config, name))
+
+
+def _fill(folder: Path, outcome: Trained, config: LearnConfig, name: str) -> None:
+    assert outcome.adapter is not None
+    save_peft(outcome.adapter, folder, config.model)
+    record = {"document": name, "steps": outcome.steps, "tokens": outcome.tokens, "loss": list(outcome.loss)}
+    write_whole(folder / "seal.json", json.dumps(record, indent=1))
+
+
+def _answers(
+    policy: Policy, adapters: dict[str, Adapter], passages: Sequence[dict[str, Any]], stage: Stage, config: LearnConfig
+) -> list[dict[str, Any]]:
+    """What the model answers to each passage's quiz: without the passage before and after, and with it in view; and the verdicts."""
+    quiz = stage.once("quiz", list) if config.questions else []
+    if not quiz:
+        return []
+    mine = [adapters[p["source"] if config.per_document else ""] for p in passages]
+
+    def compute() -> list[dict[str, Any]]:
+        sampling = Sampling(ANSWER_TOKENS, stop="\n")
+        closed, shown = ([_asked(p, q, template) for p, q in zip(passages, quiz, strict=True)] for template in (ASK, ASK_OPEN))
+        nobody: list[Adapter | None] = [None] * len(passages)
+        before, after = ask(policy, nobody, closed, sampling), ask(policy, mine, closed, sampling, 4)
+        reading = ask(policy, nobody, shown, sampling)
+        return [
+            {
+                "before": b,
+                "after": a,
+                "open book": r,
+                "right": {n: _right(q, x) for n, x in zip(("before", "after", "open book"), (b, a, r), strict=True)},
+            }
+            for q, b, a, r in zip(quiz, before, after, reading, strict=True)
+        ]
+
+    found: list[dict[str, Any]] = stage.once("answers", compute)
+    return found
+
+
+def _asked(passage: dict[str, Any], quiz: dict[str, Any], template: str) -> list[Prompt]:
+    slots = {"title": passage["title"], "context": passage["context"]}
+    return [Prompt(template.format(**slots, question=q["question"])) for q in quiz["questions"]]
+
+
+def _right(quiz: dict[str, Any], answers: Sequence[str]) -> list[bool]:
+    return [string_rule(q["question"], q["answer"], a) for q, a in zip(quiz["questions"], answers, strict=True)]
+
+
+def default_config(model: str, **given: Any) -> LearnConfig:
+    """The settings for a model: the embedded one knows one prompt, and takes a higher learning rate."""
+    if model in EMBEDDED:
+        given = {"prompt": "implications", "recipe": EMBEDDED_RECIPE, **given}
+    return LearnConfig(model=model, **given)

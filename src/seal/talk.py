@@ -1,0 +1,110 @@
+"""Asking a taught model: closed-book with and without its adapter, or with the best passage in view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seal.domains.prompts import ASK, ASK_FREE, ASK_OPEN
+from seal.domains.retrieval import Retriever
+from seal.models.engine import Sampling, ask
+from seal.models.lora import Adapter, load_peft
+from seal.models.policy import load_policy
+from seal.store import read_json
+from seal.types import Prompt, SealError
+
+ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What there is to ask: the base model's name, an adapter for each document (one alone under ``""``), and the passages read."""
+
+    model: str
+    adapters: dict[str, Path]
+    passages: list[dict[str, Any]]
+
+
+def open_taught(folder: Path) -> Taught:
+    """A folder of ``seal learn``, or any LoRA adapter in PEFT's format.
+
+    Raises:
+        SealError: it is neither.
+    """
+    if (folder / "learn.json").exists():
+        passages = [json.loads(line) for line in (folder / "passages.jsonl").read_text("utf-8").splitlines()]
+        found = [p.parent for p in sorted(folder.glob("adapter*/**/seal.json"))]
+        if not found:
+            raise SealError(f"{folder} has no adapter yet: `seal learn` was cut off; run it again to go on")
+        adapters = {str(read_json(p / "seal.json")["document"]): p for p in found}
+        return Taught(str(read_json(folder / "learn.json")["model"]), adapters, passages)
+    if (folder / "adapter_config.json").exists():
+        return Taught(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path", "")), {"": folder}, [])
+    raise SealError(f"{folder} is neither a folder of `seal learn` nor an adapter in PEFT's format")
+
+
+class Talk:
+    """A model with what it was taught, to be asked one question after another.
+
+    Args:
+        folder: of ``seal learn``, or an adapter; ``None`` for the model alone.
+        model: base model; ``None``: the one the adapter names.
+        documents: passages to look into for open-book answers, besides those of the folder.
+    """
+
+    def __init__(
+        self, folder: Path | None, model: str | None = None, device: str = "cpu", documents: list[dict[str, Any]] | None = None
+    ) -> None:
+        taught = open_taught(folder) if folder else Taught("", {}, [])
+        name = model or taught.model
+        if not name:
+            raise SealError("say which model to ask: --model NAME, or --adapter FOLDER of one that was taught")
+        self.passages = [*taught.passages, *(documents or [])]
+        self.policy = load_policy(name, device, bf16="auto", threads="auto")
+        self.adapters: dict[str, Adapter] = {d: load_peft(p) for d, p in taught.adapters.items()}
+        self.retriever = Retriever([f"{p['title']}\n{p['context']}" for p in self.passages]) if self.passages else None
+
+    def topic(self, question: str) -> str:
+        """The longest title of the passages that the question names; empty if none."""
+        named = [p["title"] for p in self.passages if p["title"].casefold() in question.casefold()]
+        return max(named, key=len, default="")
+
+    def passage(self, question: str, topic: str) -> dict[str, Any] | None:
+        """The passage that fits the question best."""
+        if self.retriever is None:
+            return None
+        return self.passages[self.retriever.best(f"{topic} {question}", 1)[0]]
+
+    def answers(
+        self, question: str, topic: str = "", compare: bool = False, open_book: bool = False
+    ) -> Iterator[tuple[str, str]]:
+        """(who, answer) for each way asked for: without the adapter, with it, with the passage in view.
+
+        Raises:
+            SealError: an open-book answer is wanted, and there is no passage.
+        """
+        topic = topic or self.topic(question)
+        found = self.passage(question, topic)
+        prompt = Prompt((ASK if topic else ASK_FREE).format(title=topic, question=question))
+        if open_book and found is None:
+            raise SealError(
+                "there is no passage to look into: give --open-book a document, or --adapter a folder of `seal learn`"
+            )
+        if compare or not (self.adapters or open_book):
+            yield "without adapter", self._one(None, prompt)
+        if self.adapters and (compare or not open_book):
+            adapter = (
+                self.adapters.get("")
+                or self.adapters.get(found["source"] if found else "")
+                or next(iter(self.adapters.values()))
+            )
+            yield "with adapter", self._one(adapter, prompt)
+        if open_book and found:
+            shown = Prompt(ASK_OPEN.format(title=topic or found["title"], context=found["context"], question=question))
+            yield f"open book ({found['title']})", self._one(None, shown)
+
+    def _one(self, adapter: Adapter | None, prompt: Prompt) -> str:
+        return ask(self.policy, [adapter], [[prompt]], Sampling(ANSWER_TOKENS, stop="\n"))[0][0].strip()
