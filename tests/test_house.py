@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "loop": {"types", "config", "store", "domains", "models", "writers", "restem", "attempts"},
     "evaluate": {"types", "config", "store", "domains", "models", "writers", "attempts", "loop"},
     "results": {"types", "config", "store", "stats", "evaluate"},
+    "released": {"types", "config", "store", "domains", "evaluate", "results", "restem"},
     "report": {"types", "config", "store", "domains", "features", "stats", "evaluate", "results"},
     "show": {"types", "config", "store", "domains", "models", "writers", "attempts", "progress"},
 }

@@ -105,6 +105,21 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             (("--options",), {"default": "{}", "help": "its options, as JSON"}),
         ],
     ),
+    "import": (
+        "turn one of SEAL's released result files into a run folder, with the report of its numbers",
+        "",
+        [(("source",), {"type": Path}), (("--out",), {"type": Path, "required": True, "help": "a new run folder"})],
+    ),
+    "export": (
+        "write a stage of a run as one of SEAL's files: its results, or its passages with the edits",
+        "",
+        [
+            (("run",), {"type": Path}),
+            (("--out",), {"type": Path, "required": True, "help": "a new file"}),
+            (("--stage",), {"default": "seal/round-1", "help": "seal/round-2, eval/no-RL, … (seal/round-1)"}),
+            (("--kind",), {"choices": ["results", "dataset"], "default": "results"}),
+        ],
+    ),
     "judge": (
         "how far the graders agree with known verdicts: accuracy, kappa, bias in points, by length of the answer",
         "FILE holds JSON lines (also .gz): {question, gold, answer, right}.",
@@ -201,7 +216,7 @@ def _run(argv: list[str]) -> int:
         from seal import commands
 
         _offline_quiet()
-        return int(getattr(commands, args.command)(args))
+        return int(getattr(commands, args.command.replace("import", "import_"))(args))
     own, settings = _own_flags(args.command, argv[1:])
     from seal.config import load_config
 

@@ -259,3 +259,27 @@ def _say(found: list[tuple[str, str]]) -> None:
     width = max(len(who) for who, _ in found)
     for who, answer in found:
         print(f"{who:<{width}}  {answer or '(silence)'}" if len(found) > 1 else answer)
+
+
+def import_(args: Namespace) -> int:
+    """``seal import``: a result file of SEAL's as a run folder."""
+    from seal.released import import_results
+    from seal.report import write_report
+    from seal.results import load_runs, summarise
+
+    folder = import_results(args.source, args.out)
+    print_table(summarise(load_runs([folder]), command_line()))
+    print(f"report: {write_report(folder)}")
+    return 0
+
+
+def export(args: Namespace) -> int:
+    """``seal export``: a stage of a run as one of SEAL's files."""
+    from seal.released import export_dataset, export_results
+    from seal.store import write_whole
+
+    must_be_new(args.out)
+    data = export_results(args.run, args.stage) if args.kind == "results" else export_dataset(args.run, args.stage)
+    write_whole(args.out, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    print(args.out)
+    return 0

@@ -15,10 +15,10 @@ from seal.loop import load_base, load_round
 from seal.models.engine import ask
 from seal.models.policy import Policy
 from seal.store import Stage, Store
-from seal.types import Attempt, Grade, SealError, Task, seed_of
+from seal.types import Attempt, Grade, Query, SealError, Task, seed_of
 from seal.writers import from_file
 
-BASE, OPEN, ORACLE, FILE = "base", "open book", "oracle", "file of edits"
+BASE, OPEN, RETRIEVAL, ORACLE, FILE = "base", "open book", "retrieval", "oracle", "file of edits"
 NO_RL, CONTROL, ON_BASE, UNEDITED = "no RL", "random control", "SEAL edits on base", "SEAL weights, no edit"
 FIXED = "best fixed edit"
 PASSAGE_10, PASSAGE_MATCHED, PASSAGE_SATURATED = "passage, 10 epochs", "passage, matched tokens", "passage, saturation"
@@ -52,6 +52,8 @@ class Evaluation:
         self.domain: Domain = open_domain(config)
         store.begun_with(fingerprints(self.domain))
         self.tasks = list(self.domain.tasks(split))
+        if not self.tasks:
+            raise SealError(f"there is no task in the split {split!r} to evaluate on: give sizes.{split} a number")
         e = config.eval
         self.edits = from_file(Path(e.edits_file), self.tasks, e.edits_per_task) if e.edits_file else None
         self.base = load_base(config)
@@ -90,8 +92,10 @@ class Evaluation:
             results.append(self.tried(FIXED, self.base, [[fixed]] * len(self.tasks), config.inner))
         if oracle := self.texts_of(self.domain.oracle):
             results.append(self.tried(ORACLE, self.base, oracle, config.inner))
-        if any(self.domain.open_queries(t) for t in self.tasks):
-            results.append(self.open_book())
+        if retrieved := self.domain.retrieval_queries(self.tasks):
+            results.append(self.shown(RETRIEVAL, retrieved))
+        if any(opened := [self.domain.open_queries(t) for t in self.tasks]):
+            results.append(self.shown(OPEN, opened))
         return results
 
     def stage(self, setting: str) -> Stage:
@@ -125,17 +129,16 @@ class Evaluation:
         grades = unadapted(self.base, self.domain, self.tasks, self.config.inner, self.stage(NO_RL))
         return _from_grades(BASE, [grades[t.id] for t in self.tasks], self.stage(NO_RL).once("before", list), start)
 
-    def open_book(self) -> Result:
+    def shown(self, setting: str, queries: Sequence[Sequence[Query]]) -> Result:
+        """What the base model answers with something in view."""
         start = time.monotonic()
-        queries = [self.domain.open_queries(t) for t in self.tasks]
-        answers = self.stage(OPEN).once(
+        answers = self.stage(setting).once(
             "answers",
             lambda: ask(
                 self.base, [None] * len(queries), [prompts_of(q) for q in queries], answering(self.domain, self.config.inner)
             ),
         )
-        grades = graded(self.domain, self.tasks, answers)
-        return _from_grades(OPEN, grades, answers, start)
+        return _from_grades(setting, graded(self.domain, self.tasks, answers), answers, start)
 
     def policy_edits(self, setting: str, policy: Policy, adapt: Policy | None = None) -> Result:
         """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless said)."""
@@ -167,6 +170,8 @@ class Evaluation:
 
         def compute() -> int:
             tasks = list(self.domain.tasks("select"))[: self.config.eval.saturation_tasks]
+            if not tasks:  # nothing to choose on
+                return self.config.eval.saturation_epochs[0]
             texts = [[str(self.domain.plain(t))] for t in tasks]
             best: dict[int, float] = {}
             for epochs in self.config.eval.saturation_epochs:

@@ -14,7 +14,7 @@ from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, train_adapters
 from seal.restem import select, sft_examples
 from seal.store import Stage, Store
-from seal.types import Attempt, BadEdit, Selected, Task, seed_of
+from seal.types import Attempt, BadEdit, SealError, Selected, Task, seed_of
 
 
 def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
@@ -24,6 +24,8 @@ def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
     """
     domain = open_domain(config)
     store.begun_with(fingerprints(domain))
+    if config.rounds and not domain.tasks("train"):
+        raise SealError("there is no training task to learn from: give sizes.train a number, or take --rounds 0")
     policy = load_base(config)
     for r in range(1, config.rounds + 1):
         stage = store.stage(f"{branch}/round-{r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seal.domains import Domain, load_domain
-from seal.evaluate import CONTROL, NO_RL
+from seal.evaluate import CONTROL, FILE, NO_RL
 from seal.features import mean_features
 from seal.results import difference_lines, load_runs, summarise, table_lines
 from seal.stats import interval
@@ -45,7 +45,7 @@ def write_report(folder: Path) -> Path:
 def _texts(folder: Path, summary: dict[str, Any]) -> dict[str, list[list[str]]]:
     """The edits that the policies wrote for the evaluation tasks."""
     texts = {}
-    names = [NO_RL, CONTROL, *(f"SEAL round {r + 1}" for r in range(summary["rounds"]))]
+    names = [NO_RL, FILE, CONTROL, *(f"SEAL round {r + 1}" for r in range(summary["rounds"]))]
     for name in names:
         path = folder / "eval" / name.replace(" ", "-") / "texts.json"
         if path.exists():

@@ -16,11 +16,11 @@ def split_sizes(sizes: Mapping[str, int] | None, default: Mapping[str, int]) -> 
     """The number of tasks in each split, in the order of :data:`SPLITS` whatever the order given.
 
     Raises:
-        SealError: a split is missing or unknown, or its size is not a number of at least 1.
+        SealError: a split is missing or unknown, its size is not a number, or all are empty.
     """
     given = dict(default if sizes is None else sizes)
-    if set(given) != set(SPLITS) or any(type(n) is not int or n < 1 for n in given.values()):
-        raise SealError(f"sizes must name {', '.join(SPLITS)}, each with a number of at least 1, not {given}")
+    if set(given) != set(SPLITS) or any(type(n) is not int or n < 0 for n in given.values()) or not any(given.values()):
+        raise SealError(f"sizes must name {', '.join(SPLITS)}, each with a number, and not all 0: not {given}")
     return {split: given[split] for split in SPLITS}
 
 
@@ -64,6 +64,10 @@ class Domain(ABC):
     def open_queries(self, task: Task) -> Sequence[Query]:
         """The test with the context in view: what the model can do by reading. Empty: not offered."""
         return ()
+
+    def retrieval_queries(self, tasks: Sequence[Task]) -> list[Sequence[Query]]:
+        """The test with what a search over all these tasks' contexts finds in view: the alternative to learning. Empty: not offered."""
+        return []
 
     def oracle(self, task: Task) -> str | None:
         """The text of a perfect self-edit, where one is known."""

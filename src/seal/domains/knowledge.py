@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seal.domains import atlas, prompts
 from seal.domains.base import Domain, split_sizes
+from seal.domains.retrieval import Retriever
 from seal.endpoint import EndpointJudge, is_endpoint
 from seal.judge import GRADERS, Item
 from seal.types import BadEdit, Edit, Example, Grade, Prompt, Query, SealError, Task
@@ -28,6 +29,8 @@ MAX_ROWS = 256
 """Most training rows one self-edit may make."""
 MAX_LINE_CHARS = 2_000
 """A longer line is refused."""
+RETRIEVED = 3
+"""Passages that retrieval puts in view."""
 
 
 class Knowledge(Domain):
@@ -137,6 +140,17 @@ class Knowledge(Domain):
         return [
             Query(Prompt(prompts.ASK_OPEN.format(**slots, question=q["question"])), q["answer"]) for q in task.data["questions"]
         ]
+
+    def retrieval_queries(self, tasks: Sequence[Task]) -> list[Sequence[Query]]:
+        """The question with the :data:`RETRIEVED` passages in view that BM25 finds for title and question, the best first."""
+        contexts = list(dict.fromkeys(f"{t.data['title']}\n{t.data['context']}" for t in tasks))
+        index = Retriever(contexts)
+
+        def query(title: str, question: str, answer: str) -> Query:
+            found = "\n".join(contexts[i].partition("\n")[2] for i in index.best(f"{title} {question}", RETRIEVED))
+            return Query(Prompt(prompts.ASK_OPEN.format(title=title, context=found, question=question)), answer)
+
+        return [[query(t.data["title"], q["question"], q["answer"]) for q in t.data["questions"]] for t in tasks]
 
     def grade(self, task: Task, answers: Sequence[str]) -> Grade:
         questions = task.data["questions"]
