@@ -116,7 +116,8 @@ def _attempts(task: Task, completions: list[dict[str, Any]]) -> list[Attempt]:
             found.append(
                 Attempt(
                     task.id, number, rep, completion["text"], "ok", "",
-                    reward=mean(scores), before=mean(float(q["baseline_correct"]) for q in rows), after=mean(scores),
+                    reward=round(mean(scores), 4),  # as SEAL records it: equals are equals there
+                    before=mean(float(q["baseline_correct"]) for q in rows), after=mean(scores),
                     answers=answers, scores=scores, kinds=("all",) * len(rows), silent=mean(not a.strip() for a in answers),
                 )
             )  # fmt: skip
