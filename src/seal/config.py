@@ -90,6 +90,9 @@ class EvalConfig(Part):
     """Edits sampled per held-out task and tried; a task's score is their mean."""
     siblings: Count = 3
     """Edits sampled per held-out task to describe a policy by (their likeness, kinds of lines); at least those tried."""
+    pool: Literal["lora", "full"] | None = None
+    """Continued pretraining: the edits of all held-out tasks go into one adapter (``full``: into every weight), which is asked all
+    questions. ``None``: one adapter per edit."""
     edits_file: str | None = None
     """Edits of another model for the held-out tasks, as one more writer: a JSON list of {title, context, completions}."""
     saturation_epochs: Annotated[tuple[Count, ...], Field(min_length=1)] = (10, 30, 100)

@@ -14,6 +14,7 @@ from seal.domains.base import Domain
 from seal.loop import load_base, load_round
 from seal.models.engine import ask
 from seal.models.policy import Policy
+from seal.pooled import try_pooled
 from seal.store import Stage, Store
 from seal.types import Attempt, Grade, Query, SealError, Task, seed_of
 from seal.writers import from_file
@@ -162,7 +163,10 @@ class Evaluation:
 
     def tried(self, setting: str, policy: Policy, texts: list[list[str]], inner: InnerConfig, note: str = "") -> Result:
         seed = seed_of("eval", self.config.seed)
-        attempts = try_edits(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, setting)
+        if pool := self.config.eval.pool:
+            attempts = try_pooled(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, pool == "full")
+        else:
+            attempts = try_edits(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, setting)
         return from_attempts(setting, self.tasks, attempts, note)
 
     def saturation_epochs(self) -> int:

@@ -37,7 +37,8 @@ class Knowledge(Domain):
     """Passages and their questions.
 
     Args:
-        source: ``"atlas"`` for the invented world, or a JSON file of passages.
+        source: ``"atlas"`` for the invented world, a JSON file of passages, or a data set of the hub in SQuAD's form
+            (``hub:rajpurkar/squad``, ``hub:rajpurkar/squad:validation``).
         prompt: the prompt variant: one of :data:`seal.domains.prompts.WRITE`, or the text of a template with
             ``{title}`` and ``{context}``.
         grader: ``"exact"``, ``"string"``, or a judge: a model behind an endpoint (``http://localhost:8000/v1#name``), or
@@ -204,6 +205,8 @@ def read_passages(path: Path) -> list[dict[str, Any]]:
     Raises:
         SealError: the file is missing, is not JSON, or a record is not a passage (which one, and why).
     """
+    if str(path).startswith("hub:"):
+        return _from_hub(str(path))
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -216,6 +219,35 @@ def read_passages(path: Path) -> list[dict[str, Any]]:
         rows = _squad(data) if isinstance(data, dict) and "data" in data else data
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise SealError(f"{path} is not in SQuAD's form: {type(error).__name__}: {error}") from error
+    return _sound(path, rows)
+
+
+def _from_hub(name: str) -> list[dict[str, Any]]:
+    """A data set of the hub (or a local folder of one) whose rows are SQuAD's: title, context, question, answers."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise SealError("data sets of the hub need the package datasets: pip install 'seal-lm[hub]'") from error
+    where, _, split = name.removeprefix("hub:").partition(":")
+    try:
+        rows = load_dataset(where, split=split or "train")
+        records = [
+            {
+                "title": r["title"].replace("_", " "),
+                "context": r["context"],
+                "questions": [{"question": r["question"], "answer": r["answers"]["text"][0]}],
+            }
+            for r in rows
+            if r["answers"]["text"]
+        ]
+    except Exception as error:  # of a library and a data set of someone else's
+        first = " ".join(str(error).split())[:240]
+        raise SealError(f"the data set {where!r} cannot be read as SQuAD's: {type(error).__name__}: {first}") from error
+    return _sound(Path(name), records)
+
+
+def _sound(path: Path, rows: Any) -> list[dict[str, Any]]:
+    """Records as passages, those that share title and context as one."""
     if not isinstance(rows, list) or not rows:
         raise SealError(f"{path} holds no list of passages ({{title, context, questions}})")
     passages: dict[str, dict[str, Any]] = {}

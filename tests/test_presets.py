@@ -1,0 +1,81 @@
+"""The paper's presets run whole, on a tiny random model and passages made here: every stage and column is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from seal.cli import main
+from seal.domains import atlas
+from seal.domains.knowledge import read_passages
+from seal.types import SealError
+from tests import tiny
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What makes a preset small; everything else is the preset's own."""
+    folder = tmp_path_factory.mktemp("preset")
+    rows = [atlas.record("eval", i) for i in range(12)]
+    passages = [{"title": r["title"], "context": r["context"][:120], "questions": r["questions"][:2]} for r in rows]
+    (folder / "passages.json").write_text(json.dumps(passages))
+    options = {
+        "source": str(folder / "passages.json"),
+        "prompt": "implications",
+        "grader": "string",
+        "sizes": {"train": 2, "select": 2, "eval": 3},
+    }
+    return [
+        f"--domain.options={json.dumps(options)}", "--model.name", tiny.save(folder / "model"), "--model.device", "cpu",
+        "--model.dtype", "float32", "--tasks_per_round", "2", "--edits_per_task", "2", "--write.max_tokens", "12", "--inner.answer_tokens", "4",
+        "--inner.recipe.rank", "2", "--outer.recipe.rank", "2", "--inner.recipe.epochs", "1", "--eval.saturation_epochs", "[1]",
+    ]  # fmt: skip
+
+
+COLUMNS = {
+    "base",
+    "passage, matched tokens",
+    "no RL",
+    "random control",
+    "SEAL round 1",
+    "SEAL round 2",
+    "retrieval",
+    "open book",
+}
+
+
+def table(run: Path) -> dict[str, dict[str, object]]:
+    return {s["setting"]: s for s in json.loads((run / "results.json").read_text())["settings"]}
+
+
+def test_the_single_passage_preset_runs_whole(flags: list[str], tmp_path: Path) -> None:
+    assert main(["demo", "@", str(CONFIGS / "paper-knowledge.toml"), *flags, "--runs", str(tmp_path)]) == 0
+    run = tmp_path / "paper-knowledge"
+    assert set(table(run)) >= COLUMNS
+    rows = [json.loads(x) for x in (run / "seal/round-1/attempts.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 2 * 3  # three training seeds
+    assert main(["noise", str(run)]) == 0
+
+
+@pytest.mark.parametrize("way", ["lora", "full"])
+def test_continued_pretraining_makes_one_finetune_of_all_passages(flags: list[str], tmp_path: Path, way: str) -> None:
+    flags = [*flags, "--runs", str(tmp_path), "--eval.pool", way, "--eval.edits_per_task", "2", "--eval.siblings", "2"]
+    if way == "full":
+        pytest.importorskip("accelerate")
+    assert main(["demo", "@", str(CONFIGS / "paper-cpt.toml"), *flags, "--rounds", "1"]) == 0
+    run = tmp_path / "paper-cpt"
+    assert set(table(run)) >= COLUMNS - {"SEAL round 2"}
+    rows = [json.loads(x) for x in (run / "eval/no-RL/attempts.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert len({(r["steps"], r["tokens"], r["rows"]) for r in rows}) == 1
+    assert rows[0]["steps"] >= rows[0]["rows"]  # batch 1, one epoch
+    assert rows[0]["rows"] > 3
+
+
+def test_a_data_set_that_is_not_there_is_one_clear_sentence() -> None:
+    with pytest.raises(SealError, match="the package datasets|cannot be read as SQuAD"):
+        read_passages(Path("hub:nobody/nothing"))
