@@ -7,7 +7,8 @@ import torch
 
 from seal.models import train
 from seal.models.engine import Sampling, ask, generate
-from seal.models.fit import Room, free_memory, room_for
+from seal.models.fit import Room, room_for
+from seal.models.memory import free_memory
 from seal.models.policy import Policy
 from seal.models.train import Job, train_adapters
 from seal.types import Example, Prompt, Recipe

@@ -92,6 +92,44 @@ def test_peft_loads_what_was_taught(taught: Path) -> None:
     assert peft.PeftModel.from_pretrained(base, str(taught / "adapter")).active_adapter == "default"
 
 
+def test_merged_weights_answer_as_the_adapter_does(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["merge", str(taught), "--out", str(tmp_path / "whole")]) == 0
+    assert main(["merge", str(taught), "--out", str(tmp_path / "whole")]) == 2
+    capsys.readouterr()
+    question = "Which flower grows all over Tafobu?"
+    assert main(["ask", question, "--adapter", str(taught)]) == 0
+    with_adapter = capsys.readouterr().out
+    assert main(["ask", question, "--model", str(tmp_path / "whole"), "--topic", "Tafobu"]) == 0
+    assert capsys.readouterr().out == with_adapter
+
+
+def test_nothing_is_sent_to_the_hub_unless_asked_and_what_fails_is_one_sentence(
+    taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from seal.models import hub
+
+    sent: list[object] = []
+
+    class Api:
+        def create_repo(self, repo: str, exist_ok: bool, private: bool) -> None:
+            if repo == "not/mine":
+                raise OSError("403 Forbidden")
+            assert private
+
+        def upload_folder(self, **what: object) -> str:
+            sent.append(what["folder_path"])
+            return "address"
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    again = ["learn", str(EXAMPLES), "--out", str(taught), "--edits", "2", "--epochs", "4"]
+    main(again)
+    assert not sent
+    main([*again, "--push", "me/taught"])
+    assert sent == [taught]
+    assert main([*again, "--push", "not/mine"]) == 2
+    assert "403 Forbidden" in capsys.readouterr().err
+
+
 def test_one_adapter_per_document_and_the_best_edits_of_a_tiny_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

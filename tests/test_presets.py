@@ -77,5 +77,50 @@ def test_continued_pretraining_makes_one_finetune_of_all_passages(flags: list[st
 
 
 def test_a_data_set_that_is_not_there_is_one_clear_sentence() -> None:
-    with pytest.raises(SealError, match="the package datasets|cannot be read as SQuAD"):
+    with pytest.raises(SealError, match=r"the package datasets|cannot be read as SQuAD"):
         read_passages(Path("hub:nobody/nothing"))
+
+
+def test_what_will_not_fit_is_said_before_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from seal.models.policy import load_policy
+
+    model = tiny.save(tmp_path / "model")
+    monkeypatch.setattr("seal.models.memory.free_memory", lambda device: 10_000)
+    with pytest.raises(SealError, match=r"take about .* GB, and .* are free on cpu"):
+        load_policy(model)
+
+
+def test_the_estimate_is_what_the_weights_take() -> None:
+    from seal.models.memory import weights_bytes
+
+    model = tiny.llama()
+    n = sum(p.numel() for p in model.parameters())
+    assert weights_bytes(model.config, "float32") == 4 * n
+    assert weights_bytes(model.config, "bfloat16") == 2 * n
+    assert weights_bytes(model.config, "float32", copy=True) == 6 * n
+    assert weights_bytes(model.config, "float32", "4bit") < 2 * n
+
+
+def test_a_model_that_cannot_be_had_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from transformers import AutoConfig
+
+    from seal.models.policy import load_policy
+
+    with pytest.raises(SealError, match=r"neither a folder here nor reachable|not in the local cache"):
+        load_policy("nobody/nothing")
+    model = Path(tiny.save(tmp_path / "model"))
+    half = Path(shutil.copytree(model, tmp_path / "half"))
+    (half / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(SealError, match="not a whole model"):
+        load_policy(half)
+    for kind, says in ((GatedRepoError, "is gated"), (RepositoryNotFoundError, "no such model")):
+
+        def fail(*args: object, kind: type[Exception] = kind, **options: object) -> None:
+            raise OSError("wrapped") from kind.__new__(kind)
+
+        monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+        with pytest.raises(SealError, match=says):
+            load_policy("someone/model")

@@ -29,6 +29,7 @@ DOCUMENTS: Flags = (
     ("documents",),
     {"nargs": "+", "metavar": "DOC", "help": "files or folders (.md .txt .html .pdf .docx), or - for standard input"},
 )
+PUSH: Flags = (("--push",), {"metavar": "REPO", "help": "send the folder to this repository of the hub (new ones are private)"})
 TALK: list[Flags] = [
     (("--adapter",), {"type": Path, "help": "a folder of `seal learn`, or an adapter in PEFT's format"}),
     (("--model",), {"help": "the model, where the adapter does not name it"}),
@@ -75,6 +76,18 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             (("--rank",), {"type": int}),
             (("--batch-size",), {"type": int}),
             (("--seed",), {"type": int}),
+            PUSH,
+        ],
+    ),
+    "merge": (
+        "add a taught adapter to the weights of its model, as a folder that any `from_pretrained` reads",
+        "Needed by what takes whole models only (llama.cpp's convert_hf_to_gguf.py, Ollama); see docs/documents.md.",
+        [
+            (("adapter",), {"type": Path, "help": "a folder of `seal learn`, or an adapter in PEFT's format"}),
+            (("--out",), {"type": Path, "required": True, "help": "a new folder"}),
+            (("--model",), {"help": "the model, where the adapter does not name it"}),
+            (("--dtype",), {"choices": ["float32", "bfloat16"], "help": "of the weights written (float32)"}),
+            PUSH,
         ],
     ),
     "ask": (

@@ -183,6 +183,8 @@ def learn(args: Namespace) -> int:
     card = teach(config, args.documents, args.out)
     print((args.out / "README.md").read_text("utf-8").split("---\n", 2)[-1].strip())
     print(f"\ncard: {args.out / 'README.md'}")
+    if args.push:
+        _push(args.out, args.push)
     return 0 if card.get("keep", True) else 1
 
 
@@ -194,6 +196,35 @@ def _first_of(error: ValueError) -> str:
         return str(error)
     first = error.errors()[0]
     return f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']} (given: {str(first['input'])[:80]!r})"
+
+
+def merge(args: Namespace) -> int:
+    """``seal merge``: an adapter into the weights of its model."""
+    from seal.models.lora import load_peft
+    from seal.models.policy import load_policy
+    from seal.store import Stage
+    from seal.talk import open_taught
+
+    if args.out.exists():
+        raise SealError(f"{args.out} exists already, and nothing is overwritten: give another --out")
+    taught = open_taught(args.adapter)
+    name = args.model or taught.model
+    if not name:
+        raise SealError(f"{args.adapter} does not name its model: say --model")
+    policy = load_policy(name, dtype=args.dtype or "float32")
+    for folder in taught.adapters.values():
+        policy.merge(load_peft(folder))
+    Stage(args.out.parent).once_folder(args.out.name, policy.save)
+    print(args.out)
+    if args.push:
+        _push(args.out, args.push)
+    return 0
+
+
+def _push(folder: Path, repo: str) -> None:
+    from seal.models.hub import push
+
+    print(f"sent to {push(folder, repo)}")
 
 
 def quiz(args: Namespace) -> int:

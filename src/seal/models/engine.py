@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from seal.models.fit import is_out_of_memory
 from seal.models.grammar import Constraint
 from seal.models.lora import Adapter, Slots
+from seal.models.memory import is_out_of_memory
 from seal.models.packing import pack
 from seal.models.policy import Policy
 from seal.models.tokens import Row, encode_example, encode_prompt, end_token, pad_left, render

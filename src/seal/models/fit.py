@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from seal.models.lora import Slots, init_adapter, target_modules
+from seal.models.memory import free_memory, is_out_of_memory
 from seal.models.packing import pack
 from seal.models.policy import Policy
 from seal.models.tokens import Row
@@ -78,28 +78,3 @@ def bytes_per_token(policy: Policy, recipe: Recipe) -> int:
     for weight in weights:
         kept.pop(weight.untyped_storage().data_ptr(), None)
     return max(1, sum(kept.values()) // n)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device; on the CPU within the limit of the container, if there is one."""
-    if device.type == "cuda":
-        free, _total = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    found = [8 << 30]  # where nothing can be learnt
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text("utf-8").splitlines() if ":" in line)
-        found = [int(lines["MemAvailable"].split()[0]) * 1024]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text("utf-8").strip() != "max":
-        stat = dict(line.split() for line in (limit.parent / "memory.stat").read_text("utf-8").splitlines())
-        cache = int(stat.get("inactive_file", 0))  # counted as used, and given up when it is wanted
-        found.append(int(limit.read_text("utf-8")) - int(used.read_text("utf-8")) + cache)
-    return max(0, min(found))
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory: CUDA says so by class, the CPU allocator only in words."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error).lower() for words in ("can't allocate memory", "out of memory", "not enough memory")
-    )

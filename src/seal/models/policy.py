@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -26,6 +27,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seal.models.lora import Adapter
+from seal.models.memory import must_fit, weights_bytes
 from seal.models.packing import Lines, chunked_loss, pack, rows_apart
 from seal.models.tokens import Row
 from seal.types import SealError
@@ -195,20 +197,42 @@ def load_policy(
             raise SealError("4-bit weights need the package bitsandbytes: pip install 'seal-lm[4bit]'")
         nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
         how = {"dtype": torch.bfloat16, "quantization_config": nf4, "device_map": {"": device}}
+    native = native_bf16(device) if bf16 == "auto" else bf16
     try:
+        shape = AutoConfig.from_pretrained(where)
+        must_fit(str(name), weights_bytes(shape, dtype, quantize, native and dtype == "float32"), device)
         tokenizer = AutoTokenizer.from_pretrained(where)
         model = AutoModelForCausalLM.from_pretrained(where, **how)
+    except SealError:
+        raise
     except Exception as error:  # transformers and safetensors raise many kinds for what a folder can lack
-        kind = "it is a folder, but not a whole model" if Path(where).is_dir() else "neither a folder here nor reachable"
-        first = " ".join(str(error).split())[:240]
-        raise SealError(f"the model {str(name)!r} cannot be loaded ({kind}): {first}") from error
+        raise SealError(f"the model {str(name)!r} cannot be loaded: {_why(error, Path(where))}") from error
     if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
         raise SealError(
             f"the tokenizer of {str(name)!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do not belong together"
         )
     if quantize:
         return Policy(model, tokenizer, str(name))
-    return Policy(model.to(device), tokenizer, str(name), native_bf16(device) if bf16 == "auto" else bf16)
+    return Policy(model.to(device), tokenizer, str(name), native)
+
+
+def _why(error: BaseException, where: Path) -> str:
+    """In words, from what the hub's client or transformers said."""
+    first = " ".join(str(error).split())[:240]
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    kinds = {type(e).__name__ for e in chain}
+    if where.is_dir():
+        return f"it is a folder, but not a whole model: {first}"
+    if "GatedRepoError" in kinds or "gated repo" in first:
+        return "it is gated: accept its terms on its page of the hub, then log in with `hf auth login`"
+    if "RepositoryNotFoundError" in kinds:
+        return "the hub has no such model, or it is private and you are not logged in (`hf auth login`)"
+    if "OfflineModeIsEnabled" in kinds:
+        return "it is not in the local cache, and the hub may not be asked (HF_HUB_OFFLINE)"
+    return f"neither a folder here nor reachable: {first}"
 
 
 def _check_device(name: str) -> None:

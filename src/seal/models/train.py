@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seal.models.fit import Room, is_out_of_memory, room_for
+from seal.models.fit import Room, room_for
 from seal.models.lora import Adapter, Slots, init_adapter, target_modules
+from seal.models.memory import is_out_of_memory
 from seal.models.packing import of_menu, pack, send
 from seal.models.policy import Policy
 from seal.models.tokens import Row, encode_example
