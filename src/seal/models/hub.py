@@ -8,7 +8,6 @@ from huggingface_hub import HfApi
 
 from seal.types import SealError
 
-
 WHAT = ["*.safetensors", "*.json", "README.md", "adapter*/*", "*.model", "*.txt", "*.jinja"]
 """What is sent: models, adapters and their card."""
 PRIVATE = [".*", "passages.jsonl", "learn.json", "chunks/*"]
