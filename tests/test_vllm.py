@@ -1,0 +1,50 @@
+"""An exported adapter in vLLM. Needs vLLM (its CPU build will do), so in an environment of its own: ``make test-vllm``."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from seal.domains import atlas
+from seal.domains.knowledge import Knowledge
+from seal.models.engine import Sampling, ask
+from seal.models.lora import load_peft, save_peft
+from seal.models.policy import load_policy
+from seal.models.train import Job, train_adapters
+from seal.types import Edit, Recipe, Task
+
+vllm = pytest.importorskip("vllm", reason="vLLM is not installed here (make test-vllm)")
+
+
+def test_vllm_answers_through_an_exported_adapter_as_we_do(tmp_path: Path) -> None:
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    policy = load_policy("atlas")
+    domain = Knowledge()
+    tasks = [Task(r["id"], r) for r in (atlas.record("select", 800 + i) for i in range(4))]
+    recipe = Recipe(rank=16, alpha=32, targets="all-linear", learning_rate=6e-3, tokens=1500, batch_size=8)
+    edits = [domain.parse(t, domain.oracle(t) or "") for t in tasks]
+    trained = train_adapters(policy, [Job(e.examples, recipe, 0) for e in edits if isinstance(e, Edit)])
+    prompts = [[q.prompt for q in domain.queries(t)] for t in tasks]
+    ours = ask(policy, [t.adapter for t in trained], prompts, Sampling(8, stop="\n"))
+
+    model = LLM(str(resources.files("seal.models") / "atlas"), enable_lora=True, max_lora_rank=16, dtype="float32", enforce_eager=True, max_model_len=512)  # fmt: skip
+    sampling = SamplingParams(temperature=0, max_tokens=8, stop="\n", include_stop_str_in_output=False)
+    same = total = changed = 0
+    for number, (outcome, row, answers) in enumerate(zip(trained, prompts, ours, strict=True)):
+        assert outcome.adapter is not None
+        save_peft(outcome.adapter, tmp_path / str(number), "atlas")
+        assert load_peft(tmp_path / str(number)).rank == 16
+        texts = [p.text for p in row]
+        request = LoRARequest(f"edit-{number}", number + 1, str(tmp_path / str(number)))
+        theirs = [o.outputs[0].text.strip() for o in model.generate(texts, sampling, lora_request=request, use_tqdm=False)]
+        plain = [o.outputs[0].text.strip() for o in model.generate(texts, sampling, use_tqdm=False)]
+        same += sum(a.strip() == b for a, b in zip(answers, theirs, strict=True))
+        changed += sum(a != b for a, b in zip(plain, theirs, strict=True))
+        total += len(row)
+    print(f"the same greedy answers: {same} of {total}")
+    assert same >= 0.95 * total
+    assert changed > total / 2  # the adapter was there
