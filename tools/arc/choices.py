@@ -18,10 +18,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from seal.domains import grids
+from seal.domains import grids, load_domain
 from seal.domains.arc import ArcEdit
 from seal.domains.families import Family, behaviour, families
-from seal.domains.puzzles import embedded_task
 
 CHOICES = ("basic", "size", "chain", "repeat", "strategy", "learning_rate", "num_train_epochs")
 SHUFFLES = 1000
@@ -81,9 +80,10 @@ def main() -> None:
     for writer in writers:
         chosen: dict[str, dict[str, list[Any]]] = {c: {} for c in CHOICES}
         for run in args.runs:
+            config = json.loads((run / "config.json").read_text())
+            tasks = load_domain(config["domain"]["name"], config["domain"]["options"]).tasks("eval")
             texts = json.loads((run / "eval" / writer.replace(" ", "-") / "texts.json").read_text())
-            for number, siblings in enumerate(texts):
-                task = embedded_task("eval", number)
+            for task, siblings in zip(tasks, texts, strict=True):
                 kinds[task.id] = kind_of(by_name[task.data["family"]])
                 for edit in filter(None, map(choices_of, siblings)):
                     for choice in CHOICES:

@@ -312,7 +312,7 @@ class Arc(Domain):
             second.append(float(test.output in ranked[:2]))
         score = min(first)
         if not self.views:
-            return Grade(score, tuple(first), tuple(task.data.get("set", "grid") for _ in first))
+            return Grade(score, tuple(first), tuple("grid" for _ in first))
         return Grade(score, (score, min(second)), ("vote", "pass@2"))
 
     def vote(self, answers: Sequence[str]) -> list[Grid]:

@@ -27,7 +27,7 @@ def embedded_task(split: str, number: int) -> Task:
 
 
 def embedded_tasks(split: str, n: int) -> list[Task]:
-    """Curated puzzles to train and select on; to evaluate on, the first there are, marked as *curated* or *other*.
+    """The first ``n`` curated puzzles of a split.
 
     Raises:
         SealError: there are not so many, or they have not been chosen yet.
@@ -35,11 +35,9 @@ def embedded_tasks(split: str, n: int) -> list[Task]:
     if not CURATED.exists():
         raise SealError("the puzzles of the embedded grid model have not been chosen yet: run `make grids`")
     known = json.loads(CURATED.read_text("utf-8"))[split]
-    numbers = range(n) if split == "eval" else known[:n]
-    if len(numbers) < n:
+    if len(known) < n:
         raise SealError(f"there are {len(known)} curated puzzles for {split}, not {n}")
-    tasks = [embedded_task(split, i) for i in numbers]
-    return [Task(t.id, {**t.data, "set": "curated" if i in known else "other"}) for i, t in zip(numbers, tasks, strict=True)]
+    return [embedded_task(split, i) for i in known[:n]]
 
 
 def read_tasks(source: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,77 @@
+"""The writers of finished runs on held-out puzzles that nobody filtered: a curated set flatters test-time training by construction.
+
+    PYTHONPATH=tools/arc python tools/arc/unfiltered.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json docs/results/arc-unfiltered.json
+
+One edit each of the untrained model and of the trained policy, and the hand-made configuration, on puzzles of the held-out families (other ones than
+the runs were evaluated on); intervals over puzzles and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+
+from curate import solved
+
+from seal.config import RunConfig
+from seal.domains import load_domain
+from seal.domains.arc import Arc
+from seal.domains.puzzles import embedded_task
+from seal.models.policy import Policy, load_policy
+from seal.results import machine
+from seal.stats import difference, interval
+from seal.types import Edit, Recipe, Task, seed_of
+from seal.writers import from_policy
+
+FIRST = 100_000
+"""Puzzle numbers that the search for curated ones never reaches."""
+
+
+def tried(policy: Policy, domain: Arc, tasks: list[Task], texts: list[str], recipe: Recipe, seed: int) -> list[float]:
+    """Score of each task with its own edit; an edit that cannot be used scores as the model alone."""
+    alone = solved(policy, domain, tasks, None, seed)
+    scores = [float(x) for x in alone]
+    usable = [i for i, (t, x) in enumerate(zip(tasks, texts, strict=True)) if isinstance(domain.parse(t, x), Edit)]
+    found = solved(policy, domain, [tasks[i] for i in usable], [texts[i] for i in usable], seed, recipe)
+    for i, right in zip(usable, found, strict=True):
+        scores[i] = float(right)
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--puzzles", type=int, default=128)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    tasks = [embedded_task("eval", FIRST + i) for i in range(args.puzzles)]
+    scores: dict[str, list[list[float]]] = {"in context": [], "no RL": [], "SEAL": [], "oracle": []}
+    for run in args.runs:
+        config = RunConfig.model_validate(json.loads((run / "config.json").read_text()))
+        domain = load_domain(config.domain.name, config.domain.options)
+        assert isinstance(domain, Arc)
+        base = load_policy(config.model.name, bf16="auto", threads="auto")
+        trained = load_policy(run / f"seal/round-{config.rounds}/policy", bf16="auto", threads="auto")
+        prompts = [domain.prompt(t) for t in tasks]
+        scores["in context"].append([float(x) for x in solved(base, domain, tasks, None, config.seed)])
+        for name, policy in (("no RL", base), ("SEAL", trained)):
+            texts = [x[0] for x in from_policy(policy, prompts, 1, config.write, seed_of("unfiltered", config.seed))]
+            scores[name].append(tried(policy, domain, tasks, texts, config.inner.recipe, config.seed))
+        texts = [str(domain.oracle(t)) for t in tasks]
+        scores["oracle"].append(tried(base, domain, tasks, texts, config.inner.recipe, config.seed))
+        print(run, {k: sum(v[-1]) / len(tasks) for k, v in scores.items()}, flush=True)
+    record = {
+        "command": f"PYTHONPATH=tools/arc python tools/arc/unfiltered.py {' '.join(map(str, args.runs))}", "date": date.today().isoformat(),
+        "machine": machine(), "puzzles": args.puzzles, "seeds": len(args.runs),
+        "rows": {k: vars(interval(v)) for k, v in scores.items()},
+        "differences": {f"{a} - {b}": vars(difference(scores[a], scores[b])) for a, b in (("SEAL", "no RL"), ("SEAL", "in context"), ("no RL", "in context"))},
+    }  # fmt: skip
+    print(json.dumps(record, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
