@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from seal.models.engine import Sampling, _choose, ask, generate, log_likelihood
+from seal.models.engine import Sampling, _choose, ask, divergence, generate, log_likelihood
 from seal.models.fit import Room
-from seal.models.lora import Adapter, Slots, init_adapter, load_peft, save_peft, target_modules
+from seal.models.lora import Adapter, Slots, away_from, init_adapter, join, load_peft, save_peft, target_modules
 from seal.models.policy import Policy
 from seal.models.tokens import encode_example
 from seal.models.train import Job, learning_rate, plan_batches, train_adapters
@@ -277,3 +277,53 @@ def test_sampling_is_exact() -> None:
 def test_a_target_that_does_not_exist_is_one_clear_sentence(policy: Policy) -> None:
     with pytest.raises(SealError, match=r"no linear layer is named c_attn.*q_proj"):
         target_modules(policy.model, ("c_attn",))
+
+
+LINES = {1: ROWS[:2], 2: ROWS[2:], 3: ROWS[1:3]}
+
+
+def test_an_adapter_beneath_is_as_if_merged_and_stays_bit_identical(policy: Policy) -> None:
+    recipe = Recipe(rank=4, alpha=8, targets="all-linear", steps=6, learning_rate=1e-2, batch_size=2)
+    first = train_adapters(policy, [Job(LINES[1], recipe, 1)])[0].adapter
+    assert first is not None
+    stacked = train_adapters(policy, [Job(LINES[2], recipe, 2, beneath=first), Job(LINES[3], recipe, 3)])
+    alone = train_adapters(policy, [Job(LINES[3], recipe, 3)])[0].adapter
+    merged = tiny.policy()
+    merged.merge(first)
+    expected = train_adapters(merged, [Job(LINES[2], recipe, 2)])[0].adapter
+    assert stacked[0].adapter is not None and stacked[1].adapter is not None and expected is not None and alone is not None
+    for name, (a, b) in expected.weights.items():
+        torch.testing.assert_close(stacked[0].adapter.weights[name][0], a, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(stacked[0].adapter.weights[name][1], b, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(stacked[1].adapter.weights[name][1], alone.weights[name][1], atol=1e-5, rtol=1e-4)
+    both = join(first, stacked[0].adapter)
+    assert both.rank == 8
+    for name, (a, b) in first.weights.items():
+        assert torch.equal(both.weights[name][0][:4], a)
+        assert torch.equal(both.weights[name][1][:, :4], b)
+
+
+def test_an_orthogonal_adapter_reads_what_those_beneath_do_not_and_trains_b_alone(policy: Policy) -> None:
+    recipe = Recipe(rank=4, alpha=8, targets="all-linear", steps=4, learning_rate=1e-2)
+    first = train_adapters(policy, [Job(LINES[1], recipe, 1)])[0].adapter
+    assert first is not None
+    fresh = away_from(init_adapter(target_modules(policy.runner, "all-linear"), recipe, 2), first)
+    second = train_adapters(policy, [Job(LINES[2], recipe, 2, start=fresh, beneath=first, only_b=True)])[0].adapter
+    assert second is not None
+    for name, (a, b) in second.weights.items():
+        assert torch.equal(a, fresh.weights[name][0])
+        assert b.abs().max() > 0
+        assert (a @ first.weights[name][0].T).abs().max() < 1e-5
+
+
+def test_divergence_is_zero_without_a_change_and_grows_with_it(policy: Policy) -> None:
+    recipe = Recipe(rank=4, alpha=8, targets="all-linear", steps=6, learning_rate=1e-2)
+    adapter = train_adapters(policy, [Job(LINES[1], recipe, 1)])[0].adapter
+    fresh = init_adapter(target_modules(policy.runner, "all-linear"), recipe, 2)
+    assert adapter is not None
+    weak = Adapter(adapter.rank, adapter.alpha / 10, adapter.weights)
+    none, little, much = divergence(policy, [fresh, weak, adapter], [list(LINES[1])] * 3)
+    assert none == pytest.approx(0, abs=1e-6)
+    assert 0 < little < much
+    alone = divergence(policy, [adapter], [list(LINES[1])])[0]
+    assert alone == pytest.approx(much, rel=1e-4)

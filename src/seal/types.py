@@ -77,7 +77,7 @@ class Recipe(BaseModel):
     alpha: Annotated[float, Field(gt=0, le=4096)] = 64.0
     """LoRA scale: the update is (alpha / rank) · B A."""
     targets: Literal["all-linear"] | tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers to adapt (last part of the module's path), or all but the output head."""
+    """Names of the linear layers to adapt (the last part of the module's path, or all of it), or all but the output head."""
     learning_rate: Rate = 1e-3
     epochs: Annotated[float, Field(gt=0, le=1000)] = 10
     """Passes over the rows."""

@@ -108,6 +108,41 @@ def log_likelihood(
     return found
 
 
+@torch.no_grad()
+def divergence(
+    policy: Policy, adapters: Sequence[Adapter | None], examples_K_B: Sequence[Sequence[Example]], slots: int = 16
+) -> list[float]:
+    """KL(model ‖ model with adapter) in nats per loss token, for each adapter on its own examples: how far it has moved there."""
+    found = [0.0] * len(adapters)
+
+    def some(start: int, stop: int) -> None:
+        rows = [
+            [policy.clip_row(encode_example(e, policy.tokenizer, policy.chat)) for e in mine]
+            for mine in examples_K_B[start:stop]
+        ]
+        flat, width = _rectangle(rows)
+        room = _room(policy, adapters[start:stop])
+        if not width or room is None:
+            return
+        longest = max(len(r.ids) for r in flat)
+        ids = torch.tensor([[*r.ids, *[0] * (longest - len(r.ids))] for r in flat], device=policy.device)
+        real = torch.tensor([[1] * len(r.ids) + [0] * (longest - len(r.ids)) for r in flat], device=policy.device)
+        loss = torch.tensor([[*r.loss, *[False] * (longest - len(r.ids))] for r in flat], device=policy.device)[:, 1:]
+        for k, mine in enumerate(rows):  # what fills the rectangle up is not counted
+            loss[k * width + len(mine) : (k + 1) * width] = False
+        plain = policy.forward(input_ids=ids, attention_mask=real).logits[:, :-1][loss].float().log_softmax(-1)
+        with room.attached(policy.runner.dtype):
+            moved = policy.forward(input_ids=ids, attention_mask=real).logits[:, :-1][loss].float().log_softmax(-1)
+        each = (plain.exp() * (plain - moved)).sum(-1)
+        owner = torch.arange(len(flat), device=policy.device).div(width, rounding_mode="floor")[:, None].expand_as(loss)[loss]
+        for k in range(stop - start):
+            mine_ = each[owner == k]
+            found[start + k] = float(mine_.mean()) if len(mine_) else 0.0
+
+    _in_parts(len(adapters), slots, some)
+    return found
+
+
 def _in_parts(total: int, size: int, run: Callable[[int, int], None]) -> None:
     """``run(start, stop)`` over parts of ``size``; where memory runs out, over halves of them."""
     start = 0

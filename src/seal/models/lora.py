@@ -49,8 +49,8 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
             raise SealError(f"{type(model).__name__} has no nn.Linear layer to adapt (GPT-2's Conv1D is not supported)")
         return linears
     wanted = {targets} if isinstance(targets, str) else set(targets)
-    found = {n: m for n, m in linears.items() if n.rsplit(".", 1)[-1] in wanted}
-    missing = wanted - {n.rsplit(".", 1)[-1] for n in found}
+    found = {n: m for n, m in linears.items() if n in wanted or n.rsplit(".", 1)[-1] in wanted}
+    missing = wanted - {n.rsplit(".", 1)[-1] for n in found} - set(found)
     if missing:
         known = ", ".join(sorted({n.rsplit(".", 1)[-1] for n in linears}))
         raise SealError(f"no linear layer is named {', '.join(sorted(missing))} in this model; it has: {known}")
@@ -69,6 +69,59 @@ def init_adapter(modules: dict[str, nn.Linear], recipe: Recipe, seed: int) -> Ad
         a = torch.empty(recipe.rank, module.in_features).uniform_(-bound, bound, generator=generator)
         weights[name] = (a, torch.zeros(module.out_features, recipe.rank))
     return Adapter(recipe.rank, recipe.alpha, weights)
+
+
+def join(beneath: Adapter | None, adapter: Adapter, weight: float = 1.0) -> Adapter:
+    """One adapter that does what both do together, ``weight`` times the second: ranks add up, and the scale is the second's."""
+    if beneath is None and weight == 1.0:
+        return adapter
+    scale, weights = adapter.scale, {}
+    first = beneath.weights if beneath else {}
+    for name in dict.fromkeys([*first, *adapter.weights]):
+        parts = []
+        if beneath:
+            if name in first:
+                parts.append((first[name][0], first[name][1] * (beneath.scale / scale)))
+            else:
+                a, b = adapter.weights[name]
+                parts.append((a.new_zeros(beneath.rank, a.shape[1]), b.new_zeros(len(b), beneath.rank)))
+        if name in adapter.weights:
+            parts.append((adapter.weights[name][0], adapter.weights[name][1] * weight))
+        else:
+            a, b = first[name]
+            parts.append((a.new_zeros(adapter.rank, a.shape[1]), b.new_zeros(len(b), adapter.rank)))
+        weights[name] = (torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], dim=1))
+    rank = adapter.rank + (beneath.rank if beneath else 0)
+    return Adapter(rank, scale * rank, weights)
+
+
+def upper(joined: Adapter, rank: int, names: Sequence[str]) -> Adapter:
+    """The second part of what :func:`join` put together: the last ``rank`` ranks, on these modules."""
+    weights = {n: (joined.weights[n][0][-rank:].clone(), joined.weights[n][1][:, -rank:].clone()) for n in names}
+    return Adapter(rank, joined.scale * rank, weights)
+
+
+def away_from(adapter: Adapter, beneath: Adapter | None) -> Adapter:
+    """A fresh adapter whose A is orthogonal to the rows of A of those beneath: it reads what they do not."""
+    if beneath is None:
+        return adapter
+    weights = {}
+    for name, (a, b) in adapter.weights.items():
+        if name in beneath.weights:
+            q, r = torch.linalg.qr(beneath.weights[name][0].T.double())  # (in, R)
+            q = q[:, r.diagonal().abs() > 1e-9]
+            free = a.double() - a.double() @ q @ q.T
+            a = (free * (a.double().norm(dim=1, keepdim=True) / free.norm(dim=1, keepdim=True).clamp_min(1e-12))).float()  # noqa: PLW2901
+        weights[name] = (a, b)
+    return Adapter(adapter.rank, adapter.alpha, weights)
+
+
+def last_layers(model: nn.Module, targets: str | Sequence[str], n: int) -> tuple[str, ...]:
+    """The names of the target modules in the last ``n`` of the model's layers (those whose path holds the highest numbers)."""
+    names = list(target_modules(model, targets))
+    numbers = {name: [int(x) for x in name.split(".") if x.isdigit()] for name in names}
+    last = sorted({x[0] for x in numbers.values() if x})[-n:]
+    return tuple(name for name in names if numbers[name] and numbers[name][0] in last)
 
 
 class Slots:
@@ -115,6 +168,15 @@ class Slots:
         for name, (a, b) in adapter.weights.items():
             pieces[name][0][0, : adapter.rank] = a.to(self.flat.device)
             pieces[name][1][0, :, : adapter.rank] = b.to(self.flat.device)
+
+    def trainable(self, adapter: Adapter, first: int, only_b: bool) -> Tensor:
+        """Which numbers of a slot's row training may change, (P,): not those of the first ranks; with ``only_b`` of B alone."""
+        flat = torch.zeros(1, self.flat.shape[1], device=self.flat.device)
+        pieces = self.pieces(flat)
+        for name in adapter.weights:
+            pieces[name][0][0, first : adapter.rank] = 0.0 if only_b else 1.0
+            pieces[name][1][0, :, first : adapter.rank] = 1.0
+        return flat[0]
 
     @torch.no_grad()
     def take(self, slot: int, like: Adapter) -> Adapter:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from seal.models.fit import Room, room_for
-from seal.models.lora import Adapter, Slots, init_adapter, target_modules
+from seal.models.lora import Adapter, Slots, init_adapter, join, target_modules, upper
 from seal.models.memory import is_out_of_memory
 from seal.models.packing import of_menu, pack, send
 from seal.models.policy import Policy
@@ -35,6 +35,10 @@ class Job:
     seed: int
     start: Adapter | None = None
     """Go on from this adapter instead of a fresh one."""
+    beneath: Adapter | None = None
+    """An adapter in force meanwhile that stays as it is: the same as if it had been merged into the weights."""
+    only_b: bool = False
+    """Train B alone; what the adapter reads (A) stays as it starts."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,11 @@ class _Work:
     def __init__(self, index: int, job: Job, policy: Policy) -> None:
         self.index, self.job = index, job
         modules = target_modules(policy.runner, job.recipe.targets)
-        self.start = job.start or init_adapter(modules, job.recipe, job.seed)
+        self.fresh = job.start or init_adapter(modules, job.recipe, job.seed)
+        self.start = join(job.beneath, self.fresh)
+        self.trainable: Tensor | None = None
+        if job.beneath and job.recipe.weight_decay:
+            raise SealError("weight_decay would wear away the adapter beneath: take 0 where adapters are stacked")
         rows = [encode_example(e, policy.tokenizer, policy.chat) for e in job.examples]
         self.rows = [policy.clip_row(r) for r in rows]
         if not any(any(r.loss) for r in self.rows):
@@ -110,6 +118,8 @@ class _Work:
         return not all(map(math.isfinite, self.losses))
 
     def outcome(self, adapter: Adapter) -> Trained:
+        if self.job.beneath:
+            adapter = upper(adapter, self.fresh.rank, list(self.fresh.weights))
         sound = all(bool(a.isfinite().all() and b.isfinite().all()) for a, b in adapter.weights.values())
         bad = next((i for i, x in enumerate(self.losses) if not math.isfinite(x)), None)
         steps = len(self.losses) if bad is None else bad + 1  # where it was lost, whenever that was noticed
@@ -162,7 +172,9 @@ class _Training:
         if works:
             modules = target_modules(self.policy.runner, _union([j.recipe.targets for j in self.jobs]))
             modules |= {n: self.policy.runner.get_submodule(n) for w in works for n in w.start.weights}
-            self.slots = Slots(modules, len(works), max(j.recipe.rank for j in self.jobs), self.policy.device)
+            rank = max((j.start or j.recipe).rank + (j.beneath.rank if j.beneath else 0) for j in self.jobs)
+            modules |= {n: self.policy.runner.get_submodule(n) for j in self.jobs if j.beneath for n in j.beneath.weights}
+            self.slots = Slots(modules, len(works), rank, self.policy.device)
             self.optimizer = _AdamW(self.slots)
             self.tokens = room.tokens
             for slot, work in enumerate(works):
@@ -185,6 +197,9 @@ class _Training:
         work.slot = slot
         self.slots.put(slot, work.start)
         self.optimizer.reset(slot)
+        if work.job.beneath or work.job.only_b:
+            first = work.job.beneath.rank if work.job.beneath else 0
+            work.trainable = self.slots.trainable(work.start, first, work.job.only_b)
 
     def _finish(self, work: _Work, adapter: Adapter) -> None:
         self.outcomes[work.index] = work.outcome(adapter)
@@ -227,7 +242,11 @@ class _Training:
             self._make_smaller(works, error)
             return False
         losses = each.new_zeros(len(works)).index_add_(0, lines.owner, each * lines.share)
-        self.optimizer.step(works, self.slots.flatten(gradients))
+        gradient = self.slots.flatten(gradients)
+        for place, work in enumerate(works):
+            if work.trainable is not None:
+                gradient[place] *= work.trainable
+        self.optimizer.step(works, gradient)
         self.unsettled.append((losses, works))
         for work in works:
             work.step += 1
