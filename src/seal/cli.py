@@ -215,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
         "one passage, everything shown: prompt, edits, training rows, answers before and after, reward",
         "--task N picks the task, --policy DIR a trained policy.",
     )
+    add(
+        "continual",
+        "learn passages one after the other, and see what stays: strategies against forgetting, side by side",
+        '--continual.strategies \'["merge", "replay:0.5", "library"]\' names them; --continual.sequences, --continual.length. With --json FILE the table is\nalso written as JSON, with --figure FILE the matrices are drawn.',
+    )
     for name, (text, more, arguments) in FILE_COMMANDS.items():
         sub = add(name, text, more, settings=False)
         for flags, options in arguments:
@@ -255,6 +260,7 @@ OWN = {
     "train": ("--control",),
     "eval": ("--json", "--split"),
     "try": ("--task", "--policy"),
+    "continual": ("--json", "--figure"),
 }
 """Flags of a command that are no settings."""
 
@@ -266,6 +272,7 @@ def _own_flags(command: str, rest: Sequence[str]) -> tuple[dict[str, Any], list[
         "dry_run": False,
         "control": False,
         "json": None,
+        "figure": None,
         "task": 0,
         "policy": None,
         "split": "eval",
@@ -405,7 +412,39 @@ def _try(config: Any, own: dict[str, Any]) -> int:
     return 0
 
 
-COMMANDS = {"demo": _demo, "train": _train, "eval": _eval, "try": _try}
+def _continual(config: Any, own: dict[str, Any]) -> int:
+    from datetime import date
+
+    from seal.commands import command_line, must_be_new, print_lines
+    from seal.continual import Continual
+    from seal.results import machine
+    from seal.retained import draw, summarise, table_lines
+    from seal.store import write_whole
+
+    must_be_new(own["json"], own["figure"])
+    store = _open(config)
+    experiment = Continual(config, store)
+    record = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "seed": config.seed,
+        "untouched": experiment.untouched(),
+        "baseline": experiment.baseline(),
+        "results": [experiment.run(name) for name in config.continual.strategies],
+    }
+    path = store.folder / "continual.json"
+    if not path.exists():
+        write_whole(path, json.dumps(record))
+    summary = summarise([record], command_line())
+    print_lines(table_lines(summary))
+    if own["json"]:
+        write_whole(Path(own["json"]), json.dumps(summary, indent=1) + "\n")
+    if own["figure"]:
+        draw(summary, Path(own["figure"]))
+    return 0
+
+
+COMMANDS = {"demo": _demo, "train": _train, "eval": _eval, "try": _try, "continual": _continual}
 """The commands that take settings."""
 
 if __name__ == "__main__":

@@ -27,27 +27,32 @@ def command_line() -> str:
     return " ".join(["seal", *sys.argv[1:]])
 
 
-def print_table(summary: dict[str, Any]) -> None:
-    """The table of writers and the paired differences, on the terminal."""
+def print_lines(lines: list[list[str]], bold: str = "SEAL round") -> None:
+    """A table of text cells, header first; rows that begin with ``bold`` stand out."""
     from rich import box
     from rich.table import Table
 
     from seal.progress import Console
-    from seal.results import difference_lines, table_lines
 
-    head, *rows = table_lines(summary)
+    head, *rows = lines
     table = Table(*head, box=box.SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(*row, style="bold" if row[0].startswith("SEAL round") else None)
+        table.add_row(*row, style="bold" if row[0].startswith(bold) else None)
+    width = sum(max(map(len, column)) for column in zip(*lines, strict=True)) + 4 * len(head)
+    Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """The table of writers and the paired differences, on the terminal."""
+    from seal.results import difference_lines, table_lines
+
     n = summary["rows"][0]
-    width = sum(max(map(len, column)) for column in zip(head, *rows, strict=True)) + 4 * len(head)
-    console = Console(width=None if sys.stdout.isatty() else width)
-    console.print(f"{n['n_passages']} held-out tasks, {n['n_questions']} questions:")
-    console.print(table)
+    print(f"{n['n_passages']} held-out tasks, {n['n_questions']} questions:")
+    print_lines(table_lines(summary))
     for line in difference_lines(summary):
-        console.print("  " + line, highlight=False)
+        print("  " + line)
 
 
 def check(args: Namespace) -> int:

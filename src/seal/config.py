@@ -101,6 +101,22 @@ class EvalConfig(Part):
     """How many selection tasks that choice is made on."""
 
 
+class ContinualConfig(Part):
+    sequences: Count = 8
+    """Independent sequences of passages; they go side by side."""
+    length: Count = 8
+    """Passages of a sequence, learnt one after the other."""
+    strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("merge",)
+    """How what was learnt is kept: merge, replay:0.5, own:0.3, last:2, orthogonal, slao, gate, library, consolidate, and several joined
+    by ``+`` (:mod:`seal.retention`)."""
+    known: Count = 24
+    """Tasks that the model has the answers to, to see what it forgets; as many others serve as probes of ``gate`` and ``own``."""
+    ask_every: Count = 1
+    """Ask all passages so far after every so many steps (and the last); the newest is asked at each."""
+    policy: str | None = None
+    """A trained policy that writes the edits; ``None``: the model itself."""
+
+
 class RunConfig(Part):
     """Everything a run depends on. Written into the run folder; a folder is never continued under another one."""
 
@@ -119,6 +135,7 @@ class RunConfig(Part):
     inner: InnerConfig = InnerConfig()
     outer: OuterConfig = OuterConfig()
     eval: EvalConfig = EvalConfig()
+    continual: ContinualConfig = ContinualConfig()
 
     @property
     def folder(self) -> Path:

@@ -77,6 +77,10 @@ class Domain(ABC):
         """The text of the edit that trains on the context alone, where that makes sense."""
         return None
 
+    def known_tasks(self, n: int) -> Sequence[Task]:
+        """``n`` tasks that the untouched model has the answers to, to see what it forgets. Empty: not offered."""
+        return ()
+
     def schema(self) -> Mapping[str, Any] | None:
         """The JSON schema of a self-edit, where it is a JSON object: for constrained sampling."""
         return None

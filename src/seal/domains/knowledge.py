@@ -142,6 +142,10 @@ class Knowledge(Domain):
             Query(Prompt(prompts.ASK_OPEN.format(**slots, question=q["question"])), q["answer"]) for q in task.data["questions"]
         ]
 
+    def known_tasks(self, n: int) -> Sequence[Task]:
+        """Entities of the invented world that the embedded model knows by heart."""
+        return [Task(r["id"], r) for r in (atlas.record("known", i) for i in range(n))] if self.source == "atlas" else ()
+
     def retrieval_queries(self, tasks: Sequence[Task]) -> list[Sequence[Query]]:
         """The question with the :data:`RETRIEVED` passages in view that BM25 finds for title and question, the best first."""
         contexts = list(dict.fromkeys(f"{t.data['title']}\n{t.data['context']}" for t in tasks))

@@ -17,6 +17,10 @@ class Retriever:
 
     def best(self, query: str, k: int) -> list[int]:
         """The places of the ``k`` texts that fit best, best first (fewer if there are fewer)."""
+        return self.scored(query, k)[0]
+
+    def scored(self, query: str, k: int) -> tuple[list[int], list[float]]:
+        """:meth:`best`, and how well each fits."""
         words = bm25s.tokenize([query], stopwords=None, show_progress=False)
-        found, _ = self.index.retrieve(words, k=min(k, self.n), show_progress=False)
-        return [int(i) for i in found[0]]
+        found, scores = self.index.retrieve(words, k=min(k, self.n), show_progress=False)
+        return [int(i) for i in found[0]], [float(x) for x in scores[0]]

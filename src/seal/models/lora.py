@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -93,6 +94,24 @@ def join(beneath: Adapter | None, adapter: Adapter, weight: float = 1.0) -> Adap
         weights[name] = (torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], dim=1))
     rank = adapter.rank + (beneath.rank if beneath else 0)
     return Adapter(rank, scale * rank, weights)
+
+
+def compact(adapter: Adapter) -> Adapter:
+    """The same change of the weights in as few ranks as the largest of its modules needs: for adapters joined again and again."""
+    full = max(min(a.shape[1], len(b)) for a, b in adapter.weights.values())
+    if adapter.rank <= full:
+        return adapter
+    weights = {}
+    for name, (a, b) in adapter.weights.items():
+        narrow = a.shape[1] <= len(b)
+        eye = torch.eye(a.shape[1] if narrow else len(b))
+        first, second = (eye, b @ a) if narrow else (b @ a, eye)
+        rest = full - len(eye)
+        weights[name] = (
+            torch.cat([first, first.new_zeros(rest, a.shape[1])]),
+            torch.cat([second, second.new_zeros(len(b), rest)], 1),
+        )
+    return Adapter(full, adapter.scale * full, weights)
 
 
 def upper(joined: Adapter, rank: int, names: Sequence[str]) -> Adapter:
@@ -330,6 +349,29 @@ def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
         "target_modules": sorted({n.rsplit(".", 1)[-1] for n in adapter.weights}),
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def save_many(adapters: Sequence[Adapter], path: Path) -> None:
+    """Several adapters in one file, for ourselves."""
+    tensors = {
+        f"{k}/{n}/{'AB'[i]}": t.contiguous()
+        for k, x in enumerate(adapters)
+        for n, pair in x.weights.items()
+        for i, t in enumerate(pair)
+    }
+    save_file(tensors, path, metadata={"adapters": json.dumps([[x.rank, x.alpha] for x in adapters])})
+
+
+def load_many(path: Path) -> list[Adapter]:
+    """What :func:`save_many` wrote, to the bit."""
+    with safe_open(path, "pt") as file:
+        shapes = json.loads(file.metadata()["adapters"])
+        weights: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in shapes]
+        for key in file.keys():  # noqa: SIM118
+            k, name, part = key.split("/")
+            if part == "A":
+                weights[int(k)][name] = (file.get_tensor(key), file.get_tensor(f"{k}/{name}/B"))
+    return [Adapter(rank, alpha, w) for (rank, alpha), w in zip(shapes, weights, strict=True)]
 
 
 def load_peft(folder: Path) -> Adapter:

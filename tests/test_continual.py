@@ -1,0 +1,201 @@
+"""The continual experiment: the matrix is what was asked, strategies keep what they say, a kill loses nothing, an edit can be deleted."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seal.cli import main
+from seal.config import load_config
+from seal.continual import Continual, Router
+from seal.models.engine import Sampling, ask
+from seal.models.lora import compact, join, load_many, save_many
+from seal.models.policy import Policy
+from seal.models.train import Job, train_adapters
+from seal.retained import matrix, summarise
+from seal.retention import Memory, strategy
+from seal.store import Store
+from seal.types import Example, Prompt, Recipe, SealError, Task
+from tests import tiny
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STRATEGIES = ["merge", "replay:0.5+own:0.3", "last:1", "orthogonal", "slao", "gate", "consolidate", "library"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.save(tmp_path_factory.mktemp("model"))
+
+
+def flags(model: str, runs: Path, strategies: list[str]) -> list[str]:
+    options = {"source": "atlas", "prompt": "implications", "grader": "string", "sizes": {"train": 1, "select": 2, "eval": 6}}
+    return [
+        f"--domain.options={json.dumps(options)}", "--model.name", model, "--model.bf16", "false", "--model.threads", "1", "--runs", str(runs),
+        "--write.max_tokens", "12", "--inner.answer_tokens", "3", "--inner.recipe.rank", "2", "--inner.recipe.tokens", "400",
+        "--continual.sequences", "2", "--continual.length", "3", "--continual.known", "2",
+        f"--continual.strategies={json.dumps(strategies)}",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    out = ["--json", str(runs / "out.json"), "--figure", str(runs / "out.png")]
+    assert main(["continual", "@", str(CONFIGS / "continual.toml"), *flags(model, runs, STRATEGIES), *out]) == 0
+    return runs
+
+
+def test_every_strategy_gives_a_row_and_a_lower_triangle(whole: Path) -> None:
+    summary = json.loads((whole / "out.json").read_text())
+    assert [r["setting"] for r in summary["rows"]] == STRATEGIES
+    for row in summary["rows"]:
+        assert {
+            "untouched",
+            "diagonal",
+            "final",
+            "backward_transfer",
+            "kept",
+            "old_knowledge_loss",
+            "silent",
+            "seconds",
+        } <= set(row)
+        values = summary["matrices"][row["setting"]]
+        assert [[x is None for x in line] for line in values] == [[False, True, True], [False, False, True], [False] * 3]
+    assert "routed_right" in summary["rows"][-1]
+    assert (whole / "out.png").stat().st_size > 10_000
+
+
+def test_killed_between_steps_it_ends_the_same(
+    model: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["continual", "@", str(CONFIGS / "continual.toml"), *flags(model, tmp_path, ["merge", "library"])]
+    step = Continual._asked
+
+    def fail(self: Continual, apart: bool, sequences: object, i: int) -> object:
+        if i == 1:
+            raise KeyboardInterrupt
+        return step(self, apart, sequences, i)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Continual, "_asked", fail)
+    assert main(given) == 130
+    monkeypatch.undo()
+    assert main(given) == 0
+    for name in ("merge", "library"):
+        for i in range(3):
+            found, expected = (
+                json.loads((runs / f"continual/continual/{name}/step-{i}.json").read_text()) for runs in (tmp_path, whole)
+            )
+            assert found.pop("seconds") >= 0 and expected.pop("seconds") >= 0
+            assert found == expected
+
+
+def test_a_sequence_too_long_or_a_strategy_unknown_is_one_sentence(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["continual", "@", str(CONFIGS / "continual.toml"), *flags(model, tmp_path, ["merge"])]
+    assert main([*given, "--continual.length", "9"]) == 2
+    assert "need 18 held-out tasks" in capsys.readouterr().err
+    for name, says in {
+        "nothing": "no retention strategy",
+        "replay:2": "between 0 and 1",
+        "slao:3": "takes no",
+        "replay:x": "takes no",
+    }.items():
+        with pytest.raises(SealError, match=says):
+            strategy(name)
+
+
+def test_the_matrix_has_holes_where_nothing_was_asked() -> None:
+    steps = [{"first": 0, "scores": [[0.5]]}, {"first": 1, "scores": [[0.25]]}]
+    assert np.array_equal(matrix(steps), np.array([[[0.5, np.nan], [np.nan, 0.25]]]), equal_nan=True)
+
+
+def test_the_figures_are_those_of_the_matrix() -> None:
+    common = {"silent": 0.0, "kl": [0.1], "dropped": 0, "tokens": 10, "seconds": 0.1}
+    steps = [
+        {"first": 0, "scores": [[0.8], [0.6]], **common},
+        {"first": 0, "scores": [[0.4, 0.9], [0.4, 0.7]], "known": [0.9, 0.7], "edits": [-1.0, -1.0], **common},
+    ]
+    record = {
+        "date": "d",
+        "machine": "m",
+        "seed": 0,
+        "untouched": [[0.1, 0.1], [0.1, 0.1]],
+        "baseline": {"known": 0.9, "edits": -1.0},
+    }
+    row = summarise([record | {"results": [{"strategy": "merge", "steps": steps}]}], "c")["rows"][0]
+    assert row["diagonal"]["mean"] == 0.75
+    assert row["final"]["mean"] == 0.6
+    assert row["backward_transfer"]["mean"] == pytest.approx(-0.3)
+    assert row["old_knowledge_loss"]["mean"] == pytest.approx(0.1)
+    assert row["kept"]["mean"] == pytest.approx((0.6 - 0.1) / (0.75 - 0.1), abs=1e-4)
+
+
+def test_rows_replayed_take_their_share_of_the_budget() -> None:
+    past = Memory(rows=[tuple(Example(f"old {i} {j}") for j in range(10)) for i in range(3)])
+    new, own = tuple(Example(f"new {j}") for j in range(10)), tuple(Example(f"own {j}") for j in range(50))
+    rng = random.Random(0)
+    assert strategy("merge").rows(past, new, own, rng) == new
+    rows = strategy("replay:0.5").rows(past, new, own, rng)
+    assert len(rows) == 20 and sum(r.completion.startswith("old") for r in rows) == 10
+    rows = strategy("replay:0.5+own:0.2").rows(past, new, own, rng)
+    assert [sum(r.completion.startswith(k) for r in rows) for k in ("new", "old", "own")] == [10, 10, 2]
+    assert len(strategy("consolidate").rows(past, new, own, rng)) == 40
+    assert strategy("replay+slao").weight(4) == 0.5
+
+
+def trained(policy: Policy, n: int) -> list:
+    recipe = Recipe(rank=3, alpha=6, targets="all-linear", steps=5, learning_rate=1e-2)
+    jobs = [Job((Example(f"Passage {i} says {i * 7}."),), recipe, i) for i in range(n)]
+    return [t.adapter for t in train_adapters(policy, jobs)]
+
+
+def test_deleting_an_edit_of_a_library_leaves_the_others_answers_unchanged(policy: Policy) -> None:
+    adapters = trained(policy, 4)
+    tasks = [Task(f"t{i}", {"title": f"Passage{i}"}) for i in range(4)]
+    rows = [(Example(f"Passage{i}\nPassage{i} says something of its own, number{i}."),) for i in range(4)]
+    questions = [Prompt(f"Topic: Passage{i}\nQuestion: what?\nAnswer:") for i in range(4)]
+
+    def answers(keep: list[int]) -> dict[int, str]:
+        router = Router([tasks[i] for i in keep], [rows[i] for i in keep])
+        picks = {i: router.pick(questions[i]) for i in keep}
+        assert all(keep[place] == i for i, place in picks.items())
+        texts = ask(policy, [adapters[i] for i in keep], [[questions[i]] for i in keep], Sampling(12))
+        return {i: t[0] for i, t in zip(keep, texts, strict=True)}
+
+    full, less = answers([0, 1, 2, 3]), answers([0, 2, 3])
+    assert less == {i: full[i] for i in (0, 2, 3)}
+    assert Router(tasks, rows).pick(Prompt("Topic: Elsewhere\nQuestion: unheard of?\nAnswer:")) == -1
+
+
+def test_adapters_joined_and_made_compact_change_the_weights_the_same(policy: Policy, tmp_path: Path) -> None:
+    first, *others = trained(policy, 24)
+    joined = first
+    for other in others:
+        joined = join(joined, other, 0.5)
+    small = compact(joined)
+    assert joined.rank == 72 and small.rank == 32  # the widest module is 32 × 48: no more are needed
+    for name, (a, b) in joined.weights.items():
+        x, y = small.weights[name]
+        torch.testing.assert_close(joined.scale * b @ a, small.scale * y @ x, atol=1e-5, rtol=1e-4)
+    save_many([first, small], tmp_path / "two.safetensors")
+    for found, expected in zip(load_many(tmp_path / "two.safetensors"), [first, small], strict=True):
+        assert (found.rank, found.alpha) == (expected.rank, expected.alpha)
+        assert all(
+            torch.equal(x, y) for n in expected.weights for x, y in zip(found.weights[n], expected.weights[n], strict=True)
+        )
+
+
+def test_a_long_stream_asks_everything_only_now_and_then(model: str, tmp_path: Path) -> None:
+    given = flags(model, tmp_path, ["merge"])
+    config = load_config(
+        CONFIGS / "continual.toml",
+        [*given, "--continual.sequences", "1", "--continual.length", "5", "--continual.ask_every", "2"],
+    )
+    steps = Continual(config, Store(config)).run("merge")["steps"]
+    assert [s["first"] for s in steps] == [0, 0, 2, 0, 0]
