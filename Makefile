@@ -31,7 +31,7 @@ atlas: .venv/.installed
 
 grids: .venv/.installed
 	PYTHONPATH=tools/arc $(BIN)/python tools/arc/hold_out.py
-	PYTHONPATH=tools/arc $(BIN)/python tools/arc/pretrain.py
+	PYTHONPATH=tools/arc OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --nproc-per-node=2 -- tools/arc/pretrain.py --minutes 90
 	PYTHONPATH=tools/arc $(BIN)/python tools/arc/curate.py
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -134,6 +134,50 @@ def test_what_cannot_be_read_is_one_clear_sentence(tmp_path: Path, monkeypatch: 
         assert "\n" not in str(error.value)
 
 
+def test_html_keeps_text_beside_and_around_other_elements_once(tmp_path: Path) -> None:
+    (tmp_path / "n.html").write_text(
+        "<div>Loose text <p>Para.</p><ul><li>Parent item<ul><li>child</li></ul></li></ul></div>"
+        "<table><tr><td>Outer cell <table><tr><td>inner</td></tr></table></td></tr></table>"
+        "<section>Section text.<br>More</section><dl><dt>term</dt><dd>definition</dd></dl><!-- hidden -->"
+    )
+    _, sections = read_document(tmp_path / "n.html")
+    pieces = sections[0].text.split("\n\n")
+    assert pieces == [
+        "Loose text",
+        "Para.",
+        "Parent item",
+        "child",
+        "Outer cell",
+        "inner",
+        "Section text.",
+        "More",
+        "term",
+        "definition",
+    ]
+
+
+def test_text_without_spaces_is_cut_anywhere_and_none_is_lost(tmp_path: Path) -> None:
+    text = "この都市は一九三二年に開かれた。" * 40
+    (tmp_path / "a.txt").write_text(text)
+    passages = list(read_documents([str(tmp_path / "a.txt")], 50, len))
+    assert all(len(p["context"]) <= 50 for p in passages)
+    pieces = split(text, 50, len)
+    assert "".join(pieces).replace(" ", "") == text
+
+
+def test_a_rule_at_the_top_is_no_front_matter_and_a_byte_order_mark_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_bytes(b"\xef\xbb\xbf---\r\nIntro that matters.\r\n\r\n---\r\n\r\nRest.")
+    text = " ".join(p["context"] for p in read_documents([str(tmp_path / "a.md")], 50, words))
+    assert "Intro that matters." in text
+    assert "Rest." in text
+    assert "\ufeff" not in text
+
+
+def test_a_title_is_never_longer_than_it_may_be(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(f"# {'word ' * 200}\n\nText.\n")
+    assert len(next(read_documents([str(tmp_path / "a.md")], 50, words))["title"]) <= 200
+
+
 def test_passages_that_are_the_same_come_once_and_hidden_files_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# T\n\nSame words.\n")
     (tmp_path / "b.md").write_text("# T\n\nSame words.\n")

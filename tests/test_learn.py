@@ -48,6 +48,50 @@ def test_no_training_row_holds_a_question_of_the_quiz_and_no_answer_stands_in_bo
             assert not halves["proof"] & halves["practice"]
 
 
+def test_no_edit_row_holds_a_question_of_any_passage_and_the_passage_itself_is_always_taught(tmp_path: Path) -> None:
+    from seal.judge import normalize
+    from seal.learn import _asks, _rows
+
+    asked = {normalize("When does the journey of Korabi come?")}
+    assert _asks("Other\nQuestion: When does the journey of Korabi come? Answer: May.", asked)
+    assert not _asks("Korabi travels in May. Does he?", asked)
+    passage = {"id": "x", "title": "T", "context": "When does the journey of Korabi come? In May."}
+    counts = {"edits": 0, "bad edits": 0, "rows": 0, "rows left out": 0}
+    rows = list(
+        _rows(Knowledge(), passage, asked, ["Question: When does the journey of Korabi come? Answer: May.\nA fact."], counts)
+    )
+    assert [r.completion for r in rows] == [f"T\n{passage['context']}", "T\nA fact."]
+    assert counts == {"edits": 1, "bad edits": 0, "rows": 2, "rows left out": 1}
+
+
+def test_an_answer_stands_in_one_half_whatever_the_passage(taught: Path) -> None:
+    records = [r for c in (taught / "chunks").iterdir() for r in json.loads((c / "quiz.json").read_text())]
+    halves: dict[str, set[str]] = {}
+    for question in (q for r in records for q in r["questions"]):
+        halves.setdefault(question["answer"].lower(), set()).add(question["half"])
+    assert all(len(h) == 1 for h in halves.values())
+
+
+def test_of_fewer_than_five_passages_nothing_is_concluded() -> None:
+    from seal.card import card_of
+
+    quiz = [
+        {"id": "p", "drafted": 1, "sound": 1, "questions": [{"question": "q?", "answer": "a", "kind": "new", "half": "proof"}]}
+    ]
+    answers = [
+        {
+            "before": ["b"],
+            "after": ["a"],
+            "open book": ["a"],
+            "right": {"before": [False], "after": [True], "open book": [True]},
+        }
+    ]
+    for n, keep in ((1, None), (5, True)):
+        passages = [{"source": "s", "title": "T"}] * n
+        trained = {"": {"steps": 1, "tokens": 1}}
+        assert card_of({}, passages, [quiz * n], [answers * n], {}, trained)["keep"] is keep
+
+
 def test_running_it_again_changes_nothing_and_other_settings_are_refused(
     taught: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +196,7 @@ def test_one_adapter_per_document_and_the_best_edits_of_a_tiny_model(
         (["--writer", "nowhere.json"], "nowhere.json"),
         (["--policy", "nowhere"], "nowhere"),
         (["--writer", "http://localhost:1/v1"], "names no model"),
+        (["--keep", "1", "--questions", "0"], "--questions 0 asks for none"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(
@@ -163,6 +208,47 @@ def test_what_a_user_gets_wrong_is_one_sentence(
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()  # so that the same command, put right, is not refused
+
+
+def test_the_recipe_may_be_put_right_until_something_is_trained_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.save(tmp_path / "model")
+    (tmp_path / "a.md").write_text("# A\n\nText of it.\n")
+    given = [
+        "learn",
+        str(tmp_path / "a.md"),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        model,
+        "--edits",
+        "1",
+        "--rank",
+        "2",
+        "--epochs",
+        "1",
+    ]
+    monkeypatch.setattr("seal.learn._save", lambda *x: (_ for _ in ()).throw(SealError("training diverged")))
+    assert main([*given, "--learning-rate", "1"]) == 2
+    monkeypatch.undo()
+    assert main([*given, "--learning-rate", "1e-3"]) == 0
+    assert main([*given, "--learning-rate", "1e-2"]) == 2
+
+
+def test_adapters_of_another_model_or_damaged_are_one_sentence(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    other = tiny.save(tmp_path / "other")
+    assert main(["ask", "q", "--adapter", str(taught), "--model", other]) == 2
+    assert main(["merge", str(taught), "--out", str(tmp_path / "m"), "--model", other]) == 2
+    assert "is not of the model" in capsys.readouterr().err
+    for file, text in {"adapter_model.safetensors": "junk", "adapter_config.json": "[]"}.items():
+        broken = Path(shutil.copytree(taught / "adapter", tmp_path / file))
+        (broken / file).write_text(text)
+        assert main(["ask", "q", "--adapter", str(broken), "--model", "atlas"]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 def test_a_quiz_is_a_file_of_passages_that_a_run_takes(tmp_path: Path) -> None:
@@ -182,6 +268,8 @@ class Server:
     def __init__(self) -> None:
         self.requests: list[dict[str, object]] = []
         self.failures = 0
+        self.status, self.body = 200, ""
+        self.fail = lambda body: False
         self.reply = lambda prompt: "yes"
         server = self
 
@@ -189,10 +277,11 @@ class Server:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.requests.append({**body, "key": self.headers.get("Authorization")})
-                if server.failures:
-                    server.failures -= 1
-                    self.send_response(500)
+                if server.failures or server.status != 200 or server.fail(body):
+                    server.failures = max(0, server.failures - 1)
+                    self.send_response(400 if server.fail(body) else 500 if server.status == 200 else server.status)
                     self.end_headers()
+                    self.wfile.write(json.dumps({"error": {"message": server.body}}).encode())
                     return
                 message = {"role": "assistant", "content": server.reply(body["messages"][0]["content"])}
                 text = json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": message}]})  # fmt: skip
@@ -232,9 +321,53 @@ def test_answers_come_in_order_are_kept_on_disk_and_failures_are_tried_again(ser
     assert b"secret-key" not in (tmp_path / "cache/seal/endpoint.sqlite").read_bytes()
 
 
+def test_keys_stay_out_of_addresses_messages_and_hosts_that_are_not_theirs(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("http://user:word@host/v1#m", "http://host/v1?api_key=x#m"):
+        with pytest.raises(SealError, match="SEAL_API_KEY") as error:
+            Endpoint(address)
+        assert "word" not in str(error.value) and "=x" not in str(error.value)
+    with pytest.raises(SealError, match="not an address"):
+        Endpoint("http://[::1#m")
+    server.status, server.body = 401, "bad key secret-key"
+    with pytest.raises(SealError) as error:
+        Endpoint(server.name, retries=0).write(["a"], 5)
+    assert "secret-key" not in str(error.value)
+    monkeypatch.delenv("SEAL_API_KEY")
+    monkeypatch.setenv("OPENAI_API_KEY", "openai-key")
+    assert Endpoint(server.name).key == "none"
+    assert Endpoint("https://api.openai.com/v1#m").key == "openai-key"
+
+
+def test_what_an_endpoint_says_is_bounded_and_text_and_what_is_no_verdict_is_asked_again(server: Server) -> None:
+    server.reply = lambda prompt: "x" * 1_000_000 + "\ud800"
+    assert len(Endpoint(server.name).write(["a"], 5)[0] or "") == 100
+    server.reply = lambda prompt: "Maybe."
+    assert EndpointJudge(server.name)([Item("q", "x", "y")]) == [None]
+    server.reply = lambda prompt: "\ud800 no"
+    assert EndpointJudge(server.name)([Item("q", "x", "y")]) == [False]
+
+
+def test_a_writer_that_fails_in_part_is_owed_not_recorded(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.save(tmp_path / "model")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.md").write_text(f"# {name}\n\nThe {name} is here.\n")
+    server.reply = lambda prompt: "A line."
+    server.fail = lambda body: "The two" in str(body)
+    flags = ["--model", model, "--writer", server.name, "--edits", "1", "--questions", "0", "--epochs", "1", "--rank", "2"]
+    given = ["learn", str(tmp_path / "one.md"), str(tmp_path / "two.md"), "--out", str(tmp_path / "out"), *flags]
+    assert main(given) == 2
+    assert "left 1 edits unwritten" in capsys.readouterr().err
+    server.fail = lambda body: False
+    assert main(given) == 0
+
+
 def test_an_endpoint_that_is_not_there_is_one_sentence_and_never_wrong(server: Server) -> None:
     with pytest.raises(SealError, match="does not answer"):
-        Endpoint("http://127.0.0.1:1/v1#m", retries=0).write(["a"], 5)
+        Endpoint("http://127.0.0.1:1/v1#m", retries=0).write(["a"] * 100, 5)
     server.reply = lambda prompt: "hm" if "Question: b" in prompt else "Yes."
     items = [Item("a", "x", "x"), Item("b", "x", "x"), Item("c", "x", " ")]
     assert EndpointJudge(server.name)(items) == [True, None, False]
@@ -328,6 +461,11 @@ def test_a_result_file_goes_in_and_comes_out_with_the_same_numbers(tmp_path: Pat
     assert main(["export", str(tmp_path / "run"), "--kind", "dataset", "--out", str(tmp_path / "set.json")]) == 0
     assert [r["completions"] for r in json.loads((tmp_path / "set.json").read_text())] == [["edit 0", "edit 1"]] * 2
     assert main(["export", str(tmp_path / "run"), "--stage", "none", "--out", str(tmp_path / "x.json")]) == 2
+    for number, change in enumerate(({"lora_params": {"rank": 100_000}}, {"articles": [{"title": 1}]}, {"articles": [None]})):
+        (tmp_path / "not.json").write_text(json.dumps(json.loads(source.read_text()) | change))
+        assert main(["import", str(tmp_path / "not.json"), "--out", str(tmp_path / f"other{number}")]) == 2
+        assert not (tmp_path / f"other{number}").exists()
+    assert main(["import", str(source), "--out", str(source)]) == 2
     (tmp_path / "not.json").write_text("[]")
     assert main(["import", str(tmp_path / "not.json"), "--out", str(tmp_path / "other")]) == 2
     assert "not one of SEAL's result files" in capsys.readouterr().err

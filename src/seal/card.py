@@ -11,6 +11,8 @@ from seal.stats import difference, interval
 from seal.store import write_whole
 
 SETTINGS = ("before", "after", "open book")
+ENOUGH = 5
+"""Passages with a proof below which nothing is concluded: an interval over fewer says nothing."""
 
 
 def card_of(
@@ -49,7 +51,7 @@ def card_of(
             for kind in ("new", "known")
         }
         card["got worse"] = _worse(passages, quiz, answers)
-        card["keep"] = card["gain"]["low"] > 0
+        card["keep"] = card["gain"]["low"] > 0 if len(scores["after"]) >= ENOUGH else None  # None: too few to tell
     return card
 
 
@@ -114,26 +116,31 @@ def markdown(card: dict[str, Any], out: Path) -> str:
         f"{s['writer'] or s['policy'] or 'the model itself'} (prompt *{s['prompt'] if len(s['prompt']) < 40 else 'own template'}*), "
         f"{written['bad edits']} of them unusable; {written['rows']} training rows, {written['rows left out']} left out because they "
         f"held a question of the quiz. {card['training']['steps']} steps, {card['training']['tokens']} training tokens, "
-        f"{card.get('seconds', 0):.0f} s in all.",
+        f"{card.get('seconds', 0):.0f} s in the last run.",
         "",
     ]
     if "accuracy" in card:
         quiz = card["quiz"]
-        verdict = "It is worth keeping." if card["keep"] else "The quiz does not show that it helped: think before you keep it."
+        verdicts = {True: "It is worth keeping.", False: "The quiz does not show that it helped: think before you keep it."}
+        verdict = verdicts.get(
+            card["keep"], f"Fewer than {ENOUGH} passages have a proof: too few to tell, and the intervals say nothing."
+        )
+        known = card["by kind"]["known"].get("after")
         gain = card["gain"]
         lines += [
             "## What it knows now",
             "",
             f"The model drafted {quiz['drafted']} questions with the passages in view; {quiz['sound']} it answered the same way again. "
-            f"The table is over the {quiz['proof']} that nothing was chosen by, graded by the string rule, without the passage unless said.",
+            f"The table is over the {quiz['proof']} that no edit was chosen by, graded by the string rule, without the passage unless said; "
+            "with it in view they are right because only such questions were kept.",
             "",
             "| | accuracy | 95 % interval |",
             "|---|---|---|",
             *(f"| {n} | {v['mean']:.3f} | {v['low']:.3f} … {v['high']:.3f} |" for n, v in card["accuracy"].items()),
             "",
             f"Gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]. {verdict} Silent: {card['silent']['before']:.3f} before, "
-            f"{card['silent']['after']:.3f} after. What it knew before: "
-            f"{card['by kind']['known'].get('after', float('nan')):.3f} of it still right.",
+            f"{card['silent']['after']:.3f} after."
+            + (f" Of what it knew before, {known:.3f} is still right." if known is not None else ""),
             "",
             "## What got worse",
             "",

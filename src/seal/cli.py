@@ -21,6 +21,13 @@ Settings come from a TOML file named after @, then from flags over it, dotted wh
 """
 
 
+def _positive(text: str) -> int:
+    """A number of at least 1, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
 Flags = tuple[tuple[str, ...], dict[str, Any]]
 JSON: Flags = (("--json",), {"type": Path, "help": "also write the figures here"})
 MODEL: Flags = (("--model",), {"default": "atlas", "help": "hub name or folder of a causal LM (default: the embedded one)"})
@@ -105,8 +112,8 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             (("--out",), {"type": Path, "required": True, "help": "a new file"}),
             MODEL,
             DEVICE,
-            (("--questions",), {"type": int, "default": 8, "help": "per passage, at most"}),
-            (("--passage-tokens",), {"type": int, "default": 384}),
+            (("--questions",), {"type": _positive, "default": 8, "help": "per passage, at most"}),
+            (("--passage-tokens",), {"type": _positive, "default": 384}),
             (("--seed",), {"type": int, "default": 0}),
         ],
     ),
@@ -139,7 +146,7 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         [
             (("file",), {"type": Path}),
             (("--grader",), {"action": "append", "default": [], "help": "a judge too: http://host/v1#model, or hf:MODEL"}),
-            (("--limit",), {"type": int, "help": "look at the first so many verdicts only (a judge takes its time)"}),
+            (("--limit",), {"type": _positive, "help": "look at the first so many verdicts only (a judge takes its time)"}),
             JSON,
         ],
     ),
@@ -164,13 +171,15 @@ them."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did its work, 2 if the user has something to put right, 130 if interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        return _run(words)
     except SealError as error:
         print(f"seal: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("seal: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        goes_on = bool(words) and words[0] in (*COMMANDS, "learn")
+        print("seal: interrupted" + "; the same command goes on where it stopped" * goes_on, file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -175,8 +175,8 @@ def learn(args: Namespace) -> int:
         "seed",
     )
     given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    if args.prompt and Path(args.prompt).is_file():
-        given["prompt"] = Path(args.prompt).read_text("utf-8")
+    if args.prompt:
+        given["prompt"] = _template(args.prompt)
     try:
         config = default_config(args.model, **given)
         recipe = {n: v for n in ("learning_rate", "epochs", "rank", "batch_size") if (v := getattr(args, n)) is not None}
@@ -190,7 +190,15 @@ def learn(args: Namespace) -> int:
     print(f"\ncard: {args.out / 'README.md'}")
     if args.push:
         _push(args.out, args.push)
-    return 0 if card.get("keep", True) else 1
+    return 1 if card.get("keep") is False else 0
+
+
+def _template(given: str) -> str:
+    """A prompt variant's name, a template, or the template in a file of that name."""
+    try:
+        return Path(given).read_text("utf-8") if len(given) < 256 and Path(given).is_file() else given
+    except (OSError, UnicodeDecodeError) as error:
+        raise SealError(f"--prompt: {given} cannot be read: {error}") from error
 
 
 def _first_of(error: ValueError) -> str:
@@ -206,7 +214,7 @@ def _first_of(error: ValueError) -> str:
 def merge(args: Namespace) -> int:
     """``seal merge``: an adapter into the weights of its model."""
     from seal.models.lora import load_peft
-    from seal.models.policy import load_policy
+    from seal.models.policy import load_policy, must_match
     from seal.store import Stage
     from seal.talk import open_taught
 
@@ -216,9 +224,13 @@ def merge(args: Namespace) -> int:
     name = args.model or taught.model
     if not name:
         raise SealError(f"{args.adapter} does not name its model: say --model")
+    if len(taught.adapters) != 1:
+        folders = ", ".join(str(p) for p in taught.adapters.values())
+        raise SealError(f"{args.adapter} has an adapter for each document: merge one of them ({folders[:300]})")
     policy = load_policy(name, dtype=args.dtype or "float32")
-    for folder in taught.adapters.values():
-        policy.merge(load_peft(folder))
+    adapter = load_peft(next(iter(taught.adapters.values())))
+    must_match(adapter, policy)
+    policy.merge(adapter)
     Stage(args.out.parent).once_folder(args.out.name, policy.save)
     print(args.out)
     if args.push:
@@ -277,8 +289,10 @@ def chat(args: Namespace) -> int:
             question = input("? " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return 0
-        if not question:
+        if not question and sys.stdin.isatty():
             return 0
+        if not question:
+            continue
         _say(list(talk.answers(question, args.topic or "", args.compare, args.open_book is not None)))
 
 

@@ -1,7 +1,7 @@
 """Another model behind an OpenAI-compatible endpoint (vLLM, Ollama, llama.cpp's server, OpenAI): as a writer of edits, or as a judge.
 
-It is named ``http://localhost:8000/v1#model-name``. A key, where one is needed, comes from the environment (``SEAL_API_KEY``, else
-``OPENAI_API_KEY``), and is never written anywhere. Requests go out side by side, are tried again where they fail, and answers are kept on
+It is named ``http://localhost:8000/v1#model-name``. A key, where one is needed, comes from the environment (``SEAL_API_KEY``; for
+OpenAI's own address ``OPENAI_API_KEY`` too), and is never written anywhere. Requests go out side by side, are tried again where they fail, and answers are kept on
 disk, so that nothing is paid for twice.
 """
 
@@ -12,10 +12,11 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from seal.judge import Item, judge_prompt, verdict_of
 from seal.types import SealError
@@ -24,6 +25,8 @@ SIDE_BY_SIDE = 8
 RETRIES = 5
 TIMEOUT = 120.0
 """Seconds."""
+CHARS_PER_TOKEN = 20
+"""A reply longer than so many characters for each token asked for is cut: the other side may say anything."""
 
 
 def is_endpoint(name: str) -> bool:
@@ -41,21 +44,39 @@ class Endpoint:
 
     def __init__(self, name: str, cache: Path | None = None, retries: int = RETRIES) -> None:
         self.url, _, self.model = name.partition("#")
+        try:
+            parts = urlsplit(self.url)
+            local = parts.hostname or ""
+        except ValueError as error:
+            raise SealError(f"{self.url!r} is not an address: {error}") from error
+        if parts.username or parts.password or parts.query:
+            raise SealError(
+                f"the address of {local} holds a name, a key or a query: keys come from SEAL_API_KEY, so that no file holds them"
+            )
         if not self.model:
             raise SealError(f"{name!r} names no model: say it after the address, as in http://localhost:8000/v1#my-model")
         try:
             from openai import OpenAI
         except ImportError as error:
             raise SealError("a model behind an endpoint needs the package openai: pip install 'seal-lm[endpoint]'") from error
-        key = os.environ.get("SEAL_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
-        self.client = OpenAI(base_url=self.url, api_key=key, max_retries=retries, timeout=TIMEOUT)
+        openai_key = os.environ.get("OPENAI_API_KEY") if local == "api.openai.com" else None
+        self.key = os.environ.get("SEAL_API_KEY") or openai_key or "none"
+        self.client = OpenAI(base_url=self.url, api_key=self.key, max_retries=retries, timeout=TIMEOUT)
         self.cache = _Cache(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seal/endpoint.sqlite")
 
-    def write(self, prompts: Sequence[str], max_tokens: int, temperature: float = 0.0, sample: int = 0) -> list[str | None]:
-        """One text per prompt, in order; ``None`` where no answer came. ``sample`` tells apart draws of one prompt.
+    def write(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int,
+        temperature: float = 0.0,
+        sample: int = 0,
+        usable: Callable[[str], bool] = bool,
+    ) -> list[str | None]:
+        """One text per prompt, in order; ``None`` where no answer came. ``sample`` tells apart draws of one prompt; an answer that is not
+        ``usable`` is given all the same, but not kept.
 
         Raises:
-            SealError: no request came through at all: why the first did not.
+            SealError: the first request did not come through: why.
         """
         reasons: list[str] = []
 
@@ -66,16 +87,17 @@ class Endpoint:
             try:
                 answer = self._send(prompt, max_tokens, temperature, sample)
             except Exception as error:  # of a client and a server of someone else's
-                reasons.append(f"{type(error).__name__}: {error}")
+                reasons.append(f"{type(error).__name__}: {error}".replace(self.key, "(key)"))
                 return None
-            self.cache.put(key, answer)
+            if usable(answer):
+                self.cache.put(key, answer)
             return answer
 
-        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-            texts = list(pool.map(one, prompts))
-        if prompts and len(reasons) == len(prompts):
+        first = [one(p) for p in prompts[:1]]  # alone: whether anybody answers is known before the others are sent
+        if reasons:
             raise SealError(f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}")
-        return texts
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            return [*first, *pool.map(one, prompts[1:])]
 
     def _send(self, prompt: str, max_tokens: int, temperature: float, sample: int) -> str:
         reply: Any = self.client.chat.completions.create(
@@ -85,7 +107,8 @@ class Endpoint:
             temperature=temperature,
             seed=sample,
         )
-        return str(reply.choices[0].message.content or "")
+        text = str(reply.choices[0].message.content or "")[: CHARS_PER_TOKEN * max_tokens]
+        return text.encode("utf-8", "replace").decode()
 
 
 class EndpointJudge:
@@ -98,7 +121,13 @@ class EndpointJudge:
         """A verdict per item; ``None`` where none came, or none that is yes or no."""
         asked = [i for i, item in enumerate(items) if item.answer.strip()]
         verdicts: list[bool | None] = [False] * len(items)  # silence is wrong, and needs no judge
-        texts = self.endpoint.write([judge_prompt(items[i]) for i in asked], max_tokens=8) if asked else []
+        texts = (
+            self.endpoint.write(
+                [judge_prompt(items[i]) for i in asked], max_tokens=8, usable=lambda t: verdict_of(t) is not None
+            )
+            if asked
+            else []
+        )
         for i, text in zip(asked, texts, strict=True):
             verdicts[i] = None if text is None else verdict_of(text)
         return verdicts

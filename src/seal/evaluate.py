@@ -183,7 +183,8 @@ class Evaluation:
                 inner = self.inner(epochs=epochs, tokens=None, steps=None)
                 seed = seed_of("select", self.config.seed)
                 attempts = try_edits(self.base, self.domain, tasks, texts, inner, stage, seed, f"passage, {epochs} epochs")
-                best[epochs] = sum(a.after for a in attempts) / len(attempts)
+                graded_ = [a.after for a in attempts if a.status != "ungraded"]
+                best[epochs] = sum(graded_) / max(1, len(graded_))
             return max(best, key=lambda e: best[e])
 
         return int(self.store.stage(f"{self.split}/saturation").once("epochs", compute))

@@ -7,6 +7,7 @@ import json
 import re
 import string
 import unicodedata
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,13 +148,15 @@ def read_verdicts(path: Path) -> list[Verdict]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
+                if isinstance(row.get("right"), str):
+                    raise TypeError(f"right is true or false, not {row['right']!r}")
                 right = row["right"] if "right" in row else 2 * row["n_yes"] > row["n_graded"]
                 verdicts.append(Verdict(str(row["question"]), str(row["gold"]), str(row["answer"]), bool(right)))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise SealError(
             f"{path}, line {len(verdicts) + 1}: not a verdict ({{question, gold, answer, right}}): {error}"
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SealError(f"{path} cannot be read: {error}") from error
     if not verdicts:
         raise SealError(f"{path} holds no verdicts")

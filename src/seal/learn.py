@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,6 +83,13 @@ def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str,
         SealError: documents that cannot be read, a folder made with other settings, a model that does not load.
     """
     start = time.monotonic()
+    domain = Knowledge(prompt=config.prompt, grader="string")
+    if config.keep is not None and not config.questions:
+        raise SealError("--keep chooses edits by the quiz, and --questions 0 asks for none")
+    if config.writer and is_endpoint(config.writer):
+        Endpoint(config.writer)  # is it an address at all
+    elif config.writer and not Path(config.writer).is_file():
+        raise SealError(f"--writer: there is no file {config.writer}, and it is no address (http://host/v1#model)")
     policy = load_policy(config.model, config.device, config.dtype, "auto", "auto")
     writer = load_policy(config.policy, config.device, config.dtype, "auto") if config.policy else policy
     if config.policy and len(writer.tokenizer) != len(policy.tokenizer):
@@ -89,19 +97,22 @@ def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str,
             f"the policy {config.policy} is not of the same kind as the model {config.model}: their tokenizers differ"
         )
     passages = _read(config, documents, policy, out)
-    domain = Knowledge(prompt=config.prompt, grader="string")
     parts = [passages[i : i + CHUNK] for i in range(0, len(passages), CHUNK)]
     chunks = [Stage(out / f"chunks/{n:04d}") for n in range(len(parts))]
     rows: dict[str, list[Example]] = {}
+    asked: set[str] = set()
     counts = {"edits": 0, "bad edits": 0, "rows": 0, "rows left out": 0}
     with progress("write a quiz and edits", len(passages)) as advance:
         for stage, some in zip(chunks, parts, strict=True):
             quiz = _quiz(policy, some, config, stage)
-            texts = _edits(policy, writer, domain, some, quiz, config, stage)
-            for passage, record, mine in zip(some, quiz, texts, strict=True):
-                document = passage["source"] if config.per_document else ""
-                rows.setdefault(document, []).extend(_rows(domain, passage, record, mine, counts))
+            asked |= {normalize(q["question"]) for record in quiz for q in record["questions"]}
+            _edits(policy, writer, domain, some, quiz, config, stage)
             advance(len(some))
+    for stage, some in zip(chunks, parts, strict=True):  # rows are made when every question is known, of whichever passage
+        quiz = _quiz(policy, some, config, stage)
+        for passage, texts in zip(some, _edits(policy, writer, domain, some, quiz, config, stage), strict=True):
+            document = passage["source"] if config.per_document else ""
+            rows.setdefault(document, []).extend(_rows(domain, passage, asked, texts, counts))
     trained = _train(policy, rows, config, out)
     adapters = {name: load_peft(_folder(out, name)) for name in trained}
     answers = [_answers(policy, adapters, some, stage, config) for stage, some in zip(chunks, parts, strict=True)]
@@ -115,13 +126,22 @@ def _read(config: LearnConfig, documents: Sequence[str], policy: Policy, out: Pa
     budget = min(config.passage_tokens, policy.context // 3)
     passages = list(read_documents(documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
     text = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in passages)
-    wanted = {**config.model_dump(mode="json"), "passages": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    passed = hashlib.sha256(" ".join(p["id"] for p in passages).encode()).hexdigest()[:16]
+    wanted = {**config.model_dump(mode="json"), "passages": passed}
+    if out.exists() and not out.is_dir():
+        raise SealError(f"--out {out} is a file: give a new folder")
     if not (out / "learn.json").exists():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(not p.name.startswith(".") for p in out.iterdir()):
             raise SealError(f"{out} holds other things: give --out a new folder")
-        write_whole(out / "passages.jsonl", text)
         write_whole(out / "learn.json", json.dumps(wanted, indent=1))
+    if not (out / "passages.jsonl").exists():
+        write_whole(out / "passages.jsonl", text)
     found = read_json(out / "learn.json")
+    if not isinstance(found, dict):
+        raise SealError(f"{out / 'learn.json'} is damaged: it holds no settings")
+    if found | {"recipe": wanted["recipe"]} == wanted and config.keep is None and not list(out.glob("adapter*")):
+        write_whole(out / "learn.json", json.dumps(wanted, indent=1))  # nothing has been trained by the old recipe
+        found = wanted
     if changed := next((k for k in wanted if found.get(k) != wanted[k]), None):
         raise SealError(f"{out} was begun with other {changed.replace('_', ' ')}: give --out a new folder, or run it as it was")
     return passages
@@ -157,7 +177,9 @@ def _edits(
             return from_file(Path(config.writer), tasks, config.edits)
         endpoint = Endpoint(config.writer)
         drawn = [endpoint.write([p.text for p in prompts], 1024, 1.0, sample) for sample in range(config.edits)]
-        return [[texts[i] or "" for texts in drawn] for i in range(len(tasks))]
+        if failed := sum(t is None for texts in drawn for t in texts):
+            raise SealError(f"{config.writer} left {failed} edits unwritten; run the same command again to go on")
+        return [[str(texts[i]) for texts in drawn] for i in range(len(tasks))]
 
     texts: list[list[str]] = stage.once("edits", write)
     if config.keep is None:
@@ -173,11 +195,10 @@ def _edits(
 
 
 def _rows(
-    domain: Knowledge, passage: dict[str, Any], quiz: dict[str, Any], texts: Sequence[str], counts: dict[str, int]
+    domain: Knowledge, passage: dict[str, Any], asked: set[str], texts: Sequence[str], counts: dict[str, int]
 ) -> Iterator[Example]:
-    """The training rows of a passage, each once: the passage, and what its edits say. A row that holds a question of the quiz is left
-    out: the quiz would prove nothing."""
-    asked = [normalize(q["question"]) for q in quiz["questions"]]
+    """The training rows of a passage, each once: the passage, and what its edits say. A row of an edit that holds a question of the quiz,
+    of this passage or any other, is left out: the quiz would prove nothing."""
     seen = set()
     for text in [passage["context"], *texts]:
         edit, _ = understand(domain, Task(passage["id"], passage), text, Recipe())
@@ -189,19 +210,27 @@ def _rows(
             if example.completion in seen:
                 continue
             seen.add(example.completion)
-            row = normalize(example.completion)
-            if any(question in row for question in asked):
+            if text is not passage["context"] and _asks(example.completion, asked):
                 counts["rows left out"] += 1
                 continue
             counts["rows"] += 1
             yield example
 
 
+def _asks(row: str, asked: set[str]) -> bool:
+    """Whether a row holds one of these questions (normalised): some run of words up to a question mark is one."""
+    for piece in re.split(r"[?？]", row)[:-1]:
+        words = normalize(piece).split()[-100:]
+        if any(" ".join(words[i:]) in asked for i in range(len(words))):
+            return True
+    return False
+
+
 def _folder(out: Path, name: str) -> Path:
     """Where the adapter of a document lies; of all together, its name is empty."""
     if not name:
         return out / "adapter"
-    return out / "adapters" / f"{Path(name).stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return out / "adapters" / f"{Path(name).stem[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _train(policy: Policy, rows: dict[str, list[Example]], config: LearnConfig, out: Path) -> dict[str, dict[str, Any]]:

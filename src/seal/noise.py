@@ -112,7 +112,13 @@ def read_scores(path: Path) -> list[Scores]:
     try:
         if path.is_dir():
             rows = [r for f in sorted(path.glob("seal/round-*/attempts.jsonl")) for r in _attempts(f)]
-            return list(_tables((r["round"], r["task"], r["edit"], r["seed"], r["scores"]) for r in rows if r["scores"]))
+            return list(
+                _tables(
+                    (r["round"], r["task"], r["edit"], r["seed"], r["scores"])
+                    for r in rows
+                    if r["scores"] and r["status"] != "ungraded"
+                )
+            )
         data = json.loads(path.read_text("utf-8"))
         return list(
             _tables(

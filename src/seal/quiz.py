@@ -2,8 +2,8 @@
 which questions are sound.
 
 A drafted question is kept if the model, shown the passage again and asked greedily, gives the drafted answer; what it answers without
-the passage too is *known*, the rest *new*. Half of each passage's answers (the *practice* half) may serve as reward; the other half is the
-*proof*, and nothing is chosen by it. Questions that ask for the same answer stand in the same half.
+the passage too is *known*, the rest *new*. Half of the answers (the *practice* half) may serve as reward; the other half is the
+*proof*, and no edit is chosen by it. An answer stands in the same half wherever it is asked for, whatever the passage.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def draft_quiz(
     sampling = Sampling(MAX_DRAFT_TOKENS, temperature=1.0, top_p=0.95)
     seeds = [seed_of("quiz", seed, p["id"], d) for p in passages for d in range(drafts)]
     texts = generate(policy, [p for p in prompts for _ in range(drafts)], sampling, seeds)
-    drafted = [_different(texts[i * drafts : (i + 1) * drafts]) for i in range(len(passages))]
+    drafted = [_different(texts[i * drafts : (i + 1) * drafts], p["context"]) for i, p in enumerate(passages)]
     shown = _answers(policy, passages, drafted, ASK_OPEN)
     sound = [
         [q for q, a in zip(questions, answers, strict=True) if string_rule(q["question"], q["answer"], a)][:n]
@@ -45,10 +45,9 @@ def draft_quiz(
     blind = _answers(policy, passages, sound, ASK)
     found = []
     for passage, before, questions, answers in zip(passages, drafted, sound, blind, strict=True):
-        facts = list(dict.fromkeys(normalize(q["answer"]) for q in questions))
         for q, a in zip(questions, answers, strict=True):
             q["kind"] = "known" if string_rule(q["question"], q["answer"], a) else "new"
-            q["half"] = "proof" if facts.index(normalize(q["answer"])) % 2 == 0 else "practice"
+            q["half"] = "proof" if seed_of("half", normalize(q["answer"])) % 2 == 0 else "practice"
         found.append({"id": passage["id"], "drafted": len(before), "sound": len(questions), "questions": questions})
     return found
 
@@ -70,12 +69,14 @@ def _answers(
     return ask(policy, [None] * len(prompts), prompts, Sampling(ANSWER_TOKENS, stop="\n"))
 
 
-def _different(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The questions of several drafts, each once."""
+def _different(texts: Sequence[str], context: str) -> list[dict[str, Any]]:
+    """The questions of several drafts, each once, without those that stand in the passage itself."""
     found: dict[str, dict[str, Any]] = {}
+    context = normalize(context)
     for text in texts:
         for question, answer in parse_quiz(text):
-            found.setdefault(normalize(question), {"question": question, "answer": answer})
+            if normalize(question) not in context:
+                found.setdefault(normalize(question), {"question": question, "answer": answer})
     return list(found.values())
 
 
@@ -88,7 +89,7 @@ PAIR = re.compile(
 def parse_quiz(text: str) -> list[tuple[str, str]]:
     """Questions and answers of a draft (on one line or two), without what is no question: too long, no answer, or one that gives its
     answer away. The text is a model's: nothing of it is trusted, and what does not fit is left out."""
-    text = text.strip()[:20_000]
+    text = re.sub(r"[^\S\n]+", " ", text.strip()[:20_000])
     if not re.match(r"(?:\*\*)?(?:\d+\.\s*)?(?:Question|Q)\s*\d*\s*[:.]", text):
         text = f"Question: {text}"  # the prompt of a base model ends with the first label
     text = re.sub(r"\n\s*(?=(?:\*\*)?(?:Answer|A)\s*\d*\s*[:.])", " ", text)
@@ -97,7 +98,7 @@ def parse_quiz(text: str) -> list[tuple[str, str]]:
         question = " ".join(match["question"].split())
         answer = " ".join(match["answer"].split()).rstrip(".*").strip()
         words = normalize(answer).split()
-        if not words or len(words) > MAX_ANSWER_WORDS or len(question) > MAX_QUESTION_CHARS or "?" not in question:
+        if not words or len(words) > MAX_ANSWER_WORDS or len(question) > MAX_QUESTION_CHARS or not re.search("[?？]", question):
             continue
         if set(words) <= set(normalize(question).split()) or "\ufffd" in question + answer:
             continue

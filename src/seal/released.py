@@ -8,6 +8,7 @@ completions}``.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from statistics import fmean as mean
@@ -29,40 +30,46 @@ def import_results(source: Path, out: Path) -> Path:
     Raises:
         SealError: the file is not a result file, or there is something at ``out``.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SealError(f"{out} exists already, and nothing is overwritten: give another --out")
+    out = out.resolve()
     try:
-        data = json.loads(source.read_text("utf-8"))
-        articles = _told_apart(data["articles"])
-        passages = [
-            {"title": a["title"], "context": a["context"], "questions": _questions(a["completions"][0]["questions"])}
-            for a in articles
-        ]
-        n_edits = min(len(a["completions"]) for a in articles)
-        n_seeds = min(len({q["rep"] for q in c["questions"]}) for a in articles for c in a["completions"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise SealError(f"{source} is not one of SEAL's result files: {type(error).__name__}: {error}") from error
+        return _import(source, out)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+        shutil.rmtree(out, ignore_errors=True)
+        first = str(error).split("\n")[0][:200]
+        raise SealError(f"{source} is not one of SEAL's result files: {type(error).__name__}: {first}") from error
+    except SealError:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _import(source: Path, out: Path) -> Path:
+    data = json.loads(source.read_text("utf-8"))
+    articles = _told_apart(data["articles"])
+    passages = [
+        {"title": a["title"], "context": a["context"], "questions": _questions(a["completions"][0]["questions"])}
+        for a in articles
+    ]
+    n_edits = min(len(a["completions"]) for a in articles)
+    n_seeds = min(len({q["rep"] for q in c["questions"]}) for a in articles for c in a["completions"])
     config = _config(data, out, len(articles), n_edits, n_seeds)
     write_whole(out / "passages.json", json.dumps(passages, ensure_ascii=False, indent=1) + "\n")
     store = Store(config, {"machine": "", "python": "", "versions": {}, "threads": 0, "cuda": None, "imported": source.name})
     domain = load_domain(config.domain.name, config.domain.options)
     tasks = {(t.data["title"], t.data["context"]): t for t in domain.tasks("eval")}
-    stage, evaluation = store.stage("seal/round-1"), store.stage(f"eval/{FILE.replace(' ', '-')}")
-    try:
-        attempts = [x for a in articles for x in _attempts(tasks[a["title"], a["context"]], a["completions"])]
-        before = {tasks[a["title"], a["context"]].id: _baseline(a["completions"]) for a in articles}
-    except (KeyError, TypeError, ValueError) as error:
-        raise SealError(f"{source} is not one of SEAL's result files: {type(error).__name__}: {error}") from error
-    for place in (stage, evaluation):
+    attempts = [x for a in articles for x in _attempts(tasks[a["title"], a["context"]], a["completions"])]
+    before = {tasks[a["title"], a["context"]].id: _baseline(a["completions"]) for a in articles}
+    for place in (store.stage("seal/round-1"), store.stage(f"eval/{FILE.replace(' ', '-')}")):
         place.append(attempts)
         place.once("texts", lambda: [[c["text"] for c in a["completions"]] for a in articles])
-    stage.once("kept", lambda: [vars(k) for k in best_of(attempts)])
+    store.stage("seal/round-1").once("kept", lambda: [vars(k) for k in best_of(attempts)])
     order = list(domain.tasks("eval"))
-    silent = mean(not q["baseline_answer"].strip() for a in articles for q in a["completions"][0]["questions"] if q["rep"] == 0)
+    replies = [str(q["baseline_answer"] or "") for a in articles for q in a["completions"][0]["questions"]]
     n_questions = sum(len(p["questions"]) for p in passages)
-    untouched = Result(
-        BASE, [before[t.id] for t in order], {"all": [before[t.id] for t in order]}, n_questions, silent, 0.0, 0.0
-    )
+    scores = [before[t.id] for t in order]
+    silent = mean(not r.strip() for r in replies)
+    untouched = Result(BASE, scores, {"all": scores}, n_questions, silent, 0.0, 0.0)
     record = run_record(config, [untouched, from_attempts(FILE, order, attempts)], [t.id for t in order], 0.0)
     write_whole(out / "results.json", json.dumps(record | {"machine": f"imported from {source.name}"}, indent=1))
     return out
@@ -86,7 +93,7 @@ def _questions(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def _config(data: dict[str, Any], out: Path, n: int, n_edits: int, n_seeds: int) -> RunConfig:
     """The settings that the file tells, as ours; every passage stands in ``eval``."""
-    lora = data.get("lora_params", {})
+    lora = data.get("lora_params") or {}
     recipe = {"rank": lora.get("rank", 32), "alpha": lora.get("alpha", 64), "epochs": lora.get("epochs", 10)}
     recipe |= {"learning_rate": lora.get("lr", 1e-3), "batch_size": lora.get("batch_size", 1)}
     options = {"source": str(out / "passages.json"), "grader": "string", "sizes": {"train": 0, "select": 0, "eval": n}}
@@ -112,7 +119,7 @@ def _attempts(task: Task, completions: list[dict[str, Any]]) -> list[Attempt]:
         for rep in sorted({q["rep"] for q in completion["questions"]}):
             rows = [q for q in completion["questions"] if q["rep"] == rep]
             scores = tuple(float(q["adapter_correct"]) for q in rows)
-            answers = tuple(str(q["adapter_answer"]) for q in rows)
+            answers = tuple(str(q["adapter_answer"] or "") for q in rows)
             found.append(
                 Attempt(
                     task.id, number, rep, completion["text"], "ok", "",

@@ -12,11 +12,18 @@ from seal.domains.prompts import ASK, ASK_FREE, ASK_OPEN
 from seal.domains.retrieval import Retriever
 from seal.models.engine import Sampling, ask
 from seal.models.lora import Adapter, load_peft
-from seal.models.policy import load_policy
+from seal.models.policy import load_policy, must_match
 from seal.store import read_json
 from seal.types import Prompt, SealError
 
 ANSWER_TOKENS = 64
+
+
+def _text_of(path: Path, key: str) -> str:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise SealError(f"{path} is damaged: it holds no settings")
+    return str(data.get(key) or "")
 
 
 @dataclass(frozen=True)
@@ -35,14 +42,19 @@ def open_taught(folder: Path) -> Taught:
         SealError: it is neither.
     """
     if (folder / "learn.json").exists():
-        passages = [json.loads(line) for line in (folder / "passages.jsonl").read_text("utf-8").splitlines()]
+        try:
+            passages = [json.loads(line) for line in (folder / "passages.jsonl").read_text("utf-8").split("\n") if line]
+        except (OSError, ValueError) as error:
+            raise SealError(
+                f"{folder} is not a whole folder of `seal learn`: passages.jsonl cannot be read: {error}"
+            ) from error
         found = [p.parent for p in sorted(folder.glob("adapter*/**/seal.json"))]
         if not found:
             raise SealError(f"{folder} has no adapter yet: `seal learn` was cut off; run it again to go on")
         adapters = {str(read_json(p / "seal.json")["document"]): p for p in found}
-        return Taught(str(read_json(folder / "learn.json")["model"]), adapters, passages)
+        return Taught(_text_of(folder / "learn.json", "model"), adapters, passages)
     if (folder / "adapter_config.json").exists():
-        return Taught(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path", "")), {"": folder}, [])
+        return Taught(_text_of(folder / "adapter_config.json", "base_model_name_or_path"), {"": folder}, [])
     raise SealError(f"{folder} is neither a folder of `seal learn` nor an adapter in PEFT's format")
 
 
@@ -65,6 +77,8 @@ class Talk:
         self.passages = [*taught.passages, *(documents or [])]
         self.policy = load_policy(name, device, bf16="auto", threads="auto")
         self.adapters: dict[str, Adapter] = {d: load_peft(p) for d, p in taught.adapters.items()}
+        for adapter in self.adapters.values():
+            must_match(adapter, self.policy)
         self.retriever = Retriever([f"{p['title']}\n{p['context']}" for p in self.passages]) if self.passages else None
 
     def topic(self, question: str) -> str:

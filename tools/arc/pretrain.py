@@ -1,4 +1,4 @@
-"""Train the embedded grid model from scratch: ``make grids`` (three quarters of an hour of two CPU cores, minutes on a GPU).
+"""Train the embedded grid model from scratch: ``make grids`` (an hour and a half of two CPU cores, minutes on a GPU).
 
 A Llama of 4 layers × 192 on documents of :mod:`corpus`. Writes the model folder, with tokenizer, model card and training log.
 """
@@ -113,6 +113,7 @@ def main() -> None:
 def write_card(args: argparse.Namespace, last: dict[str, float]) -> None:
     """The model card: what it is, how it was made, what it can do."""
     rows = "\n".join(f"| {k} | {v} |" for k, v in last.items() if k not in ("step", "seconds", "rate"))
+    start = f" --start {args.start} --first {args.first}" if args.start else ""
     text = f"""---
 license: apache-2.0
 pipeline_tag: text-generation
@@ -123,8 +124,8 @@ A Llama (4 layers × 192, 1.9M parameters, bf16) trained from scratch on puzzles
 grids (every single rule and pairs of two in a row); {len(held_families())} kins of pairs were held out whole. It also writes ARC self-edits in JSON, at random.
 For experiments, not for use; what test-time training makes of it is in docs/LOG.md.
 
-Made by `make grids` (`tools/arc/pretrain.py --steps {args.steps} --minutes {args.minutes:g} --seed {args.seed}`) in {last["seconds"] / 60:.0f} minutes on
-{platform.machine()} ({args.device}, {torch.get_num_threads()} threads), torch {torch.__version__}. The course of training is in `training_log.jsonl`.
+Made by `tools/arc/pretrain.py --steps {args.steps} --minutes {args.minutes:g} --seed {args.seed}{start}` in {last["seconds"] / 60:.0f} minutes on
+{platform.machine()} ({args.device}, {WORLD} processes of {torch.get_num_threads()} threads), torch {torch.__version__}. The course of training is in `training_log.jsonl`.
 
 | at the end of training | |
 |---|---|

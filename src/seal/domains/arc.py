@@ -327,7 +327,7 @@ class Arc(Domain):
 
 GRIDS_ORACLE = ArcEdit(
     data_generation=DataGeneration(
-        use_basic_augmentations=True,
+        use_basic_augmentations=False,
         use_size_augmentations=False,
         use_chain_augmentations=False,
         use_repeat_augmentations=False,

@@ -19,6 +19,10 @@ MAX_MEGABYTES = 50
 """A larger file is refused: it is data, not something to be read."""
 
 
+MAX_TITLE = 200
+"""Characters of a passage's title: it stands before every training row and question."""
+
+
 @dataclass(frozen=True)
 class Section:
     """The text under one heading (paragraphs apart by an empty line), and the headings it stands under, outermost first."""
@@ -39,23 +43,32 @@ def read_documents(paths: Sequence[str], budget: int, count: Callable[[str], int
     for path in _files(paths):
         title, sections = read_document(path)
         for section in sections:
-            heading = ": ".join(dict.fromkeys((title, *section.headings)))
+            heading = ": ".join(dict.fromkeys((title, *section.headings)))[:MAX_TITLE]
             for text in split(section.text, budget, count):
                 found = True
                 key = hashlib.sha256(f"{heading}\n{text}".encode()).hexdigest()[:16]
                 if key not in seen:
                     seen.add(key)
-                    yield {"id": key, "title": heading, "context": text, "source": str(path)}
+                    yield {"id": key, "title": heading, "context": text, "source": _name(path)}
     if not found:
         raise SealError(f"no text was found in {', '.join(paths)}")
+
+
+def _name(path: Path) -> str:
+    """A path as text, whatever bytes the file's name is made of."""
+    return str(path).encode("utf-8", "replace").decode()
 
 
 def _files(paths: Sequence[str]) -> Iterator[Path]:
     for name in paths:
         path = Path(name)
-        if name == "-" or path.is_file():
+        try:
+            is_file, is_folder = path.is_file(), path.is_dir()
+        except OSError as error:
+            raise SealError(f"{name[:80]}… cannot be read: {error.strerror}") from error
+        if name == "-" or is_file:
             yield path
-        elif path.is_dir():
+        elif is_folder:
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file() and not _hidden(p, path))
             if not inside:
                 raise SealError(f"the folder {path} has no document in it ({' '.join(READERS)})")
@@ -75,7 +88,10 @@ def read_document(path: Path) -> tuple[str, list[Section]]:
         SealError: it is of no known kind, too large, not readable, or needs a package that is not there.
     """
     if str(path) == "-":
-        return _markdown("standard input", sys.stdin.read())
+        try:
+            return _markdown("standard input", sys.stdin.buffer.read().decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise SealError(f"standard input is not text in UTF-8 (byte {error.start})") from error
     kind = path.suffix.lower()
     if kind not in READERS:
         raise SealError(f"{path}: documents of this kind cannot be read; those that can: {' '.join(READERS)}")
@@ -107,7 +123,7 @@ def _of_text(path: Path) -> tuple[str, list[Section]]:
 
 def _markdown(name: str, text: str) -> tuple[str, list[Section]]:
     """Headings are lines of ``#``, or lines underlined with ``===`` or ``---``; not within fenced code."""
-    lines = re.sub(r"\A---\n.*?\n---\n", "", text.replace("\r\n", "\n"), flags=re.DOTALL).split("\n")
+    lines = re.sub(r"\A---\n(?:[\w-]+:.*\n|[ \t-].*\n|#.*\n)*---\n", "", text.replace("\r\n", "\n")).split("\n")
     pieces: list[tuple[int, str]] = []  # (level, heading), or (0, line of text)
     fence = ""
     for line in lines:
@@ -149,30 +165,89 @@ def _sections(name: str, pieces: Sequence[tuple[int, str]]) -> tuple[str, list[S
 
 
 def _of_html(path: Path) -> tuple[str, list[Section]]:
-    from bs4 import BeautifulSoup
+    from bs4 import BeautifulSoup, Comment, Doctype
 
     soup = BeautifulSoup(_text(path), "html.parser")
-    for tag in soup(["script", "style", "noscript", "template", "nav", "svg"]):
-        tag.decompose()
     pieces: list[tuple[int, str]] = []
-    for tag in soup.find_all(
-        ["h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "pre", "td", "th", "dd", "dt", "blockquote", "div"]
-    ):
-        inner = tag.find(["p", "li", "pre", "td", "div", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote"])
-        if inner is not None and tag.name not in ("h1", "h2", "h3", "h4", "h5", "h6"):
-            continue  # what it holds comes by itself
-        text = " ".join(tag.get_text(" ").split())
+    words: list[str] = []
+
+    def close(level: int = 0) -> None:
+        text = " ".join("".join(words).split())
+        words.clear()
         if text:
-            pieces += [(int(tag.name[1]), text)] if re.fullmatch("h[1-6]", tag.name) else [(0, text), (0, "")]
-    if not any(level == 0 for level, _ in pieces):
-        pieces += [(0, line) for line in soup.get_text("\n").splitlines()]
-    name = " ".join(soup.title.get_text().split()) if soup.title else ""
-    return _sections(name or path.stem, pieces)
+            pieces.extend([(level, text)] if level else [(0, text), (0, "")])
+
+    def walk(node: Any) -> None:
+        for child in node.children:
+            name = getattr(child, "name", None)
+            if name is None:
+                if not isinstance(child, (Comment, Doctype)):
+                    words.append(str(child))
+            elif name not in UNSEEN:
+                block = name in BLOCKS
+                if block:
+                    close()
+                walk(child)
+                if block:
+                    close(int(name[1]) if re.fullmatch("h[1-6]", name) else 0)
+
+    try:
+        walk(soup)
+    except RecursionError as error:
+        raise SealError(f"{path} is not HTML that can be read: its elements are nested too deep") from error
+    close()
+    title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    return _sections(title or path.stem, pieces)
+
+
+UNSEEN = {"script", "style", "noscript", "template", "nav", "svg", "title", "head"}
+BLOCKS = set(
+    [
+        "p",
+        "li",
+        "pre",
+        "td",
+        "th",
+        "dd",
+        "dt",
+        "blockquote",
+        "div",
+        "section",
+        "article",
+        "main",
+        "header",
+        "footer",
+        "aside",
+        "figure",
+        "figcaption",
+        "ul",
+        "ol",
+        "dl",
+        "table",
+        "tr",
+        "tbody",
+        "thead",
+        "br",
+        "hr",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "form",
+        "fieldset",
+        "address",
+        "details",
+        "summary",
+        "body",
+        "html",
+    ]
+)
 
 
 def _of_pdf(path: Path) -> tuple[str, list[Section]]:
     from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
 
     try:
         reader = PdfReader(path)
@@ -182,7 +257,7 @@ def _of_pdf(path: Path) -> tuple[str, list[Section]]:
         title = str((reader.metadata.title if reader.metadata else None) or path.stem)
     except SealError:
         raise
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # of a library that reads someone else's file
         raise SealError(f"{path} is not a PDF that can be read: {error}") from error
     if not "".join(pages).strip():
         raise SealError(f"{path} holds no text (a scan?): run it through OCR first")
@@ -196,14 +271,11 @@ def _unwrapped(text: str) -> str:
 
 
 def _of_docx(path: Path) -> tuple[str, list[Section]]:
-    from zipfile import BadZipFile
-
     import docx
-    from docx.opc.exceptions import OpcError
 
     try:
         document = docx.Document(str(path))
-    except (OpcError, BadZipFile, KeyError, ValueError) as error:
+    except Exception as error:  # of a library that reads someone else's file
         raise SealError(f"{path} is not a DOCX file that can be read: {error}") from error
     pieces: list[tuple[int, str]] = []
     for paragraph in document.paragraphs:
@@ -231,7 +303,7 @@ READERS: dict[str, Callable[[Path], tuple[str, list[Section]]]] = {
 
 def split(text: str, budget: int, count: Callable[[str], int]) -> list[str]:
     """A text cut at paragraphs into pieces of at most ``budget`` tokens; a longer paragraph at sentences, a longer sentence at
-    words. A single word longer than the budget is left out."""
+    words, and text without spaces anywhere."""
     paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", text)]
     return _packed([p for p in paragraphs if p], "\n\n", budget, count)
 
@@ -245,9 +317,12 @@ def _packed(parts: Sequence[str], joint: str, budget: int, count: Callable[[str]
         elif count(part) <= budget:
             pieces.append(part)
         elif joint == "\n\n":
-            pieces += _packed(re.split(r"(?<=[.!?])\s+", part), " ", budget, count)
+            pieces += _packed(re.split(r"(?<=[.!?])\s+|(?<=[。！？])", part), " ", budget, count)
         elif " " in part:
             words = part.split()
             half = len(words) // 2
             pieces += _packed([" ".join(words[:half]), " ".join(words[half:])], " ", budget, count)
+        elif len(part) > 1:  # text without spaces
+            half = len(part) // 2
+            pieces += _packed([part[:half], part[half:]], "", budget, count)
     return pieces

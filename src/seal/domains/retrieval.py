@@ -12,8 +12,10 @@ class Retriever:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.n = len(texts)
-        self.index = bm25s.BM25()
-        self.index.index(bm25s.tokenize(list(texts), stopwords=None, show_progress=False), show_progress=False)
+        words = bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
+        self.index = bm25s.BM25() if words.vocab else None
+        if self.index:
+            self.index.index(words, show_progress=False)
 
     def best(self, query: str, k: int) -> list[int]:
         """The places of the ``k`` texts that fit best, best first (fewer if there are fewer)."""
@@ -22,5 +24,7 @@ class Retriever:
     def scored(self, query: str, k: int) -> tuple[list[int], list[float]]:
         """:meth:`best`, and how well each fits."""
         words = bm25s.tokenize([query], stopwords=None, show_progress=False)
+        if self.index is None:  # texts without a word: none fits better than another
+            return list(range(min(k, self.n))), [0.0] * min(k, self.n)
         found, scores = self.index.retrieve(words, k=min(k, self.n), show_progress=False)
         return [int(i) for i in found[0]], [float(x) for x in scores[0]]

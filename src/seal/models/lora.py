@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -334,7 +334,10 @@ def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
     for name, (a, b) in adapter.weights.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, most often
+        raise OSError(str(error)) from error
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -383,9 +386,12 @@ def load_peft(folder: Path) -> Adapter:
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         tensors = load_file(folder / "adapter_model.safetensors")
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+        if not isinstance(config, dict):
+            raise TypeError("adapter_config.json holds no settings")
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise SealError(f"{folder} is not an adapter folder in PEFT's format: {error}") from error
-    unsupported = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(k)]
+    unsupported = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)]
+    unsupported += sorted({k for k in tensors if ".lora_A." not in k and ".lora_B." not in k})[:2]
     if config.get("peft_type") != "LORA" or unsupported:
         raise SealError(f"{folder} is not a plain LoRA adapter ({', '.join(unsupported) or config.get('peft_type')})")
     weights = {}

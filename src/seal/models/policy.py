@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -164,8 +165,11 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write a folder that :func:`load_policy`, and any ``from_pretrained``, reads."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        try:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        except SafetensorError as error:  # a full disk, most often
+            raise OSError(str(error)) from error
 
 
 def load_policy(
@@ -233,6 +237,21 @@ def _why(error: BaseException, where: Path) -> str:
     if "OfflineModeIsEnabled" in kinds:
         return "it is not in the local cache, and the hub may not be asked (HF_HUB_OFFLINE)"
     return f"neither a folder here nor reachable: {first}"
+
+
+def must_match(adapter: Adapter, policy: Policy) -> None:
+    """
+    Raises:
+        SealError: the adapter is of another model.
+    """
+    modules = dict(policy.runner.named_modules())
+    for name, (a, b) in adapter.weights.items():
+        module: Any = modules.get(name)
+        wanted = (getattr(module, "in_features", 0), getattr(module, "out_features", 0))
+        if wanted != (a.shape[1], len(b)):
+            raise SealError(
+                f"the adapter is not of the model {policy.name!r}: its layer {name} is {a.shape[1]} to {len(b)}, there {wanted[0]} to {wanted[1]}"
+            )
 
 
 def _check_device(name: str) -> None:
