@@ -14,8 +14,9 @@ from seal.cli import main
 from seal.config import load_config
 from seal.continual import Continual, Router
 from seal.models.engine import Sampling, ask
-from seal.models.lora import compact, join, load_many, save_many
+from seal.models.lora import load_many, save_many
 from seal.models.policy import Policy
+from seal.models.stack import compact, join
 from seal.models.train import Job, train_adapters
 from seal.retained import matrix, summarise
 from seal.retention import Memory, strategy

@@ -16,8 +16,9 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from seal.models.engine import Sampling, _choose, ask, divergence, generate, log_likelihood
 from seal.models.fit import Room
-from seal.models.lora import Adapter, Slots, away_from, init_adapter, join, load_peft, save_peft, target_modules
+from seal.models.lora import Adapter, Slots, init_adapter, load_peft, save_peft, target_modules
 from seal.models.policy import Policy
+from seal.models.stack import away_from, join
 from seal.models.tokens import encode_example
 from seal.models.train import Job, learning_rate, plan_batches, train_adapters
 from seal.types import Example, Prompt, Query, Recipe, SealError

@@ -19,8 +19,9 @@ from seal.domains.base import Domain
 from seal.domains.retrieval import Retriever
 from seal.loop import load_base
 from seal.models.engine import ask, divergence, log_likelihood
-from seal.models.lora import Adapter, compact, join, load_many, save_many
+from seal.models.lora import Adapter, load_many, save_many
 from seal.models.policy import Policy, load_policy
+from seal.models.stack import compact, join
 from seal.models.train import train_adapters
 from seal.progress import progress
 from seal.retention import Memory, Rows, strategy

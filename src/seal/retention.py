@@ -10,8 +10,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from seal.models.lora import Adapter, away_from, init_adapter, join, last_layers, target_modules
+from seal.models.lora import Adapter, init_adapter, target_modules
 from seal.models.policy import Policy
+from seal.models.stack import away_from, join, last_layers
 from seal.models.train import Job
 from seal.types import Example, Recipe, SealError
 

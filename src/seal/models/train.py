@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from seal.models.fit import Room, room_for
-from seal.models.lora import Adapter, Slots, init_adapter, join, target_modules, upper
+from seal.models.lora import Adapter, Slots, init_adapter, target_modules
 from seal.models.memory import is_out_of_memory
 from seal.models.packing import of_menu, pack, send
 from seal.models.policy import Policy
+from seal.models.stack import join, upper
 from seal.models.tokens import Row, encode_example
 from seal.types import Example, Recipe, SealError
 
