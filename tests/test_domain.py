@@ -180,7 +180,7 @@ def test_a_record_that_is_no_passage_is_one_clear_sentence(tmp_path: Path, row: 
 @pytest.mark.parametrize(
     "options",
     [
-        {"sizes": {"train": 1}}, {"sizes": {"train": 1, "select": 0, "eval": 1}}, {"sizes": {"train": "a", "select": 1, "eval": 1}},
+        {"sizes": {"train": 1}}, {"sizes": {"train": 1, "select": -1, "eval": 1}}, {"sizes": {"train": "a", "select": 1, "eval": 1}},
         {"sizes": {"train": 1, "select": 1, "eval": 5000}}, {"source": 5}, {"source": "/"}, {"prompt": "{context} {foo}"},
         {"prompt": "{context} {"},
     ],

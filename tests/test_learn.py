@@ -489,7 +489,7 @@ def test_the_released_result_file_is_reproduced(tmp_path: Path) -> None:
 def test_retrieval_puts_the_right_passage_first() -> None:
     domain = Knowledge(sizes={"train": 1, "select": 1, "eval": 8})
     tasks = domain.tasks("eval")
-    for task, queries in zip(tasks, domain.retrieval_queries(tasks), strict=True):
+    for task, queries in zip(tasks, domain.retrieval_queries(tasks, 3), strict=True):
         assert all(q.prompt.text.partition("Passage: ")[2].startswith(task.data["context"]) for q in queries)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from seal.attempts import answering, fingerprints, graded, open_domain, prompts_
 from seal.config import InnerConfig, RunConfig
 from seal.domains.base import Domain
 from seal.loop import load_base, load_round
-from seal.models.engine import ask
+from seal.models.engine import ask, fits
 from seal.models.policy import Policy
 from seal.pooled import try_pooled
 from seal.store import Stage, Store
@@ -22,6 +22,8 @@ from seal.writers import from_file
 BASE, OPEN, RETRIEVAL, ORACLE, FILE = "base", "open book", "retrieval", "oracle", "file of edits"
 NO_RL, CONTROL, ON_BASE, UNEDITED = "no RL", "random control", "SEAL edits on base", "SEAL weights, no edit"
 FIXED = "best fixed edit"
+RETRIEVED = 3
+"""Passages that retrieval puts in view, where they fit."""
 PASSAGE_10, PASSAGE_MATCHED, PASSAGE_SATURATED = "passage, 10 epochs", "passage, matched tokens", "passage, saturation"
 
 
@@ -93,8 +95,12 @@ class Evaluation:
             results.append(self.tried(FIXED, self.base, [[fixed]] * len(self.tasks), config.inner))
         if oracle := self.texts_of(self.domain.oracle):
             results.append(self.tried(ORACLE, self.base, oracle, config.inner))
-        if retrieved := self.domain.retrieval_queries(self.tasks):
-            results.append(self.shown(RETRIEVAL, retrieved))
+        sampling = answering(self.domain, config.inner)
+        for k in range(RETRIEVED, 0, -1):  # as many as the model's context holds
+            retrieved = self.domain.retrieval_queries(self.tasks, k)
+            if retrieved and fits(self.base, [q.prompt for row in retrieved for q in row], sampling):
+                results.append(self.shown(RETRIEVAL, retrieved, f"top {k}"))
+                break
         if any(opened := [self.domain.open_queries(t) for t in self.tasks]):
             results.append(self.shown(OPEN, opened))
         return results
@@ -130,7 +136,7 @@ class Evaluation:
         grades = unadapted(self.base, self.domain, self.tasks, self.config.inner, self.stage(NO_RL))
         return _from_grades(BASE, [grades[t.id] for t in self.tasks], self.stage(NO_RL).once("before", list), start)
 
-    def shown(self, setting: str, queries: Sequence[Sequence[Query]]) -> Result:
+    def shown(self, setting: str, queries: Sequence[Sequence[Query]], note: str = "") -> Result:
         """What the base model answers with something in view."""
         start = time.monotonic()
         answers = self.stage(setting).once(
@@ -139,7 +145,7 @@ class Evaluation:
                 self.base, [None] * len(queries), [prompts_of(q) for q in queries], answering(self.domain, self.config.inner)
             ),
         )
-        return _from_grades(setting, graded(self.domain, self.tasks, answers), answers, start)
+        return replace(_from_grades(setting, graded(self.domain, self.tasks, answers), answers, start), note=note)
 
     def policy_edits(self, setting: str, policy: Policy, adapt: Policy | None = None) -> Result:
         """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless said)."""

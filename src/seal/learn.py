@@ -72,7 +72,7 @@ class LearnConfig(BaseModel):
     seed: int = 0
 
 
-EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=4e-3, epochs=8, batch_size=8)
+EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=2e-3, epochs=8, batch_size=8)
 """What suits the small model that ships with the package (chosen on selection passages of its world)."""
 
 

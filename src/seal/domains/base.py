@@ -65,8 +65,9 @@ class Domain(ABC):
         """The test with the context in view: what the model can do by reading. Empty: not offered."""
         return ()
 
-    def retrieval_queries(self, tasks: Sequence[Task]) -> list[Sequence[Query]]:
-        """The test with what a search over all these tasks' contexts finds in view: the alternative to learning. Empty: not offered."""
+    def retrieval_queries(self, tasks: Sequence[Task], k: int) -> list[Sequence[Query]]:
+        """The test with the ``k`` contexts in view that a search over all these tasks' finds: the alternative to learning. Empty: not
+        offered."""
         return []
 
     def oracle(self, task: Task) -> str | None:

@@ -29,8 +29,6 @@ MAX_ROWS = 256
 """Most training rows one self-edit may make."""
 MAX_LINE_CHARS = 2_000
 """A longer line is refused."""
-RETRIEVED = 3
-"""Passages that retrieval puts in view."""
 
 
 class Knowledge(Domain):
@@ -146,13 +144,13 @@ class Knowledge(Domain):
         """Entities of the invented world that the embedded model knows by heart."""
         return [Task(r["id"], r) for r in (atlas.record("known", i) for i in range(n))] if self.source == "atlas" else ()
 
-    def retrieval_queries(self, tasks: Sequence[Task]) -> list[Sequence[Query]]:
-        """The question with the :data:`RETRIEVED` passages in view that BM25 finds for title and question, the best first."""
+    def retrieval_queries(self, tasks: Sequence[Task], k: int) -> list[Sequence[Query]]:
+        """The question with the passages in view that BM25 finds for title and question, the best first."""
         contexts = list(dict.fromkeys(f"{t.data['title']}\n{t.data['context']}" for t in tasks))
         index = Retriever(contexts)
 
         def query(title: str, question: str, answer: str) -> Query:
-            found = "\n".join(contexts[i].partition("\n")[2] for i in index.best(f"{title} {question}", RETRIEVED))
+            found = "\n".join(contexts[i].partition("\n")[2] for i in index.best(f"{title} {question}", k))
             return Query(Prompt(prompts.ASK_OPEN.format(title=title, context=found, question=question)), answer)
 
         return [[query(t.data["title"], q["question"], q["answer"]) for q in t.data["questions"]] for t in tasks]

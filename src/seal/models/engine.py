@@ -178,6 +178,14 @@ def _encode(policy: Policy, prompt: Prompt, sampling: Sampling) -> list[int]:
     return tokens
 
 
+def fits(policy: Policy, prompts: Sequence[Prompt], sampling: Sampling) -> bool:
+    """Whether every prompt, and what may be written after it, fits the model's context."""
+    try:
+        return all(_encode(policy, p, sampling) for p in prompts)
+    except SealError:
+        return False
+
+
 def _rectangle(rows_K_Q: Sequence[Sequence[T]]) -> tuple[list[T], int]:
     """Ragged lists as one rectangle: each short list is filled up with the first row there is."""
     width = max(len(rows) for rows in rows_K_Q)
