@@ -41,6 +41,8 @@ from seal.store import Stage, read_json, write_whole
 from seal.types import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of
 from seal.writers import from_file, from_policy
 
+DRAFTS = 10
+"""Samples that the quiz of a passage is put together from."""
 CHUNK = 16
 """Passages worked on at a time: what a kill can lose, and what is held in memory of the texts written."""
 
@@ -150,7 +152,9 @@ def _read(config: LearnConfig, documents: Sequence[str], policy: Policy, out: Pa
 def _quiz(policy: Policy, passages: Sequence[dict[str, Any]], config: LearnConfig, stage: Stage) -> list[dict[str, Any]]:
     if not config.questions:
         return [{"id": p["id"], "drafted": 0, "sound": 0, "questions": []} for p in passages]
-    found: list[dict[str, Any]] = stage.once("quiz", lambda: draft_quiz(policy, passages, config.questions, config.seed))
+    found: list[dict[str, Any]] = stage.once(
+        "quiz", lambda: draft_quiz(policy, passages, config.questions, config.seed, DRAFTS)
+    )
     return found
 
 
