@@ -144,12 +144,14 @@ def markdown(card: dict[str, Any], out: Path) -> str:
             "",
             "## What got worse",
             "",
+            "Of the whole quiz, answered rightly before and not now:",
+            "",
             *(
                 [
                     f"- {_plain(w['title'])}: {_plain(w['question'])} was *{_plain(w['before'])}*, is *{_plain(w['after'])}*"
                     for w in card["got worse"][:20]
                 ]
-                or ["Nothing that the quiz asks."]
+                or ["- nothing"]
             ),
             "",
         ]
