@@ -16,6 +16,7 @@ from seal.endpoint import Endpoint, EndpointJudge
 from seal.judge import Item, judge_prompt, verdict_of
 from seal.models.judge import LocalJudge
 from seal.models.policy import Policy
+from seal.store import claim
 from seal.types import SealError
 from tests import tiny
 
@@ -102,6 +103,10 @@ def test_running_it_again_changes_nothing_and_other_settings_are_refused(
     assert "other edits" in capsys.readouterr().err
     assert main(["learn", str(EXAMPLES / "tafobu.md"), "--out", str(taught), "--edits", "2", "--epochs", "4"]) == 2
     assert "other passages" in capsys.readouterr().err
+    held = claim(taught)
+    assert main(["learn", str(EXAMPLES), "--out", str(taught), "--edits", "2", "--epochs", "4"]) == 2
+    assert "in use by another process" in capsys.readouterr().err
+    held.close()
 
 
 def test_asking_with_and_without(taught: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,21 @@ def test_an_exported_adapter_gives_the_same_logits_in_peft(policy: Policy, tmp_p
     assert torch.allclose(theirs, policy.forward(input_ids=ids).logits, atol=1e-4)
 
 
+def test_last_layers_alone_leave_the_others_as_they_are_here_and_in_peft(policy: Policy, tmp_path: Path) -> None:
+    recipe = Recipe(rank=4, alpha=8, targets="all-linear", last_layers=1, learning_rate=1e-2, epochs=3)
+    job = Job((Example("What the cat sat on was the mat."),), recipe, 0)
+    whole = replace(job, recipe=recipe.model_copy(update={"last_layers": None}))
+    adapter, other = (t.adapter for t in train_adapters(policy, [job, whole]))
+    assert adapter and other
+    layers = {n.split(".")[2] for n in other.weights}
+    assert {n.split(".")[2] for n in adapter.weights} == {max(layers)} != layers
+    assert same(adapter, train_adapters(policy, [job])[0].adapter)
+    save_peft(adapter, tmp_path / "adapter", "tiny")
+    model = peft.PeftModel.from_pretrained(tiny.llama(), str(tmp_path / "adapter"))
+    trained = {n for n, _ in model.named_parameters() if "lora_A" in n}
+    assert len(trained) == len(adapter.weights), "PEFT makes no adapter where there is none"
+
+
 def test_loss_falls_on_the_completion_and_one_end_token_alone() -> None:
     tok = tiny.tokenizer()
     row = encode_example(Example("two", prompt="one "), tok)

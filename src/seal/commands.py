@@ -71,21 +71,18 @@ def check(args: Namespace) -> int:
 
 def judge(args: Namespace) -> int:
     """``seal judge``: graders against known verdicts."""
-    from rich import box
-    from rich.table import Table
-
     from seal.judge import judge_graders, read_verdicts
-    from seal.progress import Console
     from seal.store import write_whole
 
     must_be_new(args.json)
     judges = {name: load_judge(name) for name in args.grader}
     report = judge_graders(read_verdicts(args.file)[: args.limit], judges)
-    table = Table("grader", "answers of", "n", "accuracy", "kappa", "bias, points", box=box.SIMPLE_HEAD)
-    for name, rows in report.items():
-        for label, row in rows.items():
-            table.add_row(name, label, str(row["n"]), f"{row['accuracy']:.3f}", f"{row['kappa']:.3f}", f"{row['bias']:+.1f}")
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    lines = [
+        [name, label, str(row["n"]), f"{row['accuracy']:.3f}", f"{row['kappa']:.3f}", f"{row['bias']:+.1f}"]
+        for name, rows in report.items()
+        for label, row in rows.items()
+    ]
+    print_lines([["grader", "answers of", "n", "accuracy", "kappa", "bias, points"], *lines])
     if args.json:
         write_whole(args.json, json.dumps({"command": command_line(), "graders": report}, indent=1) + "\n")
     return 0
@@ -157,24 +154,12 @@ def report(args: Namespace) -> int:
 
 def learn(args: Namespace) -> int:
     """``seal learn``: teach a model documents, and prove what it knows."""
-    from seal.learn import default_config
+    from seal.learn import LearnConfig, default_config
     from seal.learn import learn as teach
     from seal.types import Recipe
 
-    names = (
-        "device",
-        "dtype",
-        "policy",
-        "writer",
-        "prompt",
-        "edits",
-        "keep",
-        "questions",
-        "passage_tokens",
-        "per_document",
-        "seed",
-    )
-    given = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    settings = LearnConfig.model_fields.keys() - {"model", "recipe"}
+    given = {n: v for n in settings if (v := getattr(args, n)) is not None}
     if args.prompt:
         given["prompt"] = _template(args.prompt)
     try:
@@ -246,7 +231,7 @@ def _push(folder: Path, repo: str) -> None:
 
 def quiz(args: Namespace) -> int:
     """``seal quiz``: passages of documents with questions that the model drafts, as a file that ``seal train`` takes."""
-    from seal.domains.documents import read_documents
+    from seal.learn import CHUNK, passages_for
     from seal.models.policy import load_policy
     from seal.progress import progress
     from seal.quiz import draft_quiz
@@ -254,12 +239,11 @@ def quiz(args: Namespace) -> int:
 
     must_be_new(args.out)
     policy = load_policy(args.model, args.device, bf16="auto", threads="auto")
-    budget = min(args.passage_tokens, policy.context // 3)
-    passages = list(read_documents(args.documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
+    passages = passages_for(policy, args.documents, args.passage_tokens)
     rows = []
     with progress("draft questions", len(passages)) as advance:
-        for start in range(0, len(passages), 16):
-            some = passages[start : start + 16]
+        for start in range(0, len(passages), CHUNK):
+            some = passages[start : start + CHUNK]
             for passage, record in zip(some, draft_quiz(policy, some, args.questions, args.seed), strict=True):
                 if record["questions"]:
                     rows.append({"title": passage["title"], "context": passage["context"], "questions": record["questions"]})

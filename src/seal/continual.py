@@ -35,7 +35,7 @@ HARM = 0.01
 
 
 @dataclass
-class Sequence_:
+class Stream:
     """One sequence: its passages, their edits' rows, and what it remembers."""
 
     tasks: list[Task]
@@ -94,7 +94,7 @@ class Continual:
         """One strategy over all steps; what is on disk is not repeated. Its record, with the matrix of every sequence."""
         c, way = self.config.continual, strategy(name)
         stage = self.store.stage(f"continual/{name.replace(':', '-')}")
-        sequences = [Sequence_(row, [self.rows[t.id] for t in row], Memory()) for row in self.order]
+        sequences = [Stream(row, [self.rows[t.id] for t in row], Memory()) for row in self.order]
         done = sum((stage.folder / f"step-{i}.json").exists() for i in range(c.length))
         if done:
             self._restore(stage, sequences, done)
@@ -112,16 +112,15 @@ class Continual:
         steps = [stage.once(f"step-{i}", dict) for i in range(c.length)]
         return {"strategy": name, "steps": steps}
 
-    def _step(self, way: Any, sequences: Sequence[Sequence_], i: int) -> dict[str, Any]:
+    def _step(self, way: Any, sequences: Sequence[Stream], i: int) -> dict[str, Any]:
         """Train the next adapter of every sequence, and keep it."""
         recipe = self.config.inner.recipe
         own = self._own() if way.own else ()
-        jobs, trained_on = [], []
+        jobs = []
         for s, sequence in enumerate(sequences):
             seed = seed_of("continual", self.config.seed, s, i)
             rows = way.rows(sequence.memory, sequence.rows[i], own, random.Random(seed)) if sequence.rows[i] else ()
             jobs.append(way.job(self.base, sequence.memory, rows, recipe, seed))
-            trained_on.append(rows)
         outcomes = train_adapters(self.base, jobs)
         adapters = [o.adapter for o in outcomes]
         weights = [way.weight(i + 1) if a is not None else 0.0 for a in adapters]
@@ -144,9 +143,7 @@ class Continual:
             ),
         }
 
-    def _gated(
-        self, sequences: Sequence[Sequence_], adapters: Sequence[Adapter | None], weights: Sequence[float]
-    ) -> list[float]:
+    def _gated(self, sequences: Sequence[Stream], adapters: Sequence[Adapter | None], weights: Sequence[float]) -> list[float]:
         """For each sequence the largest weight that costs no more than :data:`HARM` of the probes."""
         before = self._known([s.memory.whole for s in sequences], self.probes)
         found = [0.0] * len(sequences)
@@ -178,7 +175,7 @@ class Continual:
 
     # ------------------------------------------------------------------------------------------------------------ asking
 
-    def _asked(self, apart: bool, sequences: Sequence[Sequence_], i: int) -> dict[str, Any]:
+    def _asked(self, apart: bool, sequences: Sequence[Stream], i: int) -> dict[str, Any]:
         """The row of the matrix after step ``i`` (of the passages asked), and after the last what else is lost."""
         c = self.config.continual
         last = i == c.length - 1
@@ -209,7 +206,7 @@ class Continual:
         return ask(self.base, who, [prompts_of(q) for q in queries], answering(self.domain, self.config.inner), 16)
 
     def _routed(
-        self, sequences: Sequence[Sequence_], queries: Sequence[Sequence[Query]], asked: Sequence[Sequence[Task]] | None
+        self, sequences: Sequence[Stream], queries: Sequence[Sequence[Query]], asked: Sequence[Sequence[Task]] | None
     ) -> tuple[list[list[str]], float]:
         """Answers through the adapter that a router picks by the question alone, and how often it picked the passage's own."""
         groups: dict[tuple[int, int], list[int]] = {}
@@ -261,11 +258,11 @@ class Continual:
 
     # ------------------------------------------------------------------------------------------------------------ memory
 
-    def _save(self, folder: Any, sequences: Sequence[Sequence_]) -> None:
+    def _save(self, folder: Any, sequences: Sequence[Stream]) -> None:
         for s, sequence in enumerate(sequences):
             save_many(sequence.memory.adapters, folder / f"{s}.safetensors")
 
-    def _restore(self, stage: Stage, sequences: Sequence[Sequence_], done: int) -> None:
+    def _restore(self, stage: Stage, sequences: Sequence[Stream], done: int) -> None:
         if done == self.config.continual.length:
             return
         for s, sequence in enumerate(sequences):
@@ -273,7 +270,7 @@ class Continual:
             sequence.memory.rows = sequence.rows[:done]
 
 
-def _nothing(jobs: Sequence[Any], adapters: Sequence[Adapter | None], sequences: Sequence[Sequence_]) -> Adapter:
+def _nothing(jobs: Sequence[Any], adapters: Sequence[Adapter | None], sequences: Sequence[Stream]) -> Adapter:
     """An adapter that changes nothing, like any there is."""
     like = next((a for a in adapters if a is not None), None) or next(a for s in sequences for a in s.memory.adapters)
     return Adapter(like.rank, like.alpha, {n: (a * 0, b * 0) for n, (a, b) in like.weights.items()})

@@ -37,12 +37,10 @@ from seal.models.policy import EMBEDDED, Policy, load_policy
 from seal.models.train import Job, Trained, train_adapters
 from seal.progress import progress
 from seal.quiz import ANSWER_TOKENS, draft_quiz
-from seal.store import Stage, read_json, write_whole
+from seal.store import Stage, claim, read_json, write_whole
 from seal.types import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of
 from seal.writers import from_file, from_policy
 
-DRAFTS = 10
-"""Samples that the quiz of a passage is put together from."""
 CHUNK = 16
 """Passages worked on at a time: what a kill can lose, and what is held in memory of the texts written."""
 
@@ -98,42 +96,49 @@ def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str,
         raise SealError(
             f"the policy {config.policy} is not of the same kind as the model {config.model}: their tokenizers differ"
         )
-    passages = _read(config, documents, policy, out)
+    passages = passages_for(policy, documents, config.passage_tokens)
+    if out.exists() and not out.is_dir():
+        raise SealError(f"--out {out} is a file: give a new folder")
+    lock = claim(out)
+    _settle(config, passages, out)
     parts = [passages[i : i + CHUNK] for i in range(0, len(passages), CHUNK)]
     chunks = [Stage(out / f"chunks/{n:04d}") for n in range(len(parts))]
     rows: dict[str, list[Example]] = {}
     asked: set[str] = set()
+    texts: list[list[str]] = []
     counts = {"edits": 0, "bad edits": 0, "rows": 0, "rows left out": 0}
     with progress("write a quiz and edits", len(passages)) as advance:
         for stage, some in zip(chunks, parts, strict=True):
             quiz = _quiz(policy, some, config, stage)
             asked |= {normalize(q["question"]) for record in quiz for q in record["questions"]}
-            _edits(policy, writer, domain, some, quiz, config, stage)
+            texts += _edits(policy, writer, domain, some, quiz, config, stage)
             advance(len(some))
-    for stage, some in zip(chunks, parts, strict=True):  # rows are made when every question is known, of whichever passage
-        quiz = _quiz(policy, some, config, stage)
-        for passage, texts in zip(some, _edits(policy, writer, domain, some, quiz, config, stage), strict=True):
-            document = passage["source"] if config.per_document else ""
-            rows.setdefault(document, []).extend(_rows(domain, passage, asked, texts, counts))
+    for passage, mine in zip(passages, texts, strict=True):  # rows are made when every question is known, of whichever passage
+        document = passage["source"] if config.per_document else ""
+        rows.setdefault(document, []).extend(_rows(domain, passage, asked, mine, counts))
     trained = _train(policy, rows, config, out)
     adapters = {name: load_peft(_folder(out, name)) for name in trained}
     answers = [_answers(policy, adapters, some, stage, config) for stage, some in zip(chunks, parts, strict=True)]
     card = card_of(config.model_dump(mode="json"), passages, [s.once("quiz", list) for s in chunks], answers, counts, trained)
     card["seconds"] = round(time.monotonic() - start, 1)
-    return write_card(out, card)
+    card = write_card(out, card)
+    lock.close()
+    return card
 
 
-def _read(config: LearnConfig, documents: Sequence[str], policy: Policy, out: Path) -> list[dict[str, Any]]:
-    """The passages; a folder is never continued with other settings or other documents."""
-    budget = min(config.passage_tokens, policy.context // 3)
-    passages = list(read_documents(documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
+def passages_for(policy: Policy, documents: Sequence[str], most_tokens: int) -> list[dict[str, Any]]:
+    """The passages of documents, each as many tokens at most, and no more than a third of what the model can read at once."""
+    budget = min(most_tokens, policy.context // 3)
+    return list(read_documents(documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
+
+
+def _settle(config: LearnConfig, passages: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write down what the folder is made of; it is never continued with other settings or other documents."""
     text = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in passages)
     passed = hashlib.sha256(" ".join(p["id"] for p in passages).encode()).hexdigest()[:16]
     wanted = {**config.model_dump(mode="json"), "passages": passed}
-    if out.exists() and not out.is_dir():
-        raise SealError(f"--out {out} is a file: give a new folder")
     if not (out / "learn.json").exists():
-        if out.exists() and any(not p.name.startswith(".") for p in out.iterdir()):
+        if any(not p.name.startswith(".") for p in out.iterdir()):
             raise SealError(f"{out} holds other things: give --out a new folder")
         write_whole(out / "learn.json", json.dumps(wanted, indent=1))
     if not (out / "passages.jsonl").exists():
@@ -146,15 +151,12 @@ def _read(config: LearnConfig, documents: Sequence[str], policy: Policy, out: Pa
         found = wanted
     if changed := next((k for k in wanted if found.get(k) != wanted[k]), None):
         raise SealError(f"{out} was begun with other {changed.replace('_', ' ')}: give --out a new folder, or run it as it was")
-    return passages
 
 
 def _quiz(policy: Policy, passages: Sequence[dict[str, Any]], config: LearnConfig, stage: Stage) -> list[dict[str, Any]]:
     if not config.questions:
         return [{"id": p["id"], "drafted": 0, "sound": 0, "questions": []} for p in passages]
-    found: list[dict[str, Any]] = stage.once(
-        "quiz", lambda: draft_quiz(policy, passages, config.questions, config.seed, DRAFTS)
-    )
+    found: list[dict[str, Any]] = stage.once("quiz", lambda: draft_quiz(policy, passages, config.questions, config.seed))
     return found
 
 

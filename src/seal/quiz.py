@@ -22,10 +22,12 @@ MAX_ANSWER_WORDS = 12
 MAX_QUESTION_CHARS = 300
 MAX_DRAFT_TOKENS = 400
 ANSWER_TOKENS = 32
+DRAFTS = 10
+"""Samples that the quiz of a passage is put together from."""
 
 
 def draft_quiz(
-    policy: Policy, passages: Sequence[dict[str, Any]], n: int, seed: object, drafts: int = 4
+    policy: Policy, passages: Sequence[dict[str, Any]], n: int, seed: object, drafts: int = DRAFTS
 ) -> list[dict[str, Any]]:
     """``n`` sound questions at most for each passage, from ``drafts`` samples of the model.
 

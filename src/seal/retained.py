@@ -82,8 +82,11 @@ def _interval(values: Floats) -> dict[str, float]:
     return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
-def _kept(untouched: Floats, diagonal: Floats, final: Floats) -> dict[str, float]:
-    """Share of the gain right after the own edit that is left at the end: a ratio of means, bootstrapped over runs and sequences."""
+def _kept(untouched: Floats, diagonal: Floats, final: Floats) -> dict[str, float] | None:
+    """Share of the gain right after the own edit that is left at the end: a ratio of means, bootstrapped over runs and sequences.
+    ``None`` where nothing was gained."""
+    if diagonal.mean() == untouched.mean():
+        return None
     rng = np.random.default_rng(0)
     n_runs, n = untouched.shape
 
@@ -122,8 +125,12 @@ def table_lines(summary: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
-def _cell(value: dict[str, float]) -> str:
-    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+def _cell(value: dict[str, float] | None) -> str:
+    return "–" if value is None else f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _share(value: dict[str, float] | None) -> str:
+    return "nothing" if value is None else f"{value['mean']:.0%}"
 
 
 def draw(summary: dict[str, Any], path: Path) -> None:
@@ -155,7 +162,7 @@ def draw(summary: dict[str, Any], path: Path) -> None:
                     fontsize=7,
                     color="white" if value < 0.6 else "black",
                 )
-        ax.set_title(f"{row['setting']}\nfinal {row['final']['mean']:.2f}, kept {row['kept']['mean']:.0%}", fontsize=9)
+        ax.set_title(f"{row['setting']}\nfinal {row['final']['mean']:.2f}, kept {_share(row['kept'])}", fontsize=9)
         ax.set_xticks(range(0, len(values), 1 if small else 10), range(1, len(values) + 1, 1 if small else 10), fontsize=7)
         ax.set_yticks(range(0, len(values), 1 if small else 10), range(1, len(values) + 1, 1 if small else 10), fontsize=7)
     for ax in axes[:, 0]:

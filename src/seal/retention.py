@@ -10,9 +10,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from seal.models.lora import Adapter, init_adapter, target_modules
+from seal.models.lora import Adapter, adapted_modules, init_adapter
 from seal.models.policy import Policy
-from seal.models.stack import away_from, join, last_layers
+from seal.models.stack import away_from, join
 from seal.models.train import Job
 from seal.types import Example, Recipe, SealError
 
@@ -87,8 +87,7 @@ class LastLayers(Strategy):
         self.n = int(n)
 
     def job(self, policy: Policy, memory: Memory, rows: Rows, recipe: Recipe, seed: int) -> Job:
-        targets = last_layers(policy.runner, recipe.targets, self.n)
-        return Job(rows, recipe.model_copy(update={"targets": targets}), seed, beneath=memory.whole)
+        return Job(rows, recipe.model_copy(update={"last_layers": self.n}), seed, beneath=memory.whole)
 
 
 class Orthogonal(Strategy):
@@ -96,7 +95,7 @@ class Orthogonal(Strategy):
     constraint as in InfLoRA, Liang & Li 2024)."""
 
     def job(self, policy: Policy, memory: Memory, rows: Rows, recipe: Recipe, seed: int) -> Job:
-        fresh = init_adapter(target_modules(policy.runner, recipe.targets), recipe, seed)
+        fresh = init_adapter(adapted_modules(policy.runner, recipe), recipe, seed)
         return Job(rows, recipe, seed, start=away_from(fresh, memory.whole), beneath=memory.whole, only_b=True)
 
 
@@ -149,23 +148,21 @@ class Combined(Strategy):
         self.apart = any(p.apart for p in parts)
         self.own = any(p.own for p in parts)
         self.gate = any(p.gate for p in parts)
+        self.trains = next((p for p in parts if type(p).job is not Strategy.job), parts[0])
+        self.keeps = next((p for p in parts if type(p).keep is not Strategy.keep), parts[0])
 
     def rows(self, memory: Memory, new: Rows, own: Rows, rng: random.Random) -> Rows:
         first, *others = (p.rows(memory, new, own, rng) for p in self.parts)
         return (*first, *(row for rows in others for row in rows[len(new) :]))
 
-    def _own(self, method: str) -> Strategy:
-        base = getattr(Strategy, method)
-        return next((p for p in self.parts if getattr(type(p), method) is not base), self.parts[0])
-
     def job(self, policy: Policy, memory: Memory, rows: Rows, recipe: Recipe, seed: int) -> Job:
-        return self._own("job").job(policy, memory, rows, recipe, seed)
+        return self.trains.job(policy, memory, rows, recipe, seed)
 
     def weight(self, number: int) -> float:
         return min(p.weight(number) for p in self.parts)
 
     def keep(self, memory: Memory, adapter: Adapter, weight: float) -> list[Adapter]:
-        return self._own("keep").keep(memory, adapter, weight)
+        return self.keeps.keep(memory, adapter, weight)
 
 
 STRATEGIES: dict[str, type[Strategy]] = {

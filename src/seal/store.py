@@ -132,7 +132,7 @@ class Store:
     def __init__(self, config: RunConfig, environment: dict[str, Any] | None = None) -> None:
         self.folder = config.folder
         wanted = json.loads(config.model_dump_json())
-        self._lock = self._claim()
+        self._lock = claim(self.folder)
         path = self.folder / "config.json"
         begun = any(p.is_dir() for p in self.folder.iterdir())  # before that a config may still be put right
         if path.exists() and begun:
@@ -161,18 +161,23 @@ class Store:
                 f"{self.folder} was begun with other {changed} tasks (their source has changed): give this run another --name"
             )
 
-    def _claim(self) -> IO[str]:
-        """Hold the folder for this process: two writers would spoil it. The lock goes with the process."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("w")
-        except OSError as error:
-            raise SealError(f"cannot make the run folder {self.folder}: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SealError(f"{self.folder} is in use by another process") from error
-        return lock
+
+def claim(folder: Path) -> IO[str]:
+    """Hold a folder for this process as long as what is returned lives: two writers would spoil it. The lock goes with the process.
+
+    Raises:
+        SealError: the folder cannot be made, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise SealError(f"cannot make the folder {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise SealError(f"{folder} is in use by another process") from error
+    return lock
 
 
 def _difference(found: Any, wanted: Any, at: str = "") -> str:

@@ -78,6 +78,8 @@ class Recipe(BaseModel):
     """LoRA scale: the update is (alpha / rank) · B A."""
     targets: Literal["all-linear"] | tuple[str, ...] = ("q_proj", "v_proj")
     """Names of the linear layers to adapt (the last part of the module's path, or all of it), or all but the output head."""
+    last_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Adapt the targets in the last so many layers alone; ``None``: in all."""
     learning_rate: Rate = 1e-3
     epochs: Annotated[float, Field(gt=0, le=1000)] = 10
     """Passes over the rows."""

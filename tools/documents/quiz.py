@@ -71,7 +71,7 @@ def recipe(policy: Policy, domain: Knowledge, groups: int, size: int) -> list[di
 
 def trust(policy: Policy, domain: Knowledge, n: int, n_edits: int, seed: int) -> dict[str, Any]:
     tasks = [Task(r["id"], r) for r in (atlas.record("select", 400 + i) for i in range(n))]
-    quizzed = draft_quiz(policy, [{**t.data} for t in tasks], 8, seed)
+    quizzed = draft_quiz(policy, [{**t.data} for t in tasks], 8, seed, drafts=4)
     quiz = [Task(t.id, {**t.data, "questions": q["questions"]}) for t, q in zip(tasks, quizzed, strict=True)]
     texts = edits_of(policy, domain, tasks, n_edits, seed)
     config = load_config(HERE / "configs/atlas.toml")

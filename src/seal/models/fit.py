@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seal.models.lora import Slots, init_adapter, target_modules
+from seal.models.lora import Slots, adapted_modules, init_adapter
 from seal.models.memory import free_memory, is_out_of_memory
 from seal.models.packing import pack
 from seal.models.policy import Policy
@@ -41,7 +41,7 @@ def room_for(policy: Policy, recipes: Sequence[Recipe]) -> Room:
     """
     free = free_memory(policy.device)
     widest = max(recipes, key=lambda r: r.rank * (10**6 if r.targets == "all-linear" else len(r.targets)), default=Recipe())
-    adapter = init_adapter(target_modules(policy.runner, widest.targets), widest, 0)
+    adapter = init_adapter(adapted_modules(policy.runner, widest), widest, 0)
     weights = sum(a.numel() + b.numel() for a, b in adapter.weights.values())
     slots = free // 2 // (weights * BYTES_PER_WEIGHT)
     try:
@@ -58,7 +58,7 @@ def room_for(policy: Policy, recipes: Sequence[Recipe]) -> Room:
 
 def bytes_per_token(policy: Policy, recipe: Recipe) -> int:
     """Memory that one training token keeps between forward and backward, in bytes: counted, on any device."""
-    modules = target_modules(policy.runner, recipe.targets)
+    modules = adapted_modules(policy.runner, recipe)
     slots = Slots(modules, 1, recipe.rank, policy.device)
     n = min(32, policy.context)
     vocabulary = policy.runner.config.get_text_config().vocab_size

@@ -58,6 +58,20 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     return found
 
 
+def adapted_modules(model: nn.Module, recipe: Recipe) -> dict[str, nn.Linear]:
+    """The layers that a recipe adapts: its targets, of its last layers where it says so (those whose path holds the highest numbers).
+
+    Raises:
+        SealError: a name matches no ``nn.Linear`` of this model.
+    """
+    found = target_modules(model, recipe.targets)
+    if recipe.last_layers is None:
+        return found
+    numbers = {name: next((int(x) for x in name.split(".") if x.isdigit()), -1) for name in found}
+    last = sorted({n for n in numbers.values() if n >= 0})[-recipe.last_layers :]
+    return {name: module for name, module in found.items() if numbers[name] in last}
+
+
 def init_adapter(modules: dict[str, nn.Linear], recipe: Recipe, seed: int) -> Adapter:
     """A fresh adapter, PEFT's way: A uniform in ±1/sqrt(in) (Kaiming with a = √5), B zero, so that nothing changes yet.
 
@@ -280,6 +294,9 @@ def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
         "init_lora_weights": True,
         "target_modules": sorted({n.rsplit(".", 1)[-1] for n in adapter.weights}),
     }
+    numbers = {int(x) for n in adapter.weights for x in n.split(".") if x.isdigit()}
+    if numbers and min(numbers) > 0:  # the last layers alone
+        config["layers_to_transform"] = sorted(numbers)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

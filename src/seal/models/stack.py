@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from seal.models.lora import Adapter, target_modules
+from seal.models.lora import Adapter
 
 
 def join(beneath: Adapter | None, adapter: Adapter, weight: float = 1.0) -> Adapter:
@@ -71,11 +70,3 @@ def away_from(adapter: Adapter, beneath: Adapter | None) -> Adapter:
             a = (free * (a.double().norm(dim=1, keepdim=True) / free.norm(dim=1, keepdim=True).clamp_min(1e-12))).float()  # noqa: PLW2901
         weights[name] = (a, b)
     return Adapter(adapter.rank, adapter.alpha, weights)
-
-
-def last_layers(model: nn.Module, targets: str | Sequence[str], n: int) -> tuple[str, ...]:
-    """The names of the target modules in the last ``n`` of the model's layers (those whose path holds the highest numbers)."""
-    names = list(target_modules(model, targets))
-    numbers = {name: [int(x) for x in name.split(".") if x.isdigit()] for name in names}
-    last = sorted({x[0] for x in numbers.values() if x})[-n:]
-    return tuple(name for name in names if numbers[name] and numbers[name][0] in last)

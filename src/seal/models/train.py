@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from seal.models.fit import Room, room_for
-from seal.models.lora import Adapter, Slots, init_adapter, target_modules
+from seal.models.lora import Adapter, Slots, adapted_modules, init_adapter, target_modules
 from seal.models.memory import is_out_of_memory
 from seal.models.packing import of_menu, pack, send
 from seal.models.policy import Policy
@@ -86,7 +86,7 @@ class _Work:
 
     def __init__(self, index: int, job: Job, policy: Policy) -> None:
         self.index, self.job = index, job
-        modules = target_modules(policy.runner, job.recipe.targets)
+        modules = adapted_modules(policy.runner, job.recipe)
         self.fresh = job.start or init_adapter(modules, job.recipe, job.seed)
         self.start = join(job.beneath, self.fresh)
         self.trainable: Tensor | None = None
@@ -171,7 +171,8 @@ class _Training:
         room = self.room or room_for(self.policy, [j.recipe for j in self.jobs])
         works = [w for _, w in zip(range(room.slots), self.queue, strict=False)]
         if works:
-            modules = target_modules(self.policy.runner, _union([j.recipe.targets for j in self.jobs]))
+            targeted = {n for j in self.jobs for n in adapted_modules(self.policy.runner, j.recipe)}
+            modules = {n: m for n, m in target_modules(self.policy.runner, "all-linear").items() if n in targeted}
             modules |= {n: self.policy.runner.get_submodule(n) for w in works for n in w.start.weights}
             rank = max((j.start or j.recipe).rank + (j.beneath.rank if j.beneath else 0) for j in self.jobs)
             modules |= {n: self.policy.runner.get_submodule(n) for j in self.jobs if j.beneath for n in j.beneath.weights}
@@ -302,12 +303,6 @@ def choose(widths: Sequence[int], left: Sequence[int], tokens: int) -> list[int]
 
 PASS = 256
 """What a pass costs however small, in tokens: measured on two CPU cores."""
-
-
-def _union(targets: Sequence[str | tuple[str, ...]]) -> str | tuple[str, ...]:
-    if "all-linear" in targets:
-        return "all-linear"
-    return tuple(sorted({name for group in targets for name in group}))
 
 
 class _AdamW:

@@ -1,0 +1,8 @@
+"""``python -m seal``: the same as ``seal``."""
+
+import sys
+
+from seal.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
