@@ -38,6 +38,8 @@ MAY_IMPORT = {
         "card",
         "progress",
     },
+    "flags": set(),
+    "edits": {"types", "store", "domains", "models", "attempts", "learn"},
     "talk": {"types", "store", "domains", "models"},
     "features": {"types", "judge"},
     "noise": {"types", "stats"},

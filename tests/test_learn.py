@@ -90,7 +90,7 @@ def test_of_fewer_than_five_passages_nothing_is_concluded() -> None:
     for n, keep in ((1, None), (5, True)):
         passages = [{"source": "s", "title": "T"}] * n
         trained = {"": {"steps": 1, "tokens": 1}}
-        assert card_of({}, passages, [quiz * n], [answers * n], {}, trained)["keep"] is keep
+        assert card_of({}, passages, quiz * n, answers * n, {}, trained)["keep"] is keep
 
 
 def test_running_it_again_changes_nothing_and_other_settings_are_refused(

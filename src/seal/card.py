@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,25 @@ ENOUGH = 5
 def card_of(
     settings: dict[str, Any],
     passages: Sequence[dict[str, Any]],
-    quiz_chunks: Sequence[Sequence[dict[str, Any]]],
-    answer_chunks: Sequence[Sequence[dict[str, Any]]],
+    quiz: Sequence[dict[str, Any]],
+    answers: Sequence[dict[str, Any]],
     counts: dict[str, int],
     trained: dict[str, dict[str, Any]],
+    skipped: Collection[str] = (),
+    dropped: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Everything the card says, as JSON. Accuracy is over the proof half of the quiz, which nothing was chosen by."""
-    quiz = [record for chunk in quiz_chunks for record in chunk]
-    answers = [record for chunk in answer_chunks for record in chunk]
+    """Everything the card says, as JSON. Accuracy is over the proof half of the quiz, which nothing was chosen by; where a document's
+    adapter was dropped, what counts as *after* is the answer without it."""
+    answers = [
+        {**a, "after": a["before"], "right": {**a["right"], "after": a["right"]["before"]}} if p["source"] in dropped else a
+        for p, a in zip(passages, answers, strict=False)
+    ]
     card: dict[str, Any] = {
         "settings": settings,
         "read": {"documents": len({p["source"] for p in passages}), "passages": len(passages)},
         "written": counts,
+        "known already": len(skipped),
+        "dropped": list(dropped),
         "quiz": {
             "drafted": sum(q["drafted"] for q in quiz),
             "sound": sum(q["sound"] for q in quiz),
@@ -116,7 +123,9 @@ def markdown(card: dict[str, Any], out: Path) -> str:
         f"{s['writer'] or s['policy'] or 'the model itself'} (prompt *{s['prompt'] if len(s['prompt']) < 40 else 'own template'}*), "
         f"{written['bad edits']} of them unusable; {written['rows']} training rows, {written['rows left out']} left out because they "
         f"held a question of the quiz. {card['training']['steps']} steps, {card['training']['tokens']} training tokens, "
-        f"{card.get('seconds', 0):.0f} s in the last run.",
+        f"{card.get('seconds', 0):.0f} s in the last run."
+        + (f" {card['known already']} passages were not taught: the model knew them already." if card["known already"] else "")
+        + (f" The adapters of {len(card['dropped'])} documents are not used: they did not help." if card["dropped"] else ""),
         "",
     ]
     if "accuracy" in card:

@@ -164,18 +164,22 @@ def learn(args: Namespace) -> int:
         given["prompt"] = _template(args.prompt)
     try:
         config = default_config(args.model, **given)
-        recipe = {n: v for n in ("learning_rate", "epochs", "rank", "batch_size") if (v := getattr(args, n)) is not None}
-        recipe |= {"alpha": 2 * args.rank} if args.rank else {}
+        recipe = _recipe(args)
         recipe = Recipe.model_validate({**config.recipe.model_dump(), **recipe}).model_dump()
         config = type(config).model_validate({**config.model_dump(), "recipe": recipe})
     except ValueError as error:
         raise SealError(_first_of(error)) from error
     card = teach(config, args.documents, args.out)
-    print((args.out / "README.md").read_text("utf-8").split("---\n", 2)[-1].strip())
-    print(f"\ncard: {args.out / 'README.md'}")
+    code = _report_card(args.out, card)
     if args.push:
         _push(args.out, args.push)
-    return 1 if card.get("keep") is False else 0
+    return code
+
+
+def _recipe(args: Namespace) -> dict[str, Any]:
+    """What the flags say of the recipe; α goes with the rank."""
+    given = {n: v for n in ("learning_rate", "epochs", "rank", "batch_size") if (v := getattr(args, n)) is not None}
+    return given | ({"alpha": 2 * args.rank} if args.rank else {})
 
 
 def _template(given: str) -> str:
@@ -196,6 +200,39 @@ def _first_of(error: ValueError) -> str:
     return f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']} (given: {str(first['input'])[:80]!r})"
 
 
+def edits(args: Namespace) -> int:
+    """``seal edits``: list, show, remove, replay."""
+    from seal.edits import list_lines, rebuild, show_lines
+
+    recipe = _recipe(args)
+    if args.action == "list":
+        print_lines(list_lines(args.folder))
+        return 0
+    if args.action == "show":
+        if len(args.ids) != 1:
+            raise SealError("show which passage? seal edits show FOLDER ID")
+        print("\n".join(show_lines(args.folder, args.ids[0])).rstrip())
+        return 0
+    if args.out is None:
+        raise SealError(f"where to? seal edits {args.action} FOLDER … --out NEW")
+    if bool(args.ids) != (args.action == "remove"):
+        raise SealError("remove takes the passages that are to go, replay takes none")
+    if args.action == "remove" and (args.model or recipe):
+        raise SealError("remove changes nothing else: take replay for another model or recipe")
+    try:
+        card = rebuild(args.folder, args.out, args.ids, args.model, args.device, **recipe)
+    except ValueError as error:
+        raise SealError(_first_of(error)) from error
+    return _report_card(args.out, card)
+
+
+def _report_card(out: Path, card: dict[str, Any]) -> int:
+    """The card on the terminal; 1 if the quiz does not show that it helped."""
+    print((out / "README.md").read_text("utf-8").split("---\n", 2)[-1].strip())
+    print(f"\ncard: {out / 'README.md'}")
+    return 1 if card.get("keep") is False else 0
+
+
 def merge(args: Namespace) -> int:
     """``seal merge``: an adapter into the weights of its model."""
     from seal.models.lora import load_peft
@@ -209,6 +246,8 @@ def merge(args: Namespace) -> int:
     name = args.model or taught.model
     if not name:
         raise SealError(f"{args.adapter} does not name its model: say --model")
+    if not taught.adapters:
+        raise SealError(f"{args.adapter} has no adapter: the model knew every passage, or none of them helped")
     if len(taught.adapters) != 1:
         folders = ", ".join(str(p) for p in taught.adapters.values())
         raise SealError(f"{args.adapter} has an adapter for each document: merge one of them ({folders[:300]})")

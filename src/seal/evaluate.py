@@ -88,7 +88,8 @@ class Evaluation:
             results.append(self.policy_edits(name, policy, adapt=policy if config.inner.start == "policy" else self.base))
         if config.rounds and config.inner.start == "policy":
             results.append(self.tried(ON_BASE, self.base, self.first(self.stage(name).once("texts", list)), config.inner))
-            results.append(self.unedited(name))
+        if config.rounds:
+            results.append(self.unedited(policy))
         if self.edits:
             results.append(self.tried(FILE, self.base, self.edits, config.inner))
         if fixed := self.fixed():
@@ -125,11 +126,12 @@ class Evaluation:
         n = min(config.tasks_per_round, len(self.domain.tasks("train"))) * config.edits_per_task * config.inner.seeds
         return self.domain.fixed(self.store.stage("seal/round-1").attempts(config.inner.wave, n))
 
-    def unedited(self, setting: str) -> Result:
+    def unedited(self, policy: Policy) -> Result:
         """What the trained policy answers by itself: what it learnt of the tasks by imitating edits, not from an edit."""
-        answers = self.stage(setting).once("before", list)
-        grades = graded(self.domain, self.tasks, answers)
-        return _from_grades(UNEDITED, grades, answers, time.monotonic())
+        start = time.monotonic()
+        grades = unadapted(policy, self.domain, self.tasks, self.config.inner, self.stage(UNEDITED))
+        answers = self.stage(UNEDITED).once("before", list)
+        return _from_grades(UNEDITED, [grades[t.id] for t in self.tasks], answers, start)
 
     def untouched(self) -> Result:
         start = time.monotonic()

@@ -6,6 +6,7 @@
         passages.jsonl        what was read
         chunks/0000/          quiz and self-edits of so many passages at a time, the reward of each edit where the best are kept
         adapter/              PEFT's folder (or ``adapters/NAME``, one per document)
+        dropped.json          documents whose adapter is not used, because it did not help
         README.md card.json   what was read and written, what the model knows now, what got worse, what it cost
 
 What is on disk is done: the same command goes on where it was cut off.
@@ -42,7 +43,9 @@ from seal.types import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, 
 from seal.writers import from_file, from_policy
 
 CHUNK = 16
-"""Passages worked on at a time: what a kill can lose, and what is held in memory of the texts written."""
+"""Passages worked on at a time: what a kill can lose."""
+SURE = 3
+"""Practice questions below which no passage counts as known."""
 
 
 class LearnConfig(BaseModel):
@@ -66,6 +69,8 @@ class LearnConfig(BaseModel):
     questions: Annotated[int, Field(ge=0, le=64)] = 8
     """Quiz questions per passage, at most; 0: no quiz, and no proof."""
     passage_tokens: Annotated[int, Field(ge=16)] = 384
+    skip_known: Annotated[float, Field(gt=0)] = 1.0
+    """Teach no passage whose practice questions are answered without it already, from this share on; more than 1: teach all."""
     per_document: bool = False
     """One adapter per document instead of one for all."""
     recipe: Recipe = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=3e-4, epochs=4, batch_size=8)
@@ -82,8 +87,7 @@ def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str,
     Raises:
         SealError: documents that cannot be read, a folder made with other settings, a model that does not load.
     """
-    start = time.monotonic()
-    domain = Knowledge(prompt=config.prompt, grader="string")
+    Knowledge(prompt=config.prompt, grader="string")  # is there such a prompt
     if config.keep is not None and not config.questions:
         raise SealError("--keep chooses edits by the quiz, and --questions 0 asks for none")
     if config.writer and is_endpoint(config.writer):
@@ -99,31 +103,61 @@ def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str,
     passages = passages_for(policy, documents, config.passage_tokens)
     if out.exists() and not out.is_dir():
         raise SealError(f"--out {out} is a file: give a new folder")
-    lock = claim(out)
-    _settle(config, passages, out)
+    with claim(out):
+        settle(config, passages, out)
+        return teach(config, policy, writer, passages, out)
+
+
+def teach(config: LearnConfig, policy: Policy, writer: Policy, passages: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """The work on a folder that is settled: quiz, edits, adapters, answers, card, each only where it is not on disk yet."""
+    start = time.monotonic()
+    domain = Knowledge(prompt=config.prompt, grader="string")
     parts = [passages[i : i + CHUNK] for i in range(0, len(passages), CHUNK)]
     chunks = [Stage(out / f"chunks/{n:04d}") for n in range(len(parts))]
     rows: dict[str, list[Example]] = {}
     asked: set[str] = set()
     texts: list[list[str]] = []
+    skipped: set[str] = set()
     counts = {"edits": 0, "bad edits": 0, "rows": 0, "rows left out": 0}
     with progress("write a quiz and edits", len(passages)) as advance:
         for stage, some in zip(chunks, parts, strict=True):
             quiz = _quiz(policy, some, config, stage)
             asked |= {normalize(q["question"]) for record in quiz for q in record["questions"]}
+            skipped |= {p["id"] for p, q in zip(some, quiz, strict=True) if is_known(q, config.skip_known)}
             texts += _edits(policy, writer, domain, some, quiz, config, stage)
             advance(len(some))
     for passage, mine in zip(passages, texts, strict=True):  # rows are made when every question is known, of whichever passage
-        document = passage["source"] if config.per_document else ""
-        rows.setdefault(document, []).extend(_rows(domain, passage, asked, mine, counts))
+        if passage["id"] not in skipped:
+            document = passage["source"] if config.per_document else ""
+            rows.setdefault(document, []).extend(_rows(domain, passage, asked, mine, counts))
     trained = _train(policy, rows, config, out)
-    adapters = {name: load_peft(_folder(out, name)) for name in trained}
+    adapters = {name: load_peft(adapter_folder(out, name)) for name in trained}
     answers = [_answers(policy, adapters, some, stage, config) for stage, some in zip(chunks, parts, strict=True)]
-    card = card_of(config.model_dump(mode="json"), passages, [s.once("quiz", list) for s in chunks], answers, counts, trained)
+    quiz = [record for s, some in zip(chunks, parts, strict=True) for record in _quiz(policy, some, config, s)]
+    flat = [a for some in answers for a in some]
+    dropped = Stage(out).once("dropped", lambda: unhelpful(passages, quiz, flat) if config.per_document else [])
+    card = card_of(config.model_dump(mode="json"), passages, quiz, flat, counts, trained, skipped, dropped)
     card["seconds"] = round(time.monotonic() - start, 1)
-    card = write_card(out, card)
-    lock.close()
-    return card
+    return write_card(out, card)
+
+
+def is_known(quiz: dict[str, Any], share: float) -> bool:
+    """Whether a passage need not be taught: so many of its practice questions are answered without it. The proof has no say."""
+    practice = [q["kind"] == "known" for q in quiz["questions"] if q["half"] == "practice"]
+    return len(practice) >= SURE and sum(practice) / len(practice) >= share
+
+
+def unhelpful(
+    passages: Sequence[dict[str, Any]], quiz: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
+) -> list[str]:
+    """Documents after whose adapter no more practice questions are answered rightly than before it."""
+    gain: dict[str, int] = {}
+    for passage, record, answer in zip(passages, quiz, answers, strict=False):
+        for i, q in enumerate(record["questions"]):
+            if q["half"] == "practice":
+                right = answer["right"]
+                gain[passage["source"]] = gain.get(passage["source"], 0) + right["after"][i] - right["before"][i]
+    return sorted(name for name, n in gain.items() if n <= 0)
 
 
 def passages_for(policy: Policy, documents: Sequence[str], most_tokens: int) -> list[dict[str, Any]]:
@@ -132,7 +166,7 @@ def passages_for(policy: Policy, documents: Sequence[str], most_tokens: int) -> 
     return list(read_documents(documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
 
 
-def _settle(config: LearnConfig, passages: Sequence[dict[str, Any]], out: Path) -> None:
+def settle(config: LearnConfig, passages: Sequence[dict[str, Any]], out: Path) -> None:
     """Write down what the folder is made of; it is never continued with other settings or other documents."""
     text = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in passages)
     passed = hashlib.sha256(" ".join(p["id"] for p in passages).encode()).hexdigest()[:16]
@@ -169,10 +203,12 @@ def _edits(
     config: LearnConfig,
     stage: Stage,
 ) -> list[list[str]]:
-    """The self-edits of each passage; with ``config.keep``, those that did best on the practice half of its quiz."""
+    """The self-edits of each passage (none where it is known); with ``config.keep``, those that did best on the practice half of its
+    quiz."""
     tasks = [
         Task(p["id"], {**p, "questions": [x for x in q["questions"] if x["half"] == "practice"]})
         for p, q in zip(passages, quiz, strict=True)
+        if not is_known(q, config.skip_known)
     ]
     prompts = [domain.prompt(t) for t in tasks]
 
@@ -187,9 +223,22 @@ def _edits(
             raise SealError(f"{config.writer} left {failed} edits unwritten; run the same command again to go on")
         return [[str(texts[i]) for texts in drawn] for i in range(len(tasks))]
 
-    texts: list[list[str]] = stage.once("edits", write)
+    def of_all(texts: Sequence[list[str]]) -> list[list[str]]:
+        mine = dict(zip((t.id for t in tasks), texts, strict=True))
+        return [mine.get(p["id"], []) for p in passages]
+
+    written: list[list[str]] = stage.once("edits", lambda: of_all(write()))
     if config.keep is None:
-        return texts
+        return written
+    taught = {t.id for t in tasks}
+    mine = [texts for p, texts in zip(passages, written, strict=True) if p["id"] in taught]
+    return list(stage.once("kept", lambda: of_all(_best(policy, domain, tasks, mine, config, stage))))
+
+
+def _best(
+    policy: Policy, domain: Knowledge, tasks: Sequence[Task], texts: Sequence[list[str]], config: LearnConfig, stage: Stage
+) -> list[list[str]]:
+    """The ``config.keep`` edits of each passage that do best by themselves."""
     asked = [i for i, t in enumerate(tasks) if t.data["questions"]]
     inner = InnerConfig(recipe=config.recipe, answer_tokens=ANSWER_TOKENS, reward="likelihood")
     attempts = try_edits(
@@ -232,7 +281,7 @@ def _asks(row: str, asked: set[str]) -> bool:
     return False
 
 
-def _folder(out: Path, name: str) -> Path:
+def adapter_folder(out: Path, name: str) -> Path:
     """Where the adapter of a document lies; of all together, its name is empty."""
     if not name:
         return out / "adapter"
@@ -241,13 +290,13 @@ def _folder(out: Path, name: str) -> Path:
 
 def _train(policy: Policy, rows: dict[str, list[Example]], config: LearnConfig, out: Path) -> dict[str, dict[str, Any]]:
     """Train what is not on disk yet; for each adapter its steps, training tokens and losses."""
-    owed = [name for name in rows if not (_folder(out, name) / "seal.json").exists()]
+    owed = [name for name in rows if not (adapter_folder(out, name) / "seal.json").exists()]
     jobs = [Job(tuple(rows[name]), config.recipe, seed_of("learn", config.seed, name)) for name in owed]
     with progress("train", len(jobs)) as advance:
         for name, outcome in zip(owed, train_adapters(policy, jobs), strict=True):
-            _save(outcome, _folder(out, name), config, name)
+            _save(outcome, adapter_folder(out, name), config, name)
             advance(1)
-    return {name: read_json(_folder(out, name) / "seal.json") for name in rows}
+    return {name: read_json(adapter_folder(out, name) / "seal.json") for name in rows}
 
 
 def _save(outcome: Trained, folder: Path, config: LearnConfig, name: str) -> None:
@@ -272,7 +321,7 @@ def _answers(
     quiz = stage.once("quiz", list) if config.questions else []
     if not quiz:
         return []
-    mine = [adapters[p["source"] if config.per_document else ""] for p in passages]
+    mine = [adapters.get(p["source"] if config.per_document else "") for p in passages]
 
     def compute() -> list[dict[str, Any]]:
         sampling = Sampling(ANSWER_TOKENS, stop="\n")

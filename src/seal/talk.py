@@ -49,9 +49,10 @@ def open_taught(folder: Path) -> Taught:
                 f"{folder} is not a whole folder of `seal learn`: passages.jsonl cannot be read: {error}"
             ) from error
         found = [p.parent for p in sorted(folder.glob("adapter*/**/seal.json"))]
-        if not found:
+        if not found and not (folder / "card.json").exists():
             raise SealError(f"{folder} has no adapter yet: `seal learn` was cut off; run it again to go on")
-        adapters = {str(read_json(p / "seal.json")["document"]): p for p in found}
+        dropped = read_json(folder / "dropped.json") if (folder / "dropped.json").exists() else []
+        adapters = {name: p for p in found if (name := str(read_json(p / "seal.json")["document"])) not in dropped}
         return Taught(_text_of(folder / "learn.json", "model"), adapters, passages)
     if (folder / "adapter_config.json").exists():
         return Taught(_text_of(folder / "adapter_config.json", "base_model_name_or_path"), {"": folder}, [])
@@ -110,15 +111,16 @@ class Talk:
         if compare or not (self.adapters or open_book):
             yield "without adapter", self._one(None, prompt)
         if self.adapters and (compare or not open_book):
-            adapter = (
-                self.adapters.get("")
-                or self.adapters.get(found["source"] if found else "")
-                or next(iter(self.adapters.values()))
-            )
-            yield "with adapter", self._one(adapter, prompt)
+            yield "with adapter", self._one(self._adapter(found), prompt)
         if open_book and found:
             shown = Prompt(ASK_OPEN.format(title=topic or found["title"], context=found["context"], question=question))
             yield f"open book ({found['title']})", self._one(None, shown)
+
+    def _adapter(self, found: dict[str, Any] | None) -> Adapter | None:
+        """The one adapter, or that of the document the question is about: none where that document was not taught."""
+        if "" in self.adapters or found is None:
+            return next(iter(self.adapters.values()))
+        return self.adapters.get(found["source"])
 
     def _one(self, adapter: Adapter | None, prompt: Prompt) -> str:
         return ask(self.policy, [adapter], [[prompt]], Sampling(ANSWER_TOKENS, stop="\n"))[0][0].strip()
