@@ -18,7 +18,7 @@ from seal.models.lora import load_many, save_many
 from seal.models.policy import Policy
 from seal.models.stack import compact, join
 from seal.models.train import Job, train_adapters
-from seal.retained import matrix, summarise
+from seal.retained import matrix, read_released, summarise
 from seal.retention import Memory, strategy
 from seal.store import Store
 from seal.types import Example, Prompt, Recipe, SealError, Task
@@ -200,3 +200,34 @@ def test_a_long_stream_asks_everything_only_now_and_then(model: str, tmp_path: P
     )
     steps = Continual(config, Store(config)).run("merge")["steps"]
     assert [s["first"] for s in steps] == [0, 0, 2, 0, 0]
+
+
+def test_seals_own_result_file_stands_beside(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """(K + 1, K), the untouched model first, zeros where nothing was asked."""
+    path = tmp_path / "published.json"
+    table = [[0.3, 0.3], [0.4, 0.0], [0.2, 0.5]]
+    path.write_text(json.dumps({"mean_over_sequences": table, "n_sequences": 4, "n_datapoints": 2}))
+    row, values = read_released(path)
+    assert values == [[0.4, None], [0.2, 0.5]]
+    assert [row[k]["mean"] for k in ("untouched", "diagonal", "final", "backward_transfer")] == [0.3, 0.45, 0.35, -0.2]
+    assert row["gain_by_age"] == [0.15, -0.1] and row["kept"]["mean"] == pytest.approx(1 / 3, abs=1e-4)
+    out = tmp_path / "table.json"
+    assert main(["report", str(whole / "continual"), "--beside", str(path), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["rows"][-1]["setting"] == "published"
+    assert "published" in capsys.readouterr().out
+    page = (whole / "continual/report.html").read_text()
+    assert page.count("<img") == 2 and all(name in page for name in STRATEGIES)
+    path.write_text(json.dumps({"mean_over_sequences": [[1.0]], "n_sequences": 1}))
+    assert main(["report", str(whole / "continual"), "--beside", str(path)]) == 2
+    assert "no result file" in capsys.readouterr().err
+
+
+def test_of_one_long_sequence_passages_are_the_unit() -> None:
+    common = {"silent": 0.0, "kl": [0.1], "dropped": 0, "tokens": 10, "seconds": 0.1}
+    steps = [
+        {"first": 0, "scores": [[0.8]], **common},
+        {"first": 0, "scores": [[0.4, 0.9]], "known": [0.9], "edits": [-1.0], **common},
+    ]
+    record = {"date": "d", "machine": "m", "seed": 0, "untouched": [[0.1, 0.1]], "baseline": {"known": 0.9, "edits": -1.0}}
+    row = summarise([record | {"results": [{"strategy": "merge", "steps": steps}]}], "c")["rows"][0]
+    assert row["diagonal"]["low"] == 0.8 and row["diagonal"]["high"] == 0.9

@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "continual",
         "learn passages one after the other, and see what stays: strategies against forgetting, side by side",
-        '--continual.strategies \'["merge", "replay:0.5", "library"]\' names them; --continual.sequences, --continual.length. With --json FILE the table is\nalso written as JSON, with --figure FILE the matrices are drawn.',
+        '--continual.strategies \'["merge", "replay:0.5", "library"]\' names them; --continual.sequences, --continual.length. With --json FILE the table is\nalso written as JSON, with --figure FILE the matrices are drawn; --beside FILE sets a result file of the original experiment beside them.',
     )
     for name, (text, more, arguments) in FILE_COMMANDS.items():
         sub = add(name, text, more, settings=False)
@@ -122,7 +122,7 @@ OWN = {
     "train": ("--control",),
     "eval": ("--json", "--split"),
     "try": ("--task", "--policy"),
-    "continual": ("--json", "--figure"),
+    "continual": ("--json", "--figure", "--beside"),
 }
 """Flags of a command that are no settings."""
 
@@ -135,6 +135,7 @@ def _own_flags(command: str, rest: Sequence[str]) -> tuple[dict[str, Any], list[
         "control": False,
         "json": None,
         "figure": None,
+        "beside": None,
         "task": 0,
         "policy": None,
         "split": "eval",
@@ -277,10 +278,9 @@ def _try(config: Any, own: dict[str, Any]) -> int:
 def _continual(config: Any, own: dict[str, Any]) -> int:
     from datetime import date
 
-    from seal.commands import command_line, must_be_new, print_lines
+    from seal.commands import must_be_new, report_continual
     from seal.continual import Continual
     from seal.results import machine
-    from seal.retained import draw, summarise, table_lines
     from seal.store import write_whole
 
     must_be_new(own["json"], own["figure"])
@@ -297,12 +297,7 @@ def _continual(config: Any, own: dict[str, Any]) -> int:
     path = store.folder / "continual.json"
     if not path.exists():
         write_whole(path, json.dumps(record))
-    summary = summarise([record], command_line())
-    print_lines(table_lines(summary))
-    if own["json"]:
-        write_whole(Path(own["json"]), json.dumps(summary, indent=1) + "\n")
-    if own["figure"]:
-        draw(summary, Path(own["figure"]))
+    report_continual([store.folder], own["json"], own["figure"], [own["beside"]] if own["beside"] else [])
     return 0
 
 

@@ -134,6 +134,9 @@ def report(args: Namespace) -> int:
 
     figure = args.figure
     must_be_new(args.json, figure)
+    if any((run / "continual.json").exists() for run in args.runs):
+        report_continual(args.runs, args.json, figure, args.beside)
+        return 0
     if figure and (figure.suffix not in (".png", ".svg", ".pdf") or not figure.parent.is_dir()):
         raise SealError(f"cannot draw {figure}: the folder must be there, and the name end in .png, .svg or .pdf")
     summary = summarise(load_runs(args.runs), command_line())
@@ -150,6 +153,29 @@ def report(args: Namespace) -> int:
             write_report(run)
         print(f"report: {run / 'report.html'}")
     return 0
+
+
+def report_continual(runs: list[Path], json_file: Path | None, figure: Path | None, beside: list[Path]) -> None:
+    """The table over continual runs (seeds), and in each folder a page of its own."""
+    from seal.matrices import draw, with_released, write_page
+    from seal.retained import read_released, summarise, table_lines
+    from seal.store import read_json, write_whole
+
+    records = [read_json(run / "continual.json") for run in runs]
+    others = [read_released(Path(path)) for path in beside]
+    summary = with_released(summarise(records, command_line()), others)
+    print_lines(table_lines(summary))
+    if json_file:
+        write_whole(Path(json_file), json.dumps(summary, indent=1) + "\n")
+    if figure:
+        try:
+            draw(summary, Path(figure))
+        except (OSError, ValueError) as error:
+            raise SealError(f"cannot draw {figure}: {error}") from error
+    for run, record in zip(runs, records, strict=True):
+        if not (run / "report.html").exists():
+            write_page(run / "report.html", with_released(summarise([record], command_line()), others))
+        print(f"report: {run / 'report.html'}")
 
 
 def learn(args: Namespace) -> int:

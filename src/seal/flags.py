@@ -174,6 +174,15 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             (("runs",), {"nargs": "+", "type": Path, "help": "run folders"}),
             JSON,
             (("--figure",), {"type": Path, "help": "also draw the table here (.png, .svg or .pdf)"}),
+            (
+                ("--beside",),
+                {
+                    "type": Path,
+                    "action": "append",
+                    "default": [],
+                    "help": "continual runs: a result file of SEAL's own experiment",
+                },
+            ),
         ],
     ),
 }

@@ -1,5 +1,4 @@
-"""What the continual experiment says: for every strategy what was learnt, what stayed, and what was lost, with intervals; as a table, JSON, and
-a picture."""
+"""What the continual experiment says: for every strategy what was learnt, what stayed, and what was lost, with intervals."""
 
 from __future__ import annotations
 
@@ -11,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seal.stats import interval
+from seal.store import read_json
+from seal.types import SealError
 
 Floats = NDArray[np.float64]
 N_BOOTSTRAP = 4000
@@ -26,17 +27,24 @@ def matrix(steps: Sequence[dict[str, Any]]) -> Floats:
 
 
 def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
-    """One table over runs (seeds of the loop): a row per strategy; a sequence is the unit, and runs are crossed with sequences."""
+    """One table over runs (seeds of the loop): a row per strategy. A sequence is the unit (a passage, where there is one sequence alone),
+    and runs are crossed with units.
+
+    Raises:
+        SealError: the runs are not of the same strategies and lengths.
+    """
+    shapes = [[(x["strategy"], len(x["steps"]), len(x["steps"][0]["scores"])) for x in r["results"]] for r in records]
+    if any(shape != shapes[0] for shape in shapes):
+        raise SealError("the runs are not of the same strategies, sequences and lengths: one table cannot hold them")
     rows, matrices = [], {}
     for place, result in enumerate(records[0]["results"]):
         runs = [(r, r["results"][place]["steps"]) for r in records]
         whole = np.stack([matrix(steps) for _, steps in runs])  # (R, S, L, L)
         length = whole.shape[-1]
-        untouched = np.stack([np.array(r["untouched"]).mean(1) for r, _ in runs])  # (R, S)
-        diagonal = np.diagonal(whole, axis1=2, axis2=3).mean(-1)
-        final = whole[:, :, -1].mean(-1)
-        before = np.diagonal(whole, axis1=2, axis2=3)[..., :-1]
-        transfer = (whole[:, :, -1, :-1] - before).mean(-1) if length > 1 else np.zeros_like(final)
+        before = np.stack([np.array(r["untouched"]) for r, _ in runs])  # (R, S, L)
+        own = np.diagonal(whole, axis1=2, axis2=3)
+        untouched, diagonal, final = (_units(x) for x in (before, own, whole[:, :, -1]))
+        transfer = _units(whole[:, :, -1, :-1] - own[..., :-1]) if length > 1 else np.zeros_like(final)
         lost = np.stack([r["baseline"]["known"] - np.array(steps[-1]["known"]) for r, steps in runs])
         row = {"setting": result["strategy"], "n_sequences": whole.shape[1], "length": length}
         for name, values in (
@@ -48,6 +56,7 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
         ):
             row[name] = _interval(values)
         row["kept"] = _kept(untouched, diagonal, final)
+        row["gain_by_age"] = gain_by_age(whole, before)
         row["silent"] = _mean(steps[-1]["silent"] for _, steps in runs)
         row["edit_likelihood_loss"] = _mean(r["baseline"]["edits"] - float(np.mean(steps[-1]["edits"])) for r, steps in runs)
         row["kl"] = _mean(float(np.mean([s["kl"] for s in steps])) for _, steps in runs)
@@ -63,6 +72,55 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
         "command": command, "date": max(r["date"] for r in records), "machine": first["machine"], "seeds": [r["seed"] for r in records],
         "rows": rows, "matrices": matrices,
     }  # fmt: skip
+
+
+def _units(scores: Floats) -> Floats:
+    """(R, S, L) → (R, S), or (R, L) where there is one sequence."""
+    return scores[:, 0] if scores.shape[1] == 1 else scores.mean(-1)
+
+
+def gain_by_age(whole: Floats, untouched: Floats) -> list[float | None]:
+    """Mean gain over the untouched model 0, 1, 2, … edits after a passage's own, over all cells of the matrices (R, S, L, L) that were
+    asked."""
+    gains = whole - untouched[:, :, None, :]
+    found = []
+    for age in range(whole.shape[-1]):
+        cells = np.diagonal(gains, -age, axis1=2, axis2=3)
+        found.append(None if np.isnan(cells).all() else round(float(np.nanmean(cells)), 4))
+    return found
+
+
+def read_released(path: Path) -> tuple[dict[str, Any], list[list[float | None]]]:
+    """A row and the matrix of a result file of SEAL's continual experiment: ``mean_over_sequences`` is (K + 1, K), the untouched model first;
+    what is above the diagonal was not asked. It holds no single sequences, so there are no intervals.
+
+    Raises:
+        SealError: the file is none.
+    """
+    data = read_json(path)
+    try:
+        table = np.array(data["mean_over_sequences"], dtype=float)
+        n_sequences = int(data["n_sequences"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SealError(f"{path} is no result file of SEAL's continual experiment: {error}") from error
+    if table.ndim != 2 or table.shape[0] != table.shape[1] + 1 or not np.isfinite(table).all():
+        raise SealError(f"{path} is no result file of SEAL's continual experiment: its matrix is {table.shape}, not (K + 1, K)")
+    untouched, whole = table[:1], table[1:].copy()
+    length = whole.shape[0]
+    whole[np.triu_indices(length, 1)] = np.nan
+    own, last = np.diagonal(whole), whole[-1]
+    gain = float(own.mean() - untouched.mean())
+    row: dict[str, Any] = {"setting": path.stem, "n_sequences": n_sequences, "length": length}
+    means = {
+        "untouched": untouched.mean(),
+        "diagonal": own.mean(),
+        "final": last.mean(),
+        "backward_transfer": (last - own)[:-1].mean() if length > 1 else 0.0,
+    }
+    row |= {name: {"mean": round(float(x), 4)} for name, x in means.items()}
+    row["kept"] = {"mean": round(float(last.mean() - untouched.mean()) / gain, 4)} if gain else None
+    row["gain_by_age"] = gain_by_age(whole[None, None], untouched[None])
+    return row, [[None if np.isnan(x) else round(float(x), 4) for x in line] for line in whole]
 
 
 def _nanmean(whole: Floats) -> Floats:
@@ -119,59 +177,16 @@ def table_lines(summary: dict[str, Any]) -> list[list[str]]:
         ]
     ]
     for row in summary["rows"]:
-        cells = [_cell(row[k]) for k in ("untouched", "diagonal", "final", "backward_transfer", "kept", "old_knowledge_loss")]
+        cells = [
+            _cell(row.get(k)) for k in ("untouched", "diagonal", "final", "backward_transfer", "kept", "old_knowledge_loss")
+        ]
         note = f" (routed right {row['routed_right']:.3f})" if "routed_right" in row else ""
-        lines.append([row["setting"] + note, *cells, f"{row['silent']:.3f}", f"{row['seconds']:.2f}"])
+        rest = [f"{row['silent']:.3f}", f"{row['seconds']:.2f}"] if "silent" in row else ["–", "–"]
+        lines.append([row["setting"] + note, *cells, *rest])
     return lines
 
 
 def _cell(value: dict[str, float] | None) -> str:
-    return "–" if value is None else f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
-def _share(value: dict[str, float] | None) -> str:
-    return "nothing" if value is None else f"{value['mean']:.0%}"
-
-
-def draw(summary: dict[str, Any], path: Path) -> None:
-    """Heat maps, one per strategy: rows are steps, columns passages; and the share kept beside."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = [r["setting"] for r in summary["rows"]]
-    columns = min(4, len(names))
-    lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.1 * columns + 0.8, 3.2 * lines), layout="constrained", squeeze=False)
-    image = None
-    for ax, row in zip(axes.flat, summary["rows"], strict=False):
-        values = np.array(
-            [[np.nan if x is None else x for x in line] for line in summary["matrices"][row["setting"]]], dtype=float
-        )
-        image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis")
-        small = len(values) <= 10
-        for (i, j), value in np.ndenumerate(values):
-            if small and not np.isnan(value):
-                ax.text(
-                    j,
-                    i,
-                    f"{value:.2f}".removeprefix("0"),
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="white" if value < 0.6 else "black",
-                )
-        ax.set_title(f"{row['setting']}\nfinal {row['final']['mean']:.2f}, kept {_share(row['kept'])}", fontsize=9)
-        ax.set_xticks(range(0, len(values), 1 if small else 10), range(1, len(values) + 1, 1 if small else 10), fontsize=7)
-        ax.set_yticks(range(0, len(values), 1 if small else 10), range(1, len(values) + 1, 1 if small else 10), fontsize=7)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("after so many edits")
-    for ax in axes[-1]:
-        ax.set_xlabel("accuracy on passage")
-    for ax in axes.flat[len(names) :]:
-        ax.axis("off")
-    if image is not None:
-        figure.colorbar(image, ax=axes, shrink=0.7, label="share of questions answered correctly")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    if value is None:
+        return "–"
+    return f"{value['mean']:.3f}" + (f" [{value['low']:.3f}, {value['high']:.3f}]" if "low" in value else "")
