@@ -97,6 +97,24 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(model: str, unb
     assert content(tmp_path / "killed") == content(unbroken)
 
 
+def test_asked_to_stop_it_finishes_the_wave_ends_with_0_and_goes_on(model: str, unbroken: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(model, tmp_path, "asked"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    path = tmp_path / "asked/seal/round-1/attempts.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.terminate()
+    assert "stopped as asked" in process.communicate(timeout=120)[1]
+    assert process.returncode == 0
+    assert not (tmp_path / "asked/results.json").exists()
+    assert path.read_bytes().count(b"\n") % 3 == 0, "whole waves alone"
+    done = subprocess.run(command(model, tmp_path, "asked"), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "asked") == content(unbroken)
+
+
 def test_the_run_folder_tells_everything(unbroken: Path) -> None:
     config = json.loads((unbroken / "config.json").read_text())
     assert config["rounds"] == 2 and json.loads((unbroken / "environment.json").read_text())["versions"]["torch"]

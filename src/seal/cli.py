@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from seal.flags import FILE_COMMANDS
-from seal.types import SealError
+from seal.types import SealError, Stopped
 
 SETTINGS = """\
 Settings come from a TOML file named after @, then from flags over it, dotted where they are nested:
@@ -23,13 +25,17 @@ Settings come from a TOML file named after @, then from flags over it, dotted wh
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it did its work, 2 if the user has something to put right, 130 if interrupted."""
+    """Run a command; 0 if it did its work, 2 if the user has something to put right, 130 if interrupted. On SIGTERM it finishes the wave
+    it is at, saves it, and ends with 0; on a second one it ends at once."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(words)
     except SealError as error:
         print(f"seal: {error}", file=sys.stderr)
         return 2
+    except Stopped:
+        print("seal: stopped as asked, and saved; the same command goes on from here", file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         goes_on = bool(words) and words[0] in (*COMMANDS, "learn")
         print("seal: interrupted" + "; the same command goes on where it stopped" * goes_on, file=sys.stderr)
@@ -95,6 +101,8 @@ def _run(argv: list[str]) -> int:
     if args.command in FILE_COMMANDS:
         from seal import commands
 
+        if args.command in ("learn", "edits"):
+            _heed_sigterm()
         _offline_quiet()
         return int(getattr(commands, args.command.replace("import", "import_"))(args))
     own, settings = _own_flags(args.command, argv[1:])
@@ -111,6 +119,7 @@ def _run(argv: list[str]) -> int:
     if own["dry_run"]:
         print(json.dumps(json.loads(config.model_dump_json()), indent=2))
         return 0
+    _heed_sigterm()
     _offline_quiet()
     return COMMANDS[args.command](config, own)
 
@@ -168,6 +177,17 @@ def _own_flags(command: str, rest: Sequence[str]) -> tuple[dict[str, Any], list[
     except ValueError as error:
         raise SealError(f"--task takes a number, not {own['task']!r}") from error
     return own, settings
+
+
+def _heed_sigterm() -> None:
+    from seal.store import stop_when_saved
+
+    def heed(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        stop_when_saved()
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, heed)
 
 
 def _offline_quiet() -> None:

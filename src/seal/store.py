@@ -20,12 +20,26 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from seal.config import RunConfig
-from seal.types import Attempt, SealError
+from seal.types import Attempt, SealError, Stopped
+
+_stop = threading.Event()
+
+
+def stop_when_saved() -> None:
+    """From now on, whatever is saved next is the last: then :class:`Stopped` is raised."""
+    _stop.set()
+
+
+def _saved() -> None:
+    if _stop.is_set():
+        _stop.clear()
+        raise Stopped
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -71,6 +85,7 @@ class Stage:
         path = self.folder / f"{name}.json"
         if not path.exists():
             write_whole(path, json.dumps(compute(), ensure_ascii=False, indent=1))
+            _saved()
         return read_json(path)
 
     def once_folder(self, name: str, fill: Callable[[Path], None]) -> Path:
@@ -85,6 +100,7 @@ class Stage:
                 aside.rename(path)
             except OSError as error:
                 raise SealError(f"cannot write {path}: {error.strerror or error}") from error
+            _saved()
         return path
 
     def attempts(self, wave: int, total: int) -> list[Attempt]:
@@ -124,6 +140,7 @@ class Stage:
                 os.fsync(file.fileno())
         except OSError as error:
             raise SealError(f"cannot write {path}: {error.strerror}; run the same command again to go on") from error
+        _saved()
 
 
 class Store:

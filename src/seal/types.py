@@ -14,6 +14,10 @@ class SealError(Exception):
     """Something the user can put right: the message is one sentence that says what and where (exit code 2)."""
 
 
+class Stopped(Exception):
+    """The process was asked to stop, and what it was at is on disk."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Something new to learn from. ``data`` is the domain's own JSON record (a passage with questions, a puzzle)."""
