@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "features": {"types", "judge"},
     "noise": {"types", "stats"},
     "check": {"types", "domains"},
-    "writers": {"types", "config", "models"},
+    "writers": {"types", "config", "endpoint", "models"},
     "restem": {"types", "models"},
     "attempts": {"types", "config", "domains", "models", "store", "progress", "writers"},
     "pooled": {"types", "config", "domains", "models", "store", "attempts"},

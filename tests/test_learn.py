@@ -421,6 +421,20 @@ def test_an_endpoint_writes_the_edits(server: Server, tmp_path: Path) -> None:
     assert "secret-key" not in "".join(p.read_text() for p in out.rglob("*.json"))
 
 
+def test_an_endpoint_is_one_more_writer_of_the_table(server: Server, tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    server.reply = lambda prompt: "A line from elsewhere."
+    flags = [
+        "--rounds", "0", "--eval.external", server.name, "--eval.edits_per_task", "1", "--eval.saturation_epochs", "[1]", "--write.max_tokens", "8",
+        "--inner.recipe.steps", "1", "--inner.recipe.rank", "2", "--inner.answer_tokens", "2", "--model.name", model, "--runs", str(tmp_path),
+        "--domain.options", '{"sizes": {"train": 1, "select": 1, "eval": 2}}',
+    ]  # fmt: skip
+    assert main(["eval", *flags]) == 0
+    settings = {s["setting"]: s for s in json.loads((tmp_path / "run/results.json").read_text())["settings"]}
+    assert "external writer" in settings
+    assert json.loads((tmp_path / "run/eval/external-writer/texts.json").read_text()) == [["A line from elsewhere."]] * 2
+
+
 def test_a_local_model_is_a_judge_that_always_answers(policy: Policy) -> None:
     verdicts = LocalJudge(policy)([Item("q", "x", "y"), Item("q", "x", "")])
     assert verdicts[0] in (True, False)

@@ -93,8 +93,9 @@ class EvalConfig(Part):
     pool: Literal["lora", "full"] | None = None
     """Continued pretraining: the edits of all held-out tasks go into one adapter (``full``: into every weight), which is asked all
     questions. ``None``: one adapter per edit."""
-    edits_file: str | None = None
-    """Edits of another model for the held-out tasks, as one more writer: a JSON list of {title, context, completions}."""
+    external: str | None = None
+    """Another model as one more writer: a JSON list of {title, context, completions} for the held-out tasks, or an OpenAI-compatible
+    endpoint (``http://host/v1#model``)."""
     saturation_epochs: Annotated[tuple[Count, ...], Field(min_length=1)] = (10, 30, 100)
     """Lengths tried for *passage only, at saturation*; the best on the selection tasks is the one evaluated."""
     saturation_tasks: Count = 24
@@ -181,7 +182,7 @@ def _given(error: Any) -> str:
     return "" if error["type"] == "extra_forbidden" else f" (given: {str(error['input'])[:80]!r})"
 
 
-TEXTS = ("name", "runs", "model.name", "model.device", "domain.name", "eval.edits_file")
+TEXTS = ("name", "runs", "model.name", "model.device", "domain.name", "eval.external")
 """Flags whose value is text even where it looks like a number."""
 SHORT = {"slots": "inner.slots"}
 """Flags with a short name."""

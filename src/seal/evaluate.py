@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from seal.attempts import answering, fingerprints, graded, open_domain, prompts_of, try_edits, unadapted, write_edits
@@ -17,9 +16,9 @@ from seal.models.policy import Policy
 from seal.pooled import try_pooled
 from seal.store import Stage, Store
 from seal.types import Attempt, Grade, Query, SealError, Task, seed_of
-from seal.writers import from_file
+from seal.writers import from_another
 
-BASE, OPEN, RETRIEVAL, ORACLE, FILE = "base", "open book", "retrieval", "oracle", "file of edits"
+BASE, OPEN, RETRIEVAL, ORACLE, EXTERNAL = "base", "open book", "retrieval", "oracle", "external writer"
 NO_RL, CONTROL, ON_BASE, UNEDITED = "no RL", "random control", "SEAL edits on base", "SEAL weights, no edit"
 FIXED = "best fixed edit"
 RETRIEVED = 3
@@ -58,8 +57,13 @@ class Evaluation:
         if not self.tasks:
             raise SealError(f"there is no task in the split {split!r} to evaluate on: give sizes.{split} a number")
         e = config.eval
-        self.edits = from_file(Path(e.edits_file), self.tasks, e.edits_per_task) if e.edits_file else None
+        self.edits = self._external(e.external, e.edits_per_task) if e.external else None
         self.base = load_base(config)
+
+    def _external(self, source: str, n: int) -> list[list[str]]:
+        prompts = [self.domain.prompt(t) for t in self.tasks]
+        texts: list[list[str]] = self.stage(EXTERNAL).once("texts", lambda: from_another(source, self.tasks, prompts, n))
+        return texts
 
     def table(self, control: bool) -> list[Result]:
         """Every setting's results on the tasks; what the store holds is not repeated. ``control`` says whether the run has a
@@ -91,7 +95,7 @@ class Evaluation:
         if config.rounds:
             results.append(self.unedited(policy))
         if self.edits:
-            results.append(self.tried(FILE, self.base, self.edits, config.inner))
+            results.append(self.tried(EXTERNAL, self.base, self.edits, config.inner))
         if fixed := self.fixed():
             results.append(self.tried(FIXED, self.base, [[fixed]] * len(self.tasks), config.inner))
         if oracle := self.texts_of(self.domain.oracle):

@@ -40,7 +40,7 @@ from seal.progress import progress
 from seal.quiz import ANSWER_TOKENS, draft_quiz
 from seal.store import Stage, claim, read_json, write_whole
 from seal.types import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of
-from seal.writers import from_file, from_policy
+from seal.writers import from_another, from_policy
 
 CHUNK = 16
 """Passages worked on at a time: what a kill can lose."""
@@ -215,13 +215,7 @@ def _edits(
     def write() -> list[list[str]]:
         if config.writer is None:
             return from_policy(writer, prompts, config.edits, WriteConfig(max_tokens=512), seed_of("learn", config.seed))
-        if not is_endpoint(config.writer):
-            return from_file(Path(config.writer), tasks, config.edits)
-        endpoint = Endpoint(config.writer)
-        drawn = [endpoint.write([p.text for p in prompts], 1024, 1.0, sample) for sample in range(config.edits)]
-        if failed := sum(t is None for texts in drawn for t in texts):
-            raise SealError(f"{config.writer} left {failed} edits unwritten; run the same command again to go on")
-        return [[str(texts[i]) for texts in drawn] for i in range(len(tasks))]
+        return from_another(config.writer, tasks, prompts, config.edits)
 
     def of_all(texts: Sequence[list[str]]) -> list[list[str]]:
         mine = dict(zip((t.id for t in tasks), texts, strict=True))

@@ -17,7 +17,7 @@ from typing import Any
 
 from seal.config import DomainConfig, EvalConfig, RunConfig, WriteConfig
 from seal.domains import load_domain
-from seal.evaluate import BASE, FILE, Result, from_attempts
+from seal.evaluate import BASE, EXTERNAL, Result, from_attempts
 from seal.restem import best_of
 from seal.results import run_record
 from seal.store import Stage, Store, read_json, write_whole
@@ -60,7 +60,7 @@ def _import(source: Path, out: Path) -> Path:
     tasks = {(t.data["title"], t.data["context"]): t for t in domain.tasks("eval")}
     attempts = [x for a in articles for x in _attempts(tasks[a["title"], a["context"]], a["completions"])]
     before = {tasks[a["title"], a["context"]].id: _baseline(a["completions"]) for a in articles}
-    for place in (store.stage("seal/round-1"), store.stage(f"eval/{FILE.replace(' ', '-')}")):
+    for place in (store.stage("seal/round-1"), store.stage(f"eval/{EXTERNAL.replace(' ', '-')}")):
         place.append(attempts)
         place.once("texts", lambda: [[c["text"] for c in a["completions"]] for a in articles])
     store.stage("seal/round-1").once("kept", lambda: [vars(k) for k in best_of(attempts)])
@@ -70,7 +70,7 @@ def _import(source: Path, out: Path) -> Path:
     scores = [before[t.id] for t in order]
     silent = mean(not r.strip() for r in replies)
     untouched = Result(BASE, scores, {"all": scores}, n_questions, silent, 0.0, 0.0)
-    record = run_record(config, [untouched, from_attempts(FILE, order, attempts)], [t.id for t in order], 0.0)
+    record = run_record(config, [untouched, from_attempts(EXTERNAL, order, attempts)], [t.id for t in order], 0.0)
     write_whole(out / "results.json", json.dumps(record | {"machine": f"imported from {source.name}"}, indent=1))
     return out
 

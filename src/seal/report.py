@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from seal.domains import Domain, load_domain
-from seal.evaluate import CONTROL, FILE, NO_RL
+from seal.evaluate import CONTROL, EXTERNAL, NO_RL
 from seal.features import mean_features
 from seal.results import difference_lines, load_runs, summarise, table_lines
 from seal.stats import interval
@@ -45,7 +46,7 @@ def write_report(folder: Path) -> Path:
 def _texts(folder: Path, summary: dict[str, Any]) -> dict[str, list[list[str]]]:
     """The edits that the policies wrote for the evaluation tasks."""
     texts = {}
-    names = [NO_RL, FILE, CONTROL, *(f"SEAL round {r + 1}" for r in range(summary["rounds"]))]
+    names = [NO_RL, EXTERNAL, CONTROL, *(f"SEAL round {r + 1}" for r in range(summary["rounds"]))]
     for name in names:
         path = folder / "eval" / name.replace(" ", "-") / "texts.json"
         if path.exists():
@@ -190,7 +191,7 @@ def changes_figure(changes: dict[str, dict[str, float]]) -> Any:
     marks = "os^vD"
     for i, (name, row) in enumerate(changes.items()):
         colour = palette.get(name) or blues[min(len(blues) - 1, i - 2)]
-        axes.plot([row[k] for k in shown], range(len(shown)), marks[i % 5], color=colour, ms=8, label=name)
+        axes.plot([row.get(k, math.nan) for k in shown], range(len(shown)), marks[i % 5], color=colour, ms=8, label=name)
     axes.set_yticks(range(len(shown)), shown)
     axes.invert_yaxis()
     axes.set_xlim(-0.02, 1.02)
@@ -259,7 +260,7 @@ def _markdown(
         "",
         *_md_table(
             ["", *changes],
-            [[k, *(f"{c.get(k, 0):.3f}" for c in changes.values())] for k in next(iter(changes.values()), {})],
+            [[k, *(f"{c[k]:.3f}" if k in c else "–" for c in changes.values())] for k in next(iter(changes.values()), {})],
         ),
         "",
     ]

@@ -1,7 +1,7 @@
 """Who writes the edit. Every baseline is the same pipeline with another writer: (prompts, n) → n texts per prompt.
 
-The passage alone and the oracle are known to the domain (``domain.plain``, ``domain.oracle``); here are the policy and a
-file of another model's edits.
+The passage alone and the oracle are known to the domain (``domain.plain``, ``domain.oracle``); here are the policy and another
+model (its file of edits, or its endpoint).
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import WriteConfig
+from seal.endpoint import Endpoint, is_endpoint
 from seal.models.engine import Sampling, generate
 from seal.models.policy import Policy
 from seal.types import Prompt, SealError, Task, seed_of
+
+MAX_TOKENS = 1024
+"""Longest self-edit of a model behind an endpoint."""
 
 
 def sampling_of(config: WriteConfig, schema: Mapping[str, Any] | None = None) -> Sampling:
@@ -43,6 +47,21 @@ def from_policy(
     seeds = [seed_of(seed, p.text, e) for p in prompts for e in range(n)]
     texts = generate(policy, [p for p in prompts for _ in range(n)], sampling, seeds)
     return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def from_another(source: str, tasks: Sequence[Task], prompts: Sequence[Prompt], n: int) -> list[list[str]]:
+    """Edits of another model: one behind an endpoint (``http://host/v1#model``), asked for ``n`` per prompt, or a file of them.
+
+    Raises:
+        SealError: the file cannot be used, or the endpoint left an edit unwritten.
+    """
+    if not is_endpoint(source):
+        return from_file(Path(source), tasks, n)
+    endpoint = Endpoint(source)
+    drawn = [endpoint.write([p.text for p in prompts], MAX_TOKENS, 1.0, sample) for sample in range(n)]
+    if failed := sum(t is None for texts in drawn for t in texts):
+        raise SealError(f"{source} left {failed} edits unwritten; run the same command again to go on")
+    return [[str(texts[i]) for texts in drawn] for i in range(len(tasks))]
 
 
 def from_file(path: Path, tasks: Sequence[Task], n: int) -> list[list[str]]:
