@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "writers": {"types", "config", "endpoint", "models"},
     "restem": {"types", "models"},
     "attempts": {"types", "config", "domains", "models", "store", "progress", "writers"},
+    "workers": {"types", "config", "domains", "models", "attempts"},
     "pooled": {"types", "config", "domains", "models", "store", "attempts"},
     "loop": {"types", "config", "store", "domains", "models", "writers", "restem", "attempts"},
     "evaluate": {"types", "config", "store", "domains", "models", "writers", "attempts", "pooled", "loop"},

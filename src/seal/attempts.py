@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -89,10 +89,12 @@ def try_edits(
     stage: Stage,
     seed: object,
     label: str = "try edits",
+    crew: Crew | None = None,
 ) -> list[Attempt]:
     """Train, ask and grade every edit; one attempt per (task, edit, training seed), in that order.
 
-    Waves that the stage already holds are not repeated. Sibling edits share their training seeds.
+    Waves that the stage already holds are not repeated. Sibling edits share their training seeds. A ``crew`` works on several waves at
+    once; one that is done before its turn waits on disk.
     """
     before = unadapted(policy, domain, tasks, config, stage)
     trials = [
@@ -105,12 +107,36 @@ def try_edits(
     room = room_of(policy, config, stage)
     with progress(label, len(trials)) as advance:
         advance(len(attempts))
-        for start in range(len(attempts), len(trials), config.wave):
-            wave = _try_wave(policy, domain, trials[start : start + config.wave], before, config, room)
-            stage.append(wave)
-            attempts += wave
+        turn, last = len(attempts) // config.wave, -(-len(trials) // config.wave)
+        numbers = range(turn, last) if len(attempts) < len(trials) else ()
+        todo = {n: trials[n * config.wave : (n + 1) * config.wave] for n in numbers}
+        early = {n: wave for n in todo if (wave := stage.aside(n))}
+        owed = {n: wave for n, wave in todo.items() if n not in early}
+        alone = ((n, try_wave(policy, domain, wave, before, config, room)) for n, wave in owed.items())
+        done = crew.waves(policy, owed, before, config, room) if crew else alone
+        advance(sum(map(len, early.values())))
+        while turn in todo:
+            if turn in early:
+                attempts += early[turn]
+                stage.append(early.pop(turn), turn)
+                turn += 1
+                continue
+            n, wave = next(done)
             advance(len(wave))
+            if n != turn:
+                stage.put_aside(n, wave)
+            early[n] = wave
     return attempts
+
+
+class Crew(Protocol):
+    """Who works on the waves of a stage, where it is not this process."""
+
+    def waves(
+        self, policy: Policy, waves: Mapping[int, Sequence[Trial]], before: Mapping[str, Grade], config: InnerConfig, room: Room
+    ) -> Iterator[tuple[int, list[Attempt]]]:
+        """Number and attempts of each wave, as they are done."""
+        ...
 
 
 def room_of(policy: Policy, config: InnerConfig, stage: Stage) -> Room:
@@ -178,8 +204,8 @@ def understand(domain: Domain, task: Task, text: str, recipe: Recipe) -> tuple[E
     return parsed, recipe
 
 
-def _try_wave(
-    policy: Policy, domain: Domain, trials: Sequence[Trial], before: dict[str, Grade], config: InnerConfig, room: Room
+def try_wave(
+    policy: Policy, domain: Domain, trials: Sequence[Trial], before: Mapping[str, Grade], config: InnerConfig, room: Room
 ) -> list[Attempt]:
     start = time.monotonic()
     good = [t for t in trials if isinstance(t.parsed, Edit)]

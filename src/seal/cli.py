@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,10 @@ def _train(config: Any, own: dict[str, Any]) -> int:
     from seal.report import round_rewards
 
     store = _open(config)
-    run(config, store)
-    if own["control"]:
-        run(control_of(config), store, "control")
+    with _crew(config) as crew:
+        run(config, store, crew=crew)
+        if own["control"]:
+            run(control_of(config), store, "control", crew)
     for row in round_rewards(store.folder, "seal", config.rounds):
         print(
             f"round {row['round']:.0f}: mean reward {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over "
@@ -226,6 +228,15 @@ def _train(config: Any, own: dict[str, Any]) -> int:
     if config.rounds:
         print(f"policy: {store.folder / f'seal/round-{config.rounds}/policy'}")
     return 0
+
+
+def _crew(config: Any) -> Any:
+    """Workers, where the settings ask for some; else a context with nobody in it."""
+    if not config.workers:
+        return nullcontext()
+    from seal.workers import RayCrew
+
+    return RayCrew(config)
 
 
 def control_of(config: Any) -> Any:
@@ -254,8 +265,9 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     control = (store.folder / f"control/round-{config.rounds}/policy").exists()
     if not path.exists():
         start = time.monotonic()
-        evaluation = Evaluation(config, store, split)
-        results = evaluation.table(control)
+        with _crew(config) as crew:
+            evaluation = Evaluation(config, store, split, crew)
+            results = evaluation.table(control)
         names = [t.id for t in evaluation.tasks]
         write_whole(path, json.dumps(run_record(config, results, names, time.monotonic() - start), indent=1))
     record = read_json(path)
@@ -282,8 +294,9 @@ def _demo(config: Any, own: dict[str, Any]) -> int:
         f"SEAL on {config.model.name}: {config.rounds} rounds of {config.tasks_per_round} tasks × {config.edits_per_task} edits"
     )
     print(f"{say}, in {store.folder}", file=sys.stderr)
-    run(config, store)
-    run(control_of(config), store, "control")
+    with _crew(config) as crew:
+        run(config, store, crew=crew)
+        run(control_of(config), store, "control", crew)
     del store
     return _eval(config, own)
 

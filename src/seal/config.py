@@ -126,6 +126,10 @@ class RunConfig(Part):
     runs: str = "runs"
     """Where run folders live."""
     seed: int = 0
+    workers: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Processes that try edits, each with a device and a copy of the model, through Ray; 0: this process alone. Results are the same."""
+    cluster: str | None = None
+    """Address of a running Ray cluster for the workers (``auto``, ``host:port``); ``None``: they are started here."""
     rounds: Annotated[int, Field(ge=0)] = 2
     """Rounds of the outer loop."""
     tasks_per_round: Count = 48

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seal.attempts import answering, fingerprints, graded, open_domain, prompts_of, try_edits, unadapted, write_edits
+from seal.attempts import Crew, answering, fingerprints, graded, open_domain, prompts_of, try_edits, unadapted, write_edits
 from seal.config import InnerConfig, RunConfig
 from seal.domains.base import Domain
 from seal.loop import load_base, load_round
@@ -49,8 +49,8 @@ class Result:
 class Evaluation:
     """The held-out tasks, and what has been measured on them."""
 
-    def __init__(self, config: RunConfig, store: Store, split: str) -> None:
-        self.config, self.store, self.split = config, store, split
+    def __init__(self, config: RunConfig, store: Store, split: str, crew: Crew | None = None) -> None:
+        self.config, self.store, self.split, self.crew = config, store, split, crew
         self.domain: Domain = open_domain(config)
         store.begun_with(fingerprints(self.domain))
         self.tasks = list(self.domain.tasks(split))
@@ -178,7 +178,7 @@ class Evaluation:
         if pool := self.config.eval.pool:
             attempts = try_pooled(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, pool == "full")
         else:
-            attempts = try_edits(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, setting)
+            attempts = try_edits(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, setting, self.crew)
         return from_attempts(setting, self.tasks, attempts, note)
 
     def saturation_epochs(self) -> int:
@@ -194,8 +194,10 @@ class Evaluation:
                 stage = self.store.stage(f"{self.split}/saturation/{epochs}-epochs")
                 inner = self.inner(epochs=epochs, tokens=None, steps=None)
                 seed = seed_of("select", self.config.seed)
-                attempts = try_edits(self.base, self.domain, tasks, texts, inner, stage, seed, f"passage, {epochs} epochs")
-                graded_ = [a.after for a in attempts if a.status != "ungraded"]
+                attempts = try_edits(
+                    self.base, self.domain, tasks, texts, inner, stage, seed, f"passage, {epochs} epochs", self.crew
+                )
+                graded_ = [a.after for a in attempts if a.reward is not None]
                 best[epochs] = sum(graded_) / max(1, len(graded_))
             return max(best, key=lambda e: best[e])
 
@@ -217,11 +219,11 @@ def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attemp
         SealError: a task has no graded attempt.
     """
     by_task: dict[str, list[Attempt]] = {t.id: [] for t in tasks}
-    attempts = [a for a in attempts if a.status != "ungraded"]
+    attempts = [a for a in attempts if a.reward is not None]
     for attempt in attempts:
         by_task[attempt.task].append(attempt)
     if empty := next((i for i, group in by_task.items() if not group), None):
-        raise SealError(f"{setting}: the judge left every edit of the task {empty} ungraded, so it has no score")
+        raise SealError(f"{setting}: every edit of the task {empty} is ungraded or failed, so it has no score")
     groups = list(by_task.values())
     kinds = {
         k: [sum(found) / len(found) for g in groups if (found := _known(_mean_of_kind(a.scores, a.kinds, k) for a in g))]

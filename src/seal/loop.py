@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from seal.attempts import fingerprints, open_domain, try_edits, understand, write_edits
+from seal.attempts import Crew, fingerprints, open_domain, try_edits, understand, write_edits
 from seal.config import InnerConfig, RunConfig
 from seal.domains.base import Domain
 from seal.models.policy import Policy, load_policy
@@ -17,10 +17,10 @@ from seal.store import Stage, Store
 from seal.types import Attempt, BadEdit, SealError, Selected, Task, seed_of
 
 
-def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
+def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None = None) -> Policy:
     """The outer loop of SEAL: write edits, try them, imitate those that helped. Continues where the store left off.
 
-    ``branch`` names this loop inside the run; a control is another branch with another way to select.
+    ``branch`` names this loop inside the run; a control is another branch with another way to select. A ``crew`` tries the edits elsewhere.
     """
     domain = open_domain(config)
     store.begun_with(fingerprints(domain))
@@ -44,6 +44,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal") -> Policy:
                     stage,
                     seed_of(config.seed, r),
                     f"{branch}, round {r}: try edits",
+                    crew,
                 )
             )
             keep = as_many_as_seal(store, r) if config.outer.select == "random_of" else {}

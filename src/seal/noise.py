@@ -116,7 +116,7 @@ def read_scores(path: Path) -> list[Scores]:
                 _tables(
                     (r["round"], r["task"], r["edit"], r["seed"], r["scores"])
                     for r in rows
-                    if r["scores"] and r.get("status") != "ungraded"
+                    if r["scores"] and r.get("status") not in ("ungraded", "failed")
                 )
             )
         data = json.loads(path.read_text("utf-8"))

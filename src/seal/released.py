@@ -145,7 +145,7 @@ def export_results(run: Path, stage_name: str) -> dict[str, Any]:
     config, tasks, attempts, before = _stage(run, stage_name)
     articles: list[dict[str, Any]] = []
     for task in tasks:
-        mine = [a for a in attempts if a.task == task.id and a.status != "ungraded"]
+        mine = [a for a in attempts if a.task == task.id and a.reward is not None]
         if not mine:
             continue
         completions = [

@@ -124,8 +124,18 @@ class Stage:
                 file.truncate(sum(map(len, lines[:whole])))
         return rows[:whole]
 
-    def append(self, attempts: Sequence[Attempt]) -> None:
-        """Record a finished wave.
+    def aside(self, number: int) -> list[Attempt]:
+        """A wave that was done before its turn; empty if there is none."""
+        path = self.folder / f"waves/{number:05d}.json"
+        return [Attempt.from_json(row) for row in read_json(path)] if path.exists() else []
+
+    def put_aside(self, number: int, attempts: Sequence[Attempt]) -> None:
+        """Keep a wave that was done before its turn."""
+        write_whole(self.folder / f"waves/{number:05d}.json", json.dumps([a.to_json() for a in attempts], ensure_ascii=False))
+        _saved()
+
+    def append(self, attempts: Sequence[Attempt], number: int | None = None) -> None:
+        """Record a finished wave; with its ``number``, what was kept aside of it goes.
 
         Raises:
             SealError: it cannot be written; what was recorded before is safe.
@@ -140,6 +150,8 @@ class Stage:
                 os.fsync(file.fileno())
         except OSError as error:
             raise SealError(f"cannot write {path}: {error.strerror}; run the same command again to go on") from error
+        if number is not None:
+            (self.folder / f"waves/{number:05d}.json").unlink(missing_ok=True)
         _saved()
 
 
@@ -198,10 +210,10 @@ def claim(folder: Path) -> IO[str]:
 
 
 def _difference(found: Any, wanted: Any, at: str = "") -> str:
-    """The first key in which two configs differ; empty if none. Where the folder lies does not count."""
+    """The first key in which two configs differ; empty if none. Where the folder lies and who works do not count."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in [*found, *(k for k in wanted if k not in found)]:
-            if at == "" and key in ("runs", "name"):
+            if at == "" and key in ("runs", "name", "workers", "cluster"):
                 continue
             if text := _difference(found.get(key), wanted.get(key), f"{at}{key}."):
                 return text

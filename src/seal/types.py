@@ -127,7 +127,8 @@ class BadEdit:
 class Attempt:
     """One inner loop, tried and graded: the row of ``attempts.jsonl``.
 
-    ``reward`` is what the outer loop selects by; ``None`` means *ungraded* (never to be read as wrong). ``before`` and
+    ``reward`` is what the outer loop selects by; ``None`` means *ungraded*, or *failed*: no worker lived
+    through it (never to be read as wrong). ``before`` and
     ``after`` are accuracies of the unadapted and the adapted model on the same queries. ``silent`` is the share of
     empty answers.
     """
@@ -136,7 +137,7 @@ class Attempt:
     edit: int
     seed: int
     text: str
-    status: Literal["ok", "bad edit", "diverged", "ungraded"]
+    status: Literal["ok", "bad edit", "diverged", "ungraded", "failed"]
     reason: str
     reward: float | None
     before: float
