@@ -37,7 +37,12 @@ def test_what_earned_nothing_is_not_imitated() -> None:
 
 
 def test_the_control_imitates_as_many_of_each_task_as_it_is_told() -> None:
-    assert sorted(k.task for k in random_of(ROWS, seed=1, per_task={"a": 2})) == ["a", "a"]
+    assert sorted(k.task for k in random_of(ROWS, keep=2, seed=1, per_task={"a": 2})) == ["a", "a"]
+
+
+def test_the_control_does_not_learn_from_how_many_were_kept_which_tasks_were_solved() -> None:
+    drawn = [tuple(k.task for k in random_of(ROWS, seed=s, per_task={"a": 3})) for s in range(40)]
+    assert {len(d) for d in drawn} == {3} and any("b" in d for d in drawn)
 
 
 def test_improved_and_solved() -> None:

@@ -76,7 +76,11 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 def test_workers_find_what_one_process_finds_while_they_are_killed(model: str, alone: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(model, tmp_path, "crew", "--workers", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True
+        command(model, tmp_path, "crew", "--workers", "2"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
     )
     killed = 0
     deadline = time.monotonic() + 240

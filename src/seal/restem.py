@@ -56,8 +56,12 @@ def solved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
 def random_of(
     attempts: Sequence[Attempt], keep: int = 1, seed: object = 0, per_task: Mapping[str, int] | None = None
 ) -> list[Selected]:
-    """The control: edits drawn without looking at the reward, ``keep`` of each task, or as many as ``per_task`` says."""
+    """The control: edits drawn without looking at the reward, ``keep`` of each task, or as many as ``per_task`` says. Where that is
+    more than ``keep`` of some task, the numbers themselves tell which tasks were solved how often, so as many in all are drawn over all tasks."""
     kept = []
+    if per_task and max(per_task.values()) > keep:
+        every = [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, _ in edits]
+        return random.Random(seed_of("random_of", seed)).sample(every, min(sum(per_task.values()), len(every)))
     for task, edits in _by_task(attempts).items():
         n = per_task.get(task, 0) if per_task else keep
         chosen = random.Random(seed_of("random_of", seed, task)).sample(edits, min(n, len(edits)))
