@@ -64,9 +64,10 @@ results: .venv/.installed
 	for seed in 0 1 2; do $(BIN)/seal demo @ configs/atlas-ten-epochs.toml --seed $$seed --name ten-epochs-seed-$$seed || exit; done
 	$(BIN)/seal report runs/ten-epochs-seed-0 runs/ten-epochs-seed-1 runs/ten-epochs-seed-2 --json docs/results/knowledge-atlas-ten-epochs.json
 	rm -f docs/results/arc-atlas.json docs/arc-atlas.png
-	for seed in 0 1 2; do $(BIN)/seal demo arc --seed $$seed --name arc-seed-$$seed || exit; done
-	$(BIN)/seal report runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json docs/results/arc-atlas.json --figure docs/arc-atlas.png
-	$(BIN)/python tools/arc/choices.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json docs/results/arc-choices.json --figure docs/arc-choices.png
+	for seed in 0 1 2 3; do $(BIN)/seal demo arc --seed $$seed --name arc-seed-$$seed || exit; done
+	$(BIN)/seal report runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 runs/arc-seed-3 --json docs/results/arc-atlas.json --figure docs/arc-atlas.png
+	$(BIN)/python tools/arc/choices.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 runs/arc-seed-3 --json docs/results/arc-choices.json --figure docs/arc-choices.png
+	PYTHONPATH=tools/arc $(BIN)/python tools/arc/unfiltered.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --puzzles 48 --json docs/results/arc-unfiltered.json
 	PYTHONPATH=tools/arc $(BIN)/python tools/arc/real.py
 
 clean:

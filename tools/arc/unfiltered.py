@@ -2,8 +2,8 @@
 
     PYTHONPATH=tools/arc python tools/arc/unfiltered.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json docs/results/arc-unfiltered.json
 
-One edit each of the untrained model and of the trained policy, and the hand-made configuration, on puzzles of the held-out families (other ones than
-the runs were evaluated on); intervals over puzzles and seeds.
+One edit each of the untrained model, of the control and of the trained policy, and the hand-made configuration, all tried on the model that the
+runs say, on puzzles of the held-out families (other ones than the runs were evaluated on); intervals over puzzles and seeds.
 """
 
 from __future__ import annotations
@@ -47,18 +47,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     tasks = [embedded_task("eval", FIRST + i) for i in range(args.puzzles)]
-    scores: dict[str, list[list[float]]] = {"in context": [], "no RL": [], "SEAL": [], "oracle": []}
+    scores: dict[str, list[list[float]]] = {"in context": [], "no RL": [], "random control": [], "SEAL": [], "oracle": []}
     for run in args.runs:
         config = RunConfig.model_validate(json.loads((run / "config.json").read_text()))
         domain = load_domain(config.domain.name, config.domain.options)
         assert isinstance(domain, Arc)
         base = load_policy(config.model.name, bf16="auto", threads="auto")
-        trained = load_policy(run / f"seal/round-{config.rounds}/policy", bf16="auto", threads="auto")
+        trained, control = (
+            load_policy(run / f"{branch}/round-{config.rounds}/policy", bf16="auto", threads="auto")
+            for branch in ("seal", "control")
+        )
         prompts = [domain.prompt(t) for t in tasks]
         scores["in context"].append([float(x) for x in solved(base, domain, tasks, None, config.seed)])
-        for name, policy in (("no RL", base), ("SEAL", trained)):
+        for name, policy in (("no RL", base), ("random control", control), ("SEAL", trained)):
             texts = [x[0] for x in from_policy(policy, prompts, 1, config.write, seed_of("unfiltered", config.seed))]
-            scores[name].append(tried(policy, domain, tasks, texts, config.inner.recipe, config.seed))
+            adapt = base if config.inner.start == "base" else policy
+            scores[name].append(tried(adapt, domain, tasks, texts, config.inner.recipe, config.seed))
         texts = [str(domain.oracle(t)) for t in tasks]
         scores["oracle"].append(tried(base, domain, tasks, texts, config.inner.recipe, config.seed))
         print(run, {k: sum(v[-1]) / len(tasks) for k, v in scores.items()}, flush=True)
@@ -66,7 +70,7 @@ def main() -> None:
         "command": f"PYTHONPATH=tools/arc python tools/arc/unfiltered.py {' '.join(map(str, args.runs))}", "date": date.today().isoformat(),
         "machine": machine(), "puzzles": args.puzzles, "seeds": len(args.runs),
         "rows": {k: vars(interval(v)) for k, v in scores.items()},
-        "differences": {f"{a} - {b}": vars(difference(scores[a], scores[b])) for a, b in (("SEAL", "no RL"), ("SEAL", "in context"), ("no RL", "in context"))},
+        "differences": {f"{a} - {b}": vars(difference(scores[a], scores[b])) for a, b in (("SEAL", "no RL"), ("SEAL", "random control"), ("SEAL", "in context"), ("no RL", "in context"))},
     }  # fmt: skip
     print(json.dumps(record, indent=1))
     if args.json:
