@@ -57,6 +57,10 @@ gpu:
 	PYTHONPATH=src $(PYTHON) bench/gpu.py
 
 # The recorded results: passages under one training-token budget, and under the paper's ten epochs; puzzles; three seeds of the loop each.
+soak: .venv/.installed
+	$(BIN)/python tools/scale/soak.py --kills 50 --json docs/results/soak.json
+	$(BIN)/python tools/scale/soak.py --kills 20 --workers 2 --json docs/results/soak.json
+
 results: .venv/.installed
 	rm -f docs/results/knowledge-atlas.json docs/knowledge-atlas.png docs/results/knowledge-atlas-ten-epochs.json
 	for seed in 0 1 2; do $(BIN)/seal demo @ configs/atlas.toml --seed $$seed --name atlas-seed-$$seed || exit; done
