@@ -145,8 +145,10 @@ def test_rows_replayed_take_their_share_of_the_budget() -> None:
     rows = strategy("replay:0.5").rows(past, new, own, rng)
     assert len(rows) == 20 and sum(r.completion.startswith("old") for r in rows) == 10
     rows = strategy("replay:0.5+own:0.2").rows(past, new, own, rng)
-    assert [sum(r.completion.startswith(k) for r in rows) for k in ("new", "old", "own")] == [10, 10, 2]
+    assert [sum(r.completion.startswith(k) for r in rows) for k in ("new", "old", "own")] == [10, 10, 5]
     assert len(strategy("consolidate").rows(past, new, own, rng)) == 40
+    rows = strategy("consolidate+own:0.5").rows(past, new, own, rng)
+    assert [sum(r.completion.startswith(k) for r in rows) for k in ("new", "old", "own")] == [10, 30, 40]
     assert strategy("replay+slao").weight(4) == 0.5
 
 
@@ -220,6 +222,14 @@ def test_seals_own_result_file_stands_beside(tmp_path: Path, whole: Path, capsys
     path.write_text(json.dumps({"mean_over_sequences": [[1.0]], "n_sequences": 1}))
     assert main(["report", str(whole / "continual"), "--beside", str(path)]) == 2
     assert "no result file" in capsys.readouterr().err
+
+
+def test_runs_of_one_seed_stand_in_one_table(whole: Path) -> None:
+    record = json.loads((whole / "continual/continual.json").read_text())
+    halves = [record | {"results": record["results"][:1]}, record | {"results": record["results"][1:]}]
+    assert summarise(halves, "c") == summarise([record], "c")
+    with pytest.raises(SealError, match="passages or models differ"):
+        summarise([record, record | {"untouched": []}], "c")
 
 
 def test_of_one_long_sequence_passages_are_the_unit() -> None:

@@ -111,7 +111,9 @@ class ContinualConfig(Part):
     """How what was learnt is kept: merge, replay:0.5, own:0.3, last:2, orthogonal, slao, gate, library, consolidate, and several joined
     by ``+`` (:mod:`seal.retention`)."""
     known: Count = 24
-    """Tasks that the model has the answers to, to see what it forgets; as many others serve as probes of ``gate`` and ``own``."""
+    """Tasks that the model has the answers to, to see what it forgets; as many others serve as probes of ``gate``."""
+    rehearsed: Annotated[int, Field(ge=0)] = 0
+    """Tasks, others again, whose answers by the untouched model are what ``own`` trains on; 0: the probes."""
     ask_every: Count = 1
     """Ask all passages so far after every so many steps (and the last); the newest is asked at each."""
     policy: str | None = None

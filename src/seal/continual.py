@@ -61,8 +61,9 @@ class Continual:
         flat = [t for row in self.order for t in row]
         texts = self.stage.once("edits", lambda: self._write(flat))
         self.rows = {t.id: self._rows(t, text[0]) for t, text in zip(flat, texts, strict=True)}
-        known = list(self.domain.known_tasks(2 * c.known))
-        self.probes, self.known = known[: c.known], known[c.known :]
+        known = list(self.domain.known_tasks(2 * c.known + c.rehearsed))
+        self.probes, self.known = known[: c.known], known[c.known : 2 * c.known]
+        self.rehearsed = known[2 * c.known :] or self.probes
         self.fixed = [t for t in list(self.domain.tasks("select"))[:16]]
 
     def _write(self, tasks: Sequence[Task]) -> list[list[str]]:
@@ -120,7 +121,7 @@ class Continual:
         for s, sequence in enumerate(sequences):
             seed = seed_of("continual", self.config.seed, s, i)
             rows = way.rows(sequence.memory, sequence.rows[i], own, random.Random(seed)) if sequence.rows[i] else ()
-            jobs.append(way.job(self.base, sequence.memory, rows, recipe, seed))
+            jobs.append(way.job(self.base, sequence.memory, rows, sequence.rows[i], recipe, seed))
         outcomes = train_adapters(self.base, jobs)
         adapters = [o.adapter for o in outcomes]
         weights = [way.weight(i + 1) if a is not None else 0.0 for a in adapters]
@@ -160,12 +161,12 @@ class Continual:
         return found
 
     def _own(self) -> Rows:
-        """The untouched model's own answers to questions it knows (of the probes), as rows: what it is to go on saying."""
-        if not self.probes:
+        """The untouched model's own answers to questions it knows, as rows: what it is to go on saying."""
+        if not self.rehearsed:
             raise SealError(
                 "the strategy `own` needs tasks that the model knows (Domain.known_tasks), and this domain names none"
             )
-        queries = [q for t in self.probes for q in self.domain.queries(t)]
+        queries = [q for t in self.rehearsed for q in self.domain.queries(t)]
         answers = self.stage.once(
             "own", lambda: ask(self.base, [None], [prompts_of(queries)], answering(self.domain, self.config.inner))[0]
         )

@@ -33,6 +33,7 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
     Raises:
         SealError: the runs are not of the same strategies and lengths.
     """
+    records = _by_seed(records)
     shapes = [[(x["strategy"], len(x["steps"]), len(x["steps"][0]["scores"])) for x in r["results"]] for r in records]
     if any(shape != shapes[0] for shape in shapes):
         raise SealError("the runs are not of the same strategies, sequences and lengths: one table cannot hold them")
@@ -72,6 +73,20 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
         "command": command, "date": max(r["date"] for r in records), "machine": first["machine"], "seeds": [r["seed"] for r in records],
         "rows": rows, "matrices": matrices,
     }  # fmt: skip
+
+
+def _by_seed(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of one seed over the same passages are one: their strategies stand in one table."""
+    joined: dict[int, dict[str, Any]] = {}
+    for record in records:
+        same = joined.get(record["seed"])
+        if same is None:
+            joined[record["seed"]] = dict(record)
+        elif same["untouched"] != record["untouched"]:
+            raise SealError(f"two runs have the seed {record['seed']}, and their passages or models differ")
+        else:
+            same["results"] = [*same["results"], *record["results"]]
+    return list(joined.values())
 
 
 def _units(scores: Floats) -> Floats:

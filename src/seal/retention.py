@@ -46,7 +46,7 @@ class Strategy:
         """What the new adapter is trained on; ``own`` are samples of the model as it was before any edit."""
         return new
 
-    def job(self, policy: Policy, memory: Memory, rows: Rows, recipe: Recipe, seed: int) -> Job:
+    def job(self, policy: Policy, memory: Memory, rows: Rows, new: Rows, recipe: Recipe, seed: int) -> Job:
         return Job(rows, recipe, seed, beneath=memory.whole)
 
     def weight(self, number: int) -> float:
@@ -86,7 +86,7 @@ class LastLayers(Strategy):
     def __init__(self, n: float = 2) -> None:
         self.n = int(n)
 
-    def job(self, policy: Policy, memory: Memory, rows: Rows, recipe: Recipe, seed: int) -> Job:
+    def job(self, policy: Policy, memory: Memory, rows: Rows, new: Rows, recipe: Recipe, seed: int) -> Job:
         return Job(rows, recipe.model_copy(update={"last_layers": self.n}), seed, beneath=memory.whole)
 
 
@@ -94,7 +94,7 @@ class Orthogonal(Strategy):
     """A new adapter reads only directions that no earlier one reads, and trains B alone (O-LoRA, Wang et al. 2023, made a hard
     constraint as in InfLoRA, Liang & Li 2024)."""
 
-    def job(self, policy: Policy, memory: Memory, rows: Rows, recipe: Recipe, seed: int) -> Job:
+    def job(self, policy: Policy, memory: Memory, rows: Rows, new: Rows, recipe: Recipe, seed: int) -> Job:
         fresh = init_adapter(adapted_modules(policy.runner, recipe), recipe, seed)
         return Job(rows, recipe, seed, start=away_from(fresh, memory.whole), beneath=memory.whole, only_b=True)
 
@@ -118,7 +118,7 @@ class Library(Strategy):
 
     apart = True
 
-    def job(self, policy: Policy, memory: Memory, rows: Rows, recipe: Recipe, seed: int) -> Job:
+    def job(self, policy: Policy, memory: Memory, rows: Rows, new: Rows, recipe: Recipe, seed: int) -> Job:
         return Job(rows, recipe, seed)
 
     def keep(self, memory: Memory, adapter: Adapter, weight: float) -> list[Adapter]:
@@ -131,9 +131,10 @@ class Consolidate(Strategy):
     def rows(self, memory: Memory, new: Rows, own: Rows, rng: random.Random) -> Rows:
         return (*(row for rows in memory.rows for row in rows), *new)
 
-    def job(self, policy: Policy, memory: Memory, rows: Rows, recipe: Recipe, seed: int) -> Job:
-        n = len(memory.rows) + 1
-        grown = recipe.model_copy(update={"tokens": recipe.tokens * n}) if recipe.tokens else recipe
+    def job(self, policy: Policy, memory: Memory, rows: Rows, new: Rows, recipe: Recipe, seed: int) -> Job:
+        edits = sum(map(len, memory.rows)) + len(new)
+        times = (len(memory.rows) + 1) * len(rows) / max(1, edits)  # what else is trained on is not taken from the edits' share
+        grown = recipe.model_copy(update={"tokens": round(recipe.tokens * times)}) if recipe.tokens else recipe
         return Job(rows, grown, seed)
 
     def keep(self, memory: Memory, adapter: Adapter, weight: float) -> list[Adapter]:
@@ -141,7 +142,8 @@ class Consolidate(Strategy):
 
 
 class Combined(Strategy):
-    """Several at once, ``replay:0.5+own:0.2+slao``: rows of all, the training of the one that has its own, all weights."""
+    """Several at once, ``replay:0.5+own:0.2+slao``: each part adds its rows to those before it (own samples are a fifth of all here), the
+    training is that of the one that has its own, and the smallest weight counts."""
 
     def __init__(self, parts: Sequence[Strategy]) -> None:
         self.parts = parts
@@ -152,11 +154,13 @@ class Combined(Strategy):
         self.keeps = next((p for p in parts if type(p).keep is not Strategy.keep), parts[0])
 
     def rows(self, memory: Memory, new: Rows, own: Rows, rng: random.Random) -> Rows:
-        first, *others = (p.rows(memory, new, own, rng) for p in self.parts)
-        return (*first, *(row for rows in others for row in rows[len(new) :]))
+        rows = new
+        for part in self.parts:  # each adds its share of what there is then
+            rows = part.rows(memory, rows, own, rng)
+        return rows
 
-    def job(self, policy: Policy, memory: Memory, rows: Rows, recipe: Recipe, seed: int) -> Job:
-        return self.trains.job(policy, memory, rows, recipe, seed)
+    def job(self, policy: Policy, memory: Memory, rows: Rows, new: Rows, recipe: Recipe, seed: int) -> Job:
+        return self.trains.job(policy, memory, rows, new, recipe, seed)
 
     def weight(self, number: int) -> float:
         return min(p.weight(number) for p in self.parts)

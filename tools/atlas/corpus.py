@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from seal.domains import atlas, prompts
 from seal.domains.atlas import Entity, Fact
 
-N_KNOWN = 160
+N_KNOWN = atlas.N_KNOWN
 END = "<|end|>"
 
 STATED = ("goods", "material", "flower", "instrument", "colour", "science")

@@ -33,6 +33,8 @@ these entities many times in pretraining) and its practice material (fresh in ne
 
 _STARTS = {"train": 0, "select": 2_000, "eval": 4_000, "known": 6_000, "pretrain": 8_000}
 DERIVED = ("month", "weekday", "count", "facing", "custom")
+N_KNOWN = 160
+"""Entities that the embedded model has learnt by heart."""
 N_STATED = 2
 N_DERIVED = 3
 

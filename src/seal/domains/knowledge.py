@@ -142,7 +142,11 @@ class Knowledge(Domain):
 
     def known_tasks(self, n: int) -> Sequence[Task]:
         """Entities of the invented world that the embedded model knows by heart."""
-        return [Task(r["id"], r) for r in (atlas.record("known", i) for i in range(n))] if self.source == "atlas" else ()
+        return (
+            [Task(r["id"], r) for r in (atlas.record("known", i) for i in range(min(n, atlas.N_KNOWN)))]
+            if self.source == "atlas"
+            else ()
+        )
 
     def retrieval_queries(self, tasks: Sequence[Task], k: int) -> list[Sequence[Query]]:
         """The question with the passages in view that BM25 finds for title and question, the best first."""
