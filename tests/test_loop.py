@@ -115,6 +115,16 @@ def test_asked_to_stop_it_finishes_the_wave_ends_with_0_and_goes_on(model: str, 
     assert content(tmp_path / "asked") == content(unbroken)
 
 
+def test_controls_stand_in_the_table_by_name(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*FLAGS, "--rounds=1", f"--model.name={model}", f"--runs={tmp_path}", "--name=controls"]
+    assert main(["train", *flags, "--controls", "random,worst,others"]) == 0
+    assert main(["eval", *flags]) == 0
+    rows = [s["setting"] for s in json.loads((tmp_path / "controls/results.json").read_text())["settings"]]
+    assert [r for r in rows if "control" in r] == ["random control", "worst control", "others control"]
+    assert main(["train", *flags, "--controls", "best"]) == 2
+    assert "there is no control 'best'" in capsys.readouterr().err
+
+
 def test_the_run_folder_tells_everything(unbroken: Path) -> None:
     config = json.loads((unbroken / "config.json").read_text())
     assert config["rounds"] == 2 and json.loads((unbroken / "environment.json").read_text())["versions"]["torch"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from seal.restem import best_of, improved, random_of, sft_examples, solved
+from seal.controls import as_many, exchanged
+from seal.restem import best_of, improved, random_of, sft_examples, solved, worst_of
 from seal.stats import difference, interval
-from seal.types import Attempt, Prompt
+from seal.types import Attempt, Prompt, Selected
 
 
 def attempt(task: str, edit: int, reward: float | None, seed: int = 0, status: str = "ok", before: float = 0.2) -> Attempt:
@@ -80,3 +81,17 @@ def test_a_difference_is_paired() -> None:
     base = np.random.default_rng(0).random((3, 50))
     gain = difference((base + 0.1).tolist(), base.tolist())
     assert (gain.mean, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_worst_is_the_other_end_of_best() -> None:
+    assert texts(worst_of(ROWS)) == ["a2", "b0"] and texts(worst_of(ROWS, keep=2)) == ["a2", "a0", "b0", "b1"]
+
+
+def test_exchanged_edits_never_stand_after_their_own_prompt() -> None:
+    kept = [Selected(t, f"{t}{i}", 1.0) for t in "abcde" for i in range(2)]
+    for seed in range(5):
+        swapped = exchanged(kept, seed)
+        assert [k.text for k in swapped] == [k.text for k in kept]
+        assert all(k.task != k.text[0] for k in swapped)
+        assert as_many(swapped) == as_many(kept)
+    assert exchanged(kept[:2], 0) == []

@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "train",
         "the outer loop: rounds of write, try, select, imitate",
-        "With --control also the control loop (SFT on random edits).",
+        "With --control also the control loop (SFT on random edits); --controls random,worst,others names several: the edits that did worst,\n"
+        "and SEAL's kept edits after the prompts of other tasks.",
     )
     add(
         "eval",
@@ -129,7 +130,7 @@ DEMOS = {"": "atlas", "arc": "arc"}
 """What ``seal demo`` can show, and the config of each."""
 OWN = {
     "demo": ("--json",),
-    "train": ("--control",),
+    "train": ("--control", "--controls"),
     "eval": ("--json", "--split"),
     "try": ("--task", "--policy"),
     "continual": ("--json", "--figure", "--beside"),
@@ -143,6 +144,7 @@ def _own_flags(command: str, rest: Sequence[str]) -> tuple[dict[str, Any], list[
         "config": None,
         "dry_run": False,
         "control": False,
+        "controls": None,
         "json": None,
         "figure": None,
         "beside": None,
@@ -212,14 +214,18 @@ def _open(config: Any) -> Any:
 
 
 def _train(config: Any, own: dict[str, Any]) -> int:
+    from seal.controls import CONTROLS
     from seal.loop import run
     from seal.report import round_rewards
 
+    controls = own["controls"].split(",") if own["controls"] else ["random"] * own["control"]
+    if unknown := next((c for c in controls if c not in CONTROLS), None):
+        raise SealError(f"--controls: there is no control {unknown!r}; there are: {', '.join(CONTROLS)}")
     store = _open(config)
     with _crew(config) as crew:
         run(config, store, crew=crew)
-        if own["control"]:
-            run(control_of(config), store, "control", crew)
+        for name in controls:
+            run(control_of(config, name), store, CONTROLS[name][0], crew)
     for row in round_rewards(store.folder, "seal", config.rounds):
         print(
             f"round {row['round']:.0f}: mean reward {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over "
@@ -239,16 +245,18 @@ def _crew(config: Any) -> Any:
     return RayCrew(config)
 
 
-def control_of(config: Any) -> Any:
-    """The same run with the control's selection: as many edits imitated, drawn without looking at the reward."""
-    return config.model_copy(update={"outer": config.outer.model_copy(update={"select": "random_of"})})
+def control_of(config: Any, name: str) -> Any:
+    """The same loop with a control's selection."""
+    from seal.controls import CONTROLS
+
+    return config.model_copy(update={"outer": config.outer.model_copy(update={"select": CONTROLS[name][1]})})
 
 
 def _eval(config: Any, own: dict[str, Any]) -> int:
     import time
 
     from seal.commands import command_line, must_be_new, print_table
-    from seal.evaluate import CONTROL, Evaluation
+    from seal.evaluate import Evaluation, trained_controls
     from seal.report import write_report
     from seal.results import run_record, summarise
     from seal.store import read_json, write_whole
@@ -262,17 +270,20 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     if split not in ("eval", "select"):
         raise SealError(f"--split is eval or select, not {split!r}: what a policy was trained on proves nothing")
     path = store.folder / ("results.json" if split == "eval" else "results-select.json")
-    control = (store.folder / f"control/round-{config.rounds}/policy").exists()
+    controls = trained_controls(store, config.rounds)
     if not path.exists():
         start = time.monotonic()
         with _crew(config) as crew:
             evaluation = Evaluation(config, store, split, crew)
-            results = evaluation.table(control)
+            results = evaluation.table()
         names = [t.id for t in evaluation.tasks]
         write_whole(path, json.dumps(run_record(config, results, names, time.monotonic() - start), indent=1))
     record = read_json(path)
-    if control and not any(s["setting"] == CONTROL for s in record["settings"]):
-        raise SealError(f"{path} was made before the control was trained: move it and the report away, and run this again")
+    settings = {s["setting"] for s in record["settings"]}
+    if missed := next((name for name in controls if f"{name} control" not in settings), None):
+        raise SealError(
+            f"{path} was made before the {missed} control was trained: move it and the report away, and run this again"
+        )
     summary = summarise([record], command_line())
     print_table(summary)
     if own["json"]:
@@ -286,6 +297,7 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
 
 def _demo(config: Any, own: dict[str, Any]) -> int:
     from seal.commands import must_be_new
+    from seal.controls import CONTROLS
     from seal.loop import run
 
     must_be_new(own["json"])
@@ -296,7 +308,7 @@ def _demo(config: Any, own: dict[str, Any]) -> int:
     print(f"{say}, in {store.folder}", file=sys.stderr)
     with _crew(config) as crew:
         run(config, store, crew=crew)
-        run(control_of(config), store, "control", crew)
+        run(control_of(config, "random"), store, CONTROLS["random"][0], crew)
     del store
     return _eval(config, own)
 

@@ -79,8 +79,8 @@ class OuterConfig(Part):
         rank=64, alpha=128, targets="all-linear", learning_rate=3e-4, epochs=2, batch_size=10, schedule="linear"
     )
     """How the policy is finetuned on the edits that were kept."""
-    select: Literal["best_of", "improved", "solved", "random_of"] = "best_of"
-    """Which edits are kept; ``random_of`` is the control: of each task as many as SEAL kept, without looking at the reward."""
+    select: Literal["best_of", "improved", "solved", "random_of", "worst_of", "others_of"] = "best_of"
+    """Which edits are kept; the last three are controls (:mod:`seal.controls`)."""
     keep: Count = 1
     """Edits kept per task (``best_of`` and ``random_of``)."""
 

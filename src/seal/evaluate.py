@@ -9,6 +9,7 @@ from typing import Any
 
 from seal.attempts import Crew, answering, fingerprints, graded, open_domain, prompts_of, try_edits, unadapted, write_edits
 from seal.config import InnerConfig, RunConfig
+from seal.controls import CONTROLS
 from seal.domains.base import Domain
 from seal.loop import load_base, load_round
 from seal.models.engine import ask, fits
@@ -19,7 +20,8 @@ from seal.types import Attempt, Grade, Query, SealError, Task, seed_of
 from seal.writers import from_another
 
 BASE, OPEN, RETRIEVAL, ORACLE, EXTERNAL = "base", "open book", "retrieval", "oracle", "external writer"
-NO_RL, CONTROL, ON_BASE, UNEDITED = "no RL", "random control", "SEAL edits on base", "SEAL weights, no edit"
+NO_RL, ON_BASE, UNEDITED = "no RL", "SEAL edits on base", "SEAL weights, no edit"
+CONTROL = "random control"
 FIXED = "best fixed edit"
 RETRIEVED = 3
 """Passages that retrieval puts in view, where they fit."""
@@ -65,9 +67,8 @@ class Evaluation:
         texts: list[list[str]] = self.stage(EXTERNAL).once("texts", lambda: from_another(source, self.tasks, prompts, n))
         return texts
 
-    def table(self, control: bool) -> list[Result]:
-        """Every setting's results on the tasks; what the store holds is not repeated. ``control`` says whether the run has a
-        ``control`` branch (the loop with ``random_of``)."""
+    def table(self) -> list[Result]:
+        """Every setting's results on the tasks; what the store holds is not repeated."""
         config = self.config
         results = [self.untouched()]
         written = self.policy_edits(NO_RL, self.base)
@@ -83,9 +84,10 @@ class Evaluation:
                 ),
             ]
         results.append(written)
-        if control and config.rounds:
-            policy = load_round(config, self.store.stage(f"control/round-{config.rounds}"))
-            results.append(self.policy_edits(CONTROL, policy, adapt=policy if config.inner.start == "policy" else self.base))
+        for name, branch in trained_controls(self.store, config.rounds).items():
+            policy = load_round(config, self.store.stage(f"{branch}/round-{config.rounds}"))
+            adapt = policy if config.inner.start == "policy" else self.base
+            results.append(self.policy_edits(f"{name} control", policy, adapt))
         for r in range(1, config.rounds + 1):
             policy = load_round(config, self.store.stage(f"seal/round-{r}"))
             name = f"SEAL round {r}"
@@ -202,6 +204,11 @@ class Evaluation:
             return max(best, key=lambda e: best[e])
 
         return int(self.store.stage(f"{self.split}/saturation").once("epochs", compute))
+
+
+def trained_controls(store: Store, rounds: int) -> dict[str, str]:
+    """Name → branch of the controls that a run has."""
+    return {n: b for n, (b, _) in CONTROLS.items() if rounds and (store.folder / f"{b}/round-{rounds}/policy").exists()}
 
 
 def _from_grades(setting: str, grades: Sequence[Grade], answers: Sequence[Sequence[str]], start: float) -> Result:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import Counter
 from collections.abc import Sequence
 
-from seal.attempts import Crew, fingerprints, open_domain, try_edits, understand, write_edits
-from seal.config import InnerConfig, RunConfig
+from seal.attempts import Crew, fingerprints, open_domain, try_edits, write_edits
+from seal.config import RunConfig
+from seal.controls import as_many, exchanged, kept_by_seal, untried
 from seal.domains.base import Domain
 from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, train_adapters
 from seal.restem import select, sft_examples
 from seal.store import Stage, Store
-from seal.types import Attempt, BadEdit, SealError, Selected, Task, seed_of
+from seal.types import SealError, Selected, Task, seed_of
 
 
 def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None = None) -> Policy:
@@ -31,24 +31,19 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
         stage = store.stage(f"{branch}/round-{r}")
         if not (stage.folder / "policy").exists():
             tasks_P = pick(domain.tasks("train"), config.tasks_per_round, seed_of(config.seed, r))
-            texts_P_E = write(policy, domain, tasks_P, config, stage, r)
-            attempts = (
-                untried(domain, tasks_P, texts_P_E, config.inner)
-                if config.outer.select == "random_of"  # the control looks at no reward, so it needs no trial
-                else try_edits(
-                    policy if config.inner.start == "policy" else load_base(config),
-                    domain,
-                    tasks_P,
-                    texts_P_E,
-                    config.inner,
-                    stage,
-                    seed_of(config.seed, r),
-                    f"{branch}, round {r}: try edits",
-                    crew,
+            rule, seed = config.outer.select, seed_of(config.seed, r)
+            if rule == "others_of":
+                kept = exchanged(kept_by_seal(store, r), seed)
+            else:
+                texts_P_E = write(policy, domain, tasks_P, config, stage, r)
+                learner = policy if config.inner.start == "policy" else load_base(config)
+                label = f"{branch}, round {r}: try edits"
+                attempts = (
+                    untried(domain, tasks_P, texts_P_E, config.inner)
+                    if rule == "random_of"
+                    else try_edits(learner, domain, tasks_P, texts_P_E, config.inner, stage, seed, label, crew)
                 )
-            )
-            keep = as_many_as_seal(store, r) if config.outer.select == "random_of" else {}
-            kept = select(attempts, config.outer.select, config.outer.keep, seed_of(config.seed, r), keep)
+                kept = select(attempts, rule, config.outer.keep, seed, as_many(kept_by_seal(store, r)))
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
             imitate(policy, domain, tasks_P, kept, config, stage, r)
         policy = load_round(config, stage)
@@ -67,23 +62,6 @@ def write(policy: Policy, domain: Domain, tasks: Sequence[Task], config: RunConf
         "texts", lambda: write_edits(policy, domain, tasks, config.edits_per_task, config.write, seed, stage)
     )
     return texts
-
-
-def as_many_as_seal(store: Store, r: int) -> dict[str, int]:
-    """How many edits of each task SEAL kept in a round, for a control that imitates as many; empty before SEAL has run."""
-    kept = store.stage(f"seal/round-{r}").once("kept", list) if (store.folder / f"seal/round-{r}/kept.json").exists() else []
-    return dict(Counter(k["task"] for k in kept))
-
-
-def untried(domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]], config: InnerConfig) -> list[Attempt]:
-    """Edits as attempts that nobody made, for a selection that does not look at the outcome: only bad edits are known as such."""
-
-    def attempt(task: Task, number: int, text: str) -> Attempt:
-        parsed, _ = understand(domain, task, text, config.recipe)
-        status, reason = ("bad edit", parsed.reason) if isinstance(parsed, BadEdit) else ("ok", "")
-        return Attempt(task.id, number, 0, text, status, reason, reward=0.0, before=0.0, after=0.0)  # type: ignore[arg-type]
-
-    return [attempt(t, e, text) for t, texts in zip(tasks, texts_P_E, strict=True) for e, text in enumerate(texts)]
 
 
 def imitate(

@@ -53,6 +53,15 @@ def solved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
     return [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, _ in edits if r >= 1]
 
 
+def worst_of(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
+    """A control: the ``keep`` edits of lowest reward of each task; of equals, the first."""
+    return [
+        Selected(task, text, reward)
+        for task, edits in _by_task(attempts).items()
+        for _, text, reward, _ in sorted(edits, key=lambda e: (e[2], e[0]))[:keep]
+    ]
+
+
 def random_of(
     attempts: Sequence[Attempt], keep: int = 1, seed: object = 0, per_task: Mapping[str, int] | None = None
 ) -> list[Selected]:
@@ -75,7 +84,7 @@ def select(
     """Selection by the rule's name in the config; ``per_task`` is for the control."""
     if rule == "random_of":
         return random_of(attempts, keep, seed, per_task)
-    return {"best_of": best_of, "improved": improved, "solved": solved}[rule](attempts, keep)
+    return {"best_of": best_of, "improved": improved, "solved": solved, "worst_of": worst_of}[rule](attempts, keep)
 
 
 def sft_examples(kept: Sequence[Selected], prompts: dict[str, Prompt]) -> tuple[Example, ...]:
