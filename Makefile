@@ -1,8 +1,8 @@
-# make demo · make test · make test-vllm · make atlas · make grids · make bench · make results: each installs what it needs first.
+# make demo · make test · make test-vllm · make atlas · make grids · make bench · make soak · make results: each installs what it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-vllm lint atlas grids bench gpu results clean
+.PHONY: demo test test-vllm lint atlas grids bench gpu soak results clean
 
 demo: .venv/.installed
 	$(BIN)/seal demo
@@ -56,11 +56,13 @@ bench: .venv/.installed
 gpu:
 	PYTHONPATH=src $(PYTHON) bench/gpu.py
 
-# The recorded results: passages under one training-token budget, and under the paper's ten epochs; puzzles; three seeds of the loop each.
+# Kill runs at random moments, and see whether anything is lost.
 soak: .venv/.installed
 	$(BIN)/python tools/scale/soak.py --kills 50 --json docs/results/soak.json
 	$(BIN)/python tools/scale/soak.py --kills 20 --workers 2 --json docs/results/soak.json
 
+# The recorded results: passages under one training-token budget, and under the paper's ten epochs; puzzles;
+# eight edits in a row; when to adapt at all. Three seeds of the loop each.
 results: .venv/.installed
 	rm -f docs/results/knowledge-atlas.json docs/knowledge-atlas.png docs/results/knowledge-atlas-ten-epochs.json
 	for seed in 0 1 2; do $(BIN)/seal demo @ configs/atlas.toml --seed $$seed --name atlas-seed-$$seed || exit; done
@@ -73,6 +75,11 @@ results: .venv/.installed
 	$(BIN)/python tools/arc/choices.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 runs/arc-seed-3 --json docs/results/arc-choices.json --figure docs/arc-choices.png
 	PYTHONPATH=tools/arc $(BIN)/python tools/arc/unfiltered.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --puzzles 48 --json docs/results/arc-unfiltered.json
 	PYTHONPATH=tools/arc $(BIN)/python tools/arc/real.py
+	for seed in 0 1 2; do $(BIN)/seal continual @ configs/continual.toml --seed $$seed --name continual-$$seed || exit; done
+	$(BIN)/seal report runs/continual-0 runs/continual-1 runs/continual-2 --json docs/results/continual.json --figure docs/continual.png
+	$(BIN)/seal continual @ configs/continual-long.toml
+	$(BIN)/seal report runs/continual-long --json docs/results/continual-long.json --figure docs/continual-long.png
+	$(BIN)/python tools/documents/when.py --json docs/results/when-to-adapt.json
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -28,7 +28,7 @@ import sys, time
 sys.path.insert(0, {bench!r})
 import torch
 torch.set_num_threads({threads})
-from inner_loop import atlas
+from workloads import atlas
 from seal.models.fit import Room
 from seal.models.train import train_adapters
 work = atlas(64, None, "cpu")

@@ -13,18 +13,16 @@
     python bench/inner_loop.py --workload passages --shape 100M
     python bench/inner_loop.py --workload passages --shape 7B --device cuda
 
-Training, asking and sampling are timed apart. Ways (a) and (b) run on fewer jobs, (a) on the first steps of one, and count per
-edit. Each repeat runs all ways once; ratios are means over repeats with 95 % intervals. Writes bench/results/ and a plot.
+Training, asking and sampling are timed apart. Ways (a) and (b) run on fewer jobs, (a) on the first steps of one; each counts as so many
+edits as it has training tokens of the mean edit's ((a), whose rows are all as long: training rows). Each repeat runs all ways once; ratios are means over repeats with 95 % intervals. Writes bench/results/ and a plot.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,111 +32,14 @@ from torch.nn.functional import cross_entropy
 from seal.models.engine import Sampling, ask, generate
 from seal.models.fit import ENOUGH, Room
 from seal.models.lora import Adapter, init_adapter, target_modules
-from seal.models.policy import Policy, load_policy
+from seal.models.policy import Policy
 from seal.models.tokens import Row, encode_example
 from seal.models.train import Job, Tally, learning_rate, plan_batches, train_adapters
-from seal.types import Example, Prompt, Recipe, seed_of
+from seal.types import Prompt
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import interval, parameters, random_policy, record, timed, words
-
-PAPER = Recipe()
-"""The paper's inner loop: rank 32 on q and v, 1e-3, 10 epochs, batch 1."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A workload: the model, the jobs, and the questions and prompts that go with them."""
-
-    name: str
-    policy: Policy
-    exact: Policy
-    """The same in fp32 (the policy itself where there is no memory for two)."""
-    jobs: list[Job]
-    questions: list[list[Prompt]]
-    prompts: list[Prompt]
-    answer: int
-    """Tokens of an answer."""
-    edit: int
-    """Tokens of a self-edit."""
-
-
-def atlas(n: int, recipe: Recipe | None, device: str) -> Work:
-    """Untrained self-edits of the embedded model on passages of its world."""
-    from seal.config import WriteConfig, load_config
-    from seal.domains import load_domain
-    from seal.types import Edit
-    from seal.writers import from_policy
-
-    config = load_config(Path(__file__).parents[1] / "configs" / "atlas.toml")
-    domain = load_domain(config.domain.name, config.domain.options)
-    policy = load_policy("atlas", device, bf16="auto", threads=torch.get_num_threads())
-    tasks = domain.tasks("train")[: -(-n // 5)]
-    prompts = [domain.prompt(t) for t in tasks]
-    texts = from_policy(policy, prompts, 5, WriteConfig(max_tokens=192), 0)
-    pairs = [(t, domain.parse(t, text)) for t, row in zip(tasks, texts, strict=True) for text in row]
-    good = [(t, e) for t, e in pairs if isinstance(e, Edit)][:n]
-    jobs = [Job(e.examples, recipe or config.inner.recipe, seed_of(i)) for i, (_, e) in enumerate(good)]
-    questions = [[q.prompt for q in domain.queries(t)] for t, _ in good]
-    return Work(
-        "atlas", policy, load_policy("atlas", device, threads=torch.get_num_threads()), jobs, questions, prompts, 8, 192
-    )
-
-
-def passages(n: int, shape: str, device: str, all_linear: bool) -> Work:
-    """Random words with the lengths of SEAL's own data: a passage of 170 tokens and 7.9 rows of 46 on average, 5 questions."""
-    policy = random_policy(shape, device)
-    exact = policy if shape == "7B" else random_policy(shape, device, bf16=False)
-    rng = random.Random(0)
-    vocabulary = policy.model.config.vocab_size
-    jobs, questions = [], []
-    recipe = PAPER.model_copy(update={"targets": "all-linear"}) if all_linear else PAPER
-    for i in range(n):
-        lengths = [max(12, min(400, round(rng.lognormvariate(3.75, 0.4)))) for _ in range(max(2, round(rng.gauss(7.9, 2))))]
-        rows = [*lengths, max(60, round(rng.gauss(170, 50)))]
-        jobs.append(Job(tuple(Example(words(rng, m - 1, vocabulary)) for m in rows), recipe, i))
-        questions.append([Prompt(words(rng, 20, vocabulary)) for _ in range(5)])
-    prompts = [Prompt(words(rng, 220, vocabulary)) for _ in range(max(1, n // 5))]
-    return Work(f"passages-{shape}" + ("-all-linear" if all_linear else ""), policy, exact, jobs, questions, prompts, 16, 128)
-
-
-def arc(n: int, device: str) -> Work:
-    """Rows as of ARC grids: demonstrations and a test grid, 250 to 900 tokens, one token a cell; the paper's ARC recipe, 20 steps."""
-    policy, exact = random_policy("1M", device), random_policy("1M", device, bf16=False)
-    rng = random.Random(0)
-    targets = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
-    recipe = Recipe(rank=128, alpha=16, targets=targets, learning_rate=1e-4, steps=20, batch_size=2, schedule="cosine")
-    jobs = []
-    for i in range(n):
-        size = rng.randrange(250, 900)
-        rows = tuple(Example(words(rng, max(60, round(size * rng.uniform(0.8, 1.2))), 64)) for _ in range(30))
-        jobs.append(Job(rows, recipe, i))
-    questions = [[Prompt(words(rng, 400, 64))] for _ in range(n)]
-    return Work("arc", policy, exact, jobs, questions, [Prompt(words(rng, 400, 64)) for _ in range(n // 4)], 100, 64)
-
-
-def embedded_grids(n: int, device: str) -> Work:
-    """Untrained self-edits of the embedded grid model: every adapter with its own learning rate, epochs, loss and puzzles."""
-    from seal.attempts import understand
-    from seal.config import WriteConfig, load_config
-    from seal.domains import load_domain
-    from seal.types import Edit
-    from seal.writers import from_policy
-
-    config = load_config(Path(__file__).parents[1] / "configs" / "arc.toml")
-    domain = load_domain("arc", config.domain.options)
-    policy = load_policy("grids", device, bf16="auto", threads=torch.get_num_threads())
-    tasks = domain.tasks("train")[: -(-n // 4)]
-    prompts = [domain.prompt(t) for t in tasks]
-    texts = from_policy(policy, prompts, 5, WriteConfig(max_tokens=40, top_p=1.0), 0)
-    found = [(t, *understand(domain, t, x, config.inner.recipe)) for t, row in zip(tasks, texts, strict=True) for x in row]
-    good = [(t, e, recipe) for t, e, recipe in found if isinstance(e, Edit)][:n]
-    jobs = [Job(e.examples, recipe, seed_of(i)) for i, (_, e, recipe) in enumerate(good)]
-    questions = [[q.prompt for q in domain.queries(t)] for t, _, _ in good]
-    return Work(
-        "grids", policy, load_policy("grids", device, threads=torch.get_num_threads()), jobs, questions, prompts, 60, 40
-    )
-
+from common import interval, parameters, record, timed
+from workloads import PAPER, Work, arc, atlas, embedded_grids, passages
 
 # ------------------------------------------------------------------------------------------------------------ the three ways
 
@@ -146,6 +47,12 @@ def embedded_grids(n: int, device: str) -> Work:
 def rows_of(work: Work, job: Job) -> tuple[list[Row], list[list[int]]]:
     rows = [encode_example(e, work.policy.tokenizer) for e in job.examples]
     return rows, plan_batches([len(r.ids) for r in rows], job.recipe, job.seed)
+
+
+def effort(work: Work, job: Job) -> tuple[int, int]:
+    """Training tokens and training rows of a job, each counted as often as it is seen."""
+    rows, batches = rows_of(work, job)
+    return sum(len(rows[i].ids) for batch in batches for i in batch), sum(map(len, batches))
 
 
 def peft_model(policy: Policy, job: Job) -> tuple[Any, list[torch.nn.Parameter]]:
@@ -324,24 +231,21 @@ def main() -> None:
 
 def measure(work: Work, args: argparse.Namespace, slots: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     jobs = work.jobs
-    steps = [len(rows_of(work, j)[1]) for j in jobs]
-    per_edit = statistics.fmean(steps)
+    tokens, n_rows = zip(*(effort(work, j) for j in jobs), strict=True)
+    per_edit = statistics.fmean(tokens)
     single = jobs[: args.single]
     device = args.device
-    one = [n for n in (args.trainer_steps,) if n]
     runs: dict[tuple[str, int], tuple[Callable[[], dict[str, float]], float]] = {}  # what to run, and how many edits that is
-    if one and device == "cpu":
-        share = min(one[0], sum(len(b) for b in rows_of(work, jobs[0])[1])) / sum(len(b) for b in rows_of(work, jobs[0])[1])
-        runs["trainer", 1] = (lambda: common(work, work.exact, jobs[0], one[0])), share
-    elif one:
-        share = one[0] / sum(len(b) for b in rows_of(work, jobs[0])[1])
-        runs["trainer", 1] = (lambda: common(work, work.policy, jobs[0], one[0])), share
-    runs["peft", 1] = (lambda: careful(work, work.policy, single)), sum(steps[: len(single)]) / per_edit
+    if n := args.trainer_steps:
+        share = min(n, n_rows[0]) / statistics.fmean(n_rows)
+        policy = work.exact if device == "cpu" else work.policy
+        runs["trainer", 1] = (lambda: common(work, policy, jobs[0], n)), share
+    runs["peft", 1] = (lambda: careful(work, work.policy, single)), sum(tokens[: len(single)]) / per_edit
     if work.exact is not work.policy and work.exact.runner.dtype != work.policy.runner.dtype:
-        runs["peft fp32", 1] = (lambda: careful(work, work.exact, single)), sum(steps[: len(single)]) / per_edit
+        runs["peft fp32", 1] = (lambda: careful(work, work.exact, single)), sum(tokens[: len(single)]) / per_edit
     for k in slots:
         mine = jobs if k == slots[-1] else jobs[: max(k, args.single)]
-        runs["seal", k] = (lambda k=k, mine=mine: ours(work, mine, k)), sum(steps[: len(mine)]) / per_edit  # type: ignore[misc]
+        runs["seal", k] = (lambda k=k, mine=mine: ours(work, mine, k)), sum(tokens[: len(mine)]) / per_edit  # type: ignore[misc]
     adapters = [
         t.adapter
         for t in train_adapters(

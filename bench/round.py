@@ -23,7 +23,7 @@ from seal.types import Example, Prompt, Recipe
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import matmul_rate, parameters, record, timed, words
-from inner_loop import passages
+from workloads import passages
 
 OUTER = Recipe(rank=64, alpha=128, targets="all-linear", learning_rate=3e-4, epochs=2, batch_size=10)
 

@@ -22,15 +22,9 @@ from seal.retained import matrix, read_released, summarise
 from seal.retention import Memory, strategy
 from seal.store import Store
 from seal.types import Example, Prompt, Recipe, SealError, Task
-from tests import tiny
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STRATEGIES = ["merge", "replay:0.5+own:0.3", "last:1", "orthogonal", "slao", "gate", "consolidate", "library"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save(tmp_path_factory.mktemp("model"))
 
 
 def flags(model: str, runs: Path, strategies: list[str]) -> list[str]:

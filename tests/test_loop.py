@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,47 +26,7 @@ from seal.store import Stage, Store
 from seal.types import Edit, Grade, SealError, Task
 from seal.writers import from_file
 from tests import tiny
-
-ROOT = Path(__file__).parents[1]
-
-FLAGS = [
-    "--rounds=2", "--tasks_per_round=3", "--edits_per_task=3", "--write.max_tokens=24", "--inner.answer_tokens=4",
-    "--inner.wave=3", "--inner.slots=2", "--inner.recipe.rank=2", "--inner.recipe.tokens=600", "--inner.recipe.batch_size=2",
-    "--inner.reward=likelihood", "--outer.recipe.rank=2", "--outer.recipe.epochs=1", "--eval.edits_per_task=1", "--eval.saturation_epochs=[1,2]",
-    "--eval.saturation_tasks=1", "--model.threads=1",
-    '--domain.options={"sizes": {"train": 4, "select": 1, "eval": 3}}',
-]  # fmt: skip
-
-
-def command(model: str, runs: Path, name: str) -> list[str]:
-    return [sys.executable, "-m", "seal.cli", "demo", f"--model.name={model}", f"--runs={runs}", f"--name={name}", *FLAGS]
-
-
-def content(run: Path) -> dict[str, object]:
-    """What a run found: every attempt and result, without clock times."""
-    found: dict[str, object] = {}
-    for path in sorted(run.rglob("attempts.jsonl")):
-        rows = [json.loads(x) for x in path.read_text().split("\n")[:-1]]
-        found[str(path.relative_to(run))] = [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
-    for path in sorted(run.rglob("*.safetensors")):
-        found[str(path.relative_to(run))] = path.read_bytes()
-    results = json.loads((run / "results.json").read_text())
-    found["results"] = [{k: v for k, v in s.items() if k != "seconds"} for s in results["settings"]]
-    return found
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def unbroken(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(command(model, runs, "whole"), capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "SEAL − no RL" in done.stdout and "Traceback" not in done.stderr
-    return runs / "whole"
+from tests.runs import FLAGS, ROOT, command, content
 
 
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(model: str, unbroken: Path, tmp_path: Path) -> None:

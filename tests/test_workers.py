@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,13 +14,10 @@ import pytest
 from seal.config import RunConfig
 from seal.domains.knowledge import Knowledge
 from seal.types import Query, SealError, Task
-from tests import tiny
-from tests.test_loop import FLAGS
+from tests.runs import ROOT, command
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'seal-lm[ray]'")
 psutil = pytest.importorskip("psutil")
-
-ROOT = Path(__file__).parents[1]
 
 
 class Poison(Knowledge):
@@ -31,11 +27,6 @@ class Poison(Knowledge):
         if os.environ.get("POISON") == task.id and "ray::" in " ".join(psutil.Process().cmdline()):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().queries(task)
-
-
-def command(model: str, runs: Path, name: str, *more: str) -> list[str]:
-    given = ["train", f"--model.name={model}", f"--runs={runs}", f"--name={name}", *FLAGS, *more]
-    return [sys.executable, "-m", "seal.cli", *given]
 
 
 def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -52,19 +43,6 @@ def attempts(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def alone(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("runs")
-    done = run(*command(model, runs, "alone"))
-    assert done.returncode == 0, done.stderr
-    return runs / "alone"
-
-
 def workers_of(pid: int) -> list[psutil.Process]:
     """The processes that try edits, of a driver."""
     try:
@@ -74,9 +52,9 @@ def workers_of(pid: int) -> list[psutil.Process]:
         return []
 
 
-def test_workers_find_what_one_process_finds_while_they_are_killed(model: str, alone: Path, tmp_path: Path) -> None:
+def test_workers_find_what_one_process_finds_while_they_are_killed(model: str, unbroken: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(model, tmp_path, "crew", "--workers", "2"),
+        command(model, tmp_path, "crew", "--workers", "2", verb="train"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         cwd=ROOT,
@@ -94,15 +72,18 @@ def test_workers_find_what_one_process_finds_while_they_are_killed(model: str, a
     err = process.communicate(timeout=240)[1]
     assert process.returncode == 0, err
     assert killed, "no worker was caught at work"
-    assert attempts(tmp_path / "crew") == attempts(alone)
+    assert attempts(tmp_path / "crew") == attempts(unbroken)
     assert not list((tmp_path / "crew").rglob("waves/*.json")), "nothing stays aside"
-    policies = [(folder / "seal/round-2/policy/model.safetensors").read_bytes() for folder in (alone, tmp_path / "crew")]
+    policies = [(folder / "seal/round-2/policy/model.safetensors").read_bytes() for folder in (unbroken, tmp_path / "crew")]
     assert policies[0] == policies[1]
 
 
-def test_a_driver_killed_loses_nothing_and_may_go_on_alone(model: str, alone: Path, tmp_path: Path) -> None:
+def test_a_driver_killed_loses_nothing_and_may_go_on_alone(model: str, unbroken: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(model, tmp_path, "driver", "--workers", "2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+        command(model, tmp_path, "driver", "--workers", "2", verb="train"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
     )
     path = tmp_path / "driver/seal/round-1/attempts.jsonl"
     deadline = time.monotonic() + 240
@@ -111,28 +92,28 @@ def test_a_driver_killed_loses_nothing_and_may_go_on_alone(model: str, alone: Pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     held = path.read_bytes()
-    done = run(*command(model, tmp_path, "driver"))
+    done = run(*command(model, tmp_path, "driver", verb="train"))
     assert done.returncode == 0, done.stderr
     assert path.read_bytes().startswith(held[: held.rfind(b"\n") + 1]), "no finished attempt is repeated"
-    assert attempts(tmp_path / "driver") == attempts(alone)
+    assert attempts(tmp_path / "driver") == attempts(unbroken)
 
 
 def test_an_attempt_that_kills_its_worker_is_set_aside_and_its_neighbours_are_not(
-    model: str, alone: Path, tmp_path: Path
+    model: str, unbroken: Path, tmp_path: Path
 ) -> None:
-    poisoned = str(attempts(alone)[0]["task"])
+    poisoned = str(attempts(unbroken)[0]["task"])
     flags = ["--workers", "2", "--rounds", "1", "--edits_per_task", "1", "--domain.name", f"{__file__}:Poison"]
-    done = run(*command(model, tmp_path, "poison", *flags), env={"POISON": poisoned})
+    done = run(*command(model, tmp_path, "poison", *flags, verb="train"), env={"POISON": poisoned})
     assert done.returncode == 0, done.stderr
     found = attempts(tmp_path / "poison")
     assert {a["status"] for a in found if a["task"] == poisoned} == {"failed"}
     assert all("3 tries" in str(a["reason"]) and a["reward"] is None for a in found if a["task"] == poisoned)
-    others = [a for a in attempts(alone)[:9] if a["task"] != poisoned and a["edit"] == 0]
+    others = [a for a in attempts(unbroken)[:9] if a["task"] != poisoned and a["edit"] == 0]
     assert [a for a in found if a["task"] != poisoned] == others
 
 
 def test_what_a_user_gets_wrong_is_one_sentence(model: str, tmp_path: Path) -> None:
-    done = run(*command(model, tmp_path, "lost", "--workers", "1", "--cluster", "127.0.0.1:1"))
+    done = run(*command(model, tmp_path, "lost", "--workers", "1", "--cluster", "127.0.0.1:1", verb="train"))
     assert done.returncode == 2 and "Ray does not start" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 

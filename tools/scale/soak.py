@@ -26,14 +26,9 @@ HERE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(HERE))
 
 from tests import tiny  # noqa: E402
-from tests.test_loop import FLAGS, content  # noqa: E402
+from tests.runs import command, content  # noqa: E402
 
 from seal.results import machine  # noqa: E402
-
-
-def command(model: Path, runs: Path, name: str, workers: int) -> list[str]:
-    given = ["demo", f"--model.name={model}", f"--runs={runs}", f"--name={name}", *FLAGS]
-    return [sys.executable, "-m", "seal.cli", *given, *(["--workers", str(workers)] if workers else [])]
 
 
 def start(words: list[str]) -> subprocess.Popen[bytes]:
@@ -79,14 +74,15 @@ def main() -> None:
         model, home = Path(folder) / "tiny", Path(folder) / "runs"
         tiny.save(model)
         began = time.monotonic()
-        if start(command(model, home, "unbroken", 0)).wait() != 0:
+        if start(command(str(model), home, "unbroken")).wait() != 0:
             sys.exit("the unbroken run failed")
         lasts = (time.monotonic() - began) * (3 if args.workers else 1)
         unbroken = content(home / "unbroken")
         while kills < args.kills:
             run = home / f"run-{runs}"
+            crew = ["--workers", str(args.workers)] if args.workers else []
             while True:
-                process = start(command(model, home, run.name, args.workers))
+                process = start(command(str(model), home, run.name, *crew))
                 deadline = time.monotonic() + rng.uniform(0.3, 1.0) * lasts
                 while process.poll() is None and time.monotonic() < deadline and kills < args.kills:
                     time.sleep(0.01)
@@ -125,7 +121,8 @@ def main() -> None:
     print(json.dumps(record, indent=1))
     if args.json:
         known = json.loads(args.json.read_text()) if args.json.exists() else {}
-        args.json.write_text(json.dumps(known | {"workers" if args.workers else "one process": record}, indent=1) + "\n")
+        both = known | {"with workers": record} if args.workers else known | record
+        args.json.write_text(json.dumps(both, indent=1) + "\n")
     sys.exit(0 if same and not lost and not twice else 1)
 
 

@@ -1,0 +1,208 @@
+"""Another model behind an endpoint, as writer and as judge: bounded, retried, and never wrong because it is silent."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from seal.cli import main
+from seal.domains.knowledge import Knowledge
+from seal.endpoint import Endpoint, EndpointJudge
+from seal.judge import Item, judge_prompt, verdict_of
+from seal.models.judge import LocalJudge
+from seal.models.policy import Policy
+from seal.types import SealError
+from tests import tiny
+
+EXAMPLES = Path(__file__).parents[1] / "examples/documents"
+
+
+class Server:
+    """A stand-in for an OpenAI-compatible server: answers by a function, fails when told to, counts requests."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, object]] = []
+        self.failures = 0
+        self.status, self.body = 200, ""
+        self.fail = lambda body: False
+        self.reply = lambda prompt: "yes"
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.requests.append({**body, "key": self.headers.get("Authorization")})
+                if server.failures or server.status != 200 or server.fail(body):
+                    server.failures = max(0, server.failures - 1)
+                    self.send_response(400 if server.fail(body) else 500 if server.status == 200 else server.status)
+                    self.end_headers()
+                    self.wfile.write(json.dumps({"error": {"message": server.body}}).encode())
+                    return
+                message = {"role": "assistant", "content": server.reply(body["messages"][0]["content"])}
+                text = json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": message}]})  # fmt: skip
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.name = f"http://127.0.0.1:{self.http.server_port}/v1#m"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    pytest.importorskip("openai")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SEAL_API_KEY", "secret-key")
+    found = Server()
+    yield found
+    found.http.shutdown()
+
+
+def test_answers_come_in_order_are_kept_on_disk_and_failures_are_tried_again(server: Server, tmp_path: Path) -> None:
+    server.reply = str.upper
+    server.failures = 1
+    prompts = [f"prompt {i}" for i in range(20)]
+    assert Endpoint(server.name).write(prompts, 10) == [p.upper() for p in prompts]
+    asked = len(server.requests)
+    assert asked == 21
+    assert Endpoint(server.name).write(prompts, 10) == [p.upper() for p in prompts]
+    assert len(server.requests) == asked
+    assert server.requests[0]["key"] == "Bearer secret-key"
+    assert b"secret-key" not in (tmp_path / "cache/seal/endpoint.sqlite").read_bytes()
+
+
+def test_keys_stay_out_of_addresses_messages_and_hosts_that_are_not_theirs(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("http://user:word@host/v1#m", "http://host/v1?api_key=x#m"):
+        with pytest.raises(SealError, match="SEAL_API_KEY") as error:
+            Endpoint(address)
+        assert "word" not in str(error.value) and "=x" not in str(error.value)
+    with pytest.raises(SealError, match="not an address"):
+        Endpoint("http://[::1#m")
+    server.status, server.body = 401, "bad key secret-key"
+    with pytest.raises(SealError) as error:
+        Endpoint(server.name, retries=0).write(["a"], 5)
+    assert "secret-key" not in str(error.value)
+    monkeypatch.delenv("SEAL_API_KEY")
+    monkeypatch.setenv("OPENAI_API_KEY", "openai-key")
+    assert Endpoint(server.name).key == "none"
+    assert Endpoint("https://api.openai.com/v1#m").key == "openai-key"
+
+
+def test_what_an_endpoint_says_is_bounded_and_text_and_what_is_no_verdict_is_asked_again(server: Server) -> None:
+    server.reply = lambda prompt: "x" * 1_000_000 + "\ud800"
+    assert len(Endpoint(server.name).write(["a"], 5)[0] or "") == 100
+    server.reply = lambda prompt: "Maybe."
+    assert EndpointJudge(server.name)([Item("q", "x", "y")]) == [None]
+    server.reply = lambda prompt: "\ud800 no"
+    assert EndpointJudge(server.name)([Item("q", "x", "y")]) == [False]
+
+
+def test_a_writer_that_fails_in_part_is_owed_not_recorded(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.save(tmp_path / "model")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.md").write_text(f"# {name}\n\nThe {name} is here.\n")
+    server.reply = lambda prompt: "A line."
+    server.fail = lambda body: "The two" in str(body)
+    flags = ["--model", model, "--writer", server.name, "--edits", "1", "--questions", "0", "--epochs", "1", "--rank", "2"]
+    given = ["learn", str(tmp_path / "one.md"), str(tmp_path / "two.md"), "--out", str(tmp_path / "out"), *flags]
+    assert main(given) == 2
+    assert "left 1 edits unwritten" in capsys.readouterr().err
+    server.fail = lambda body: False
+    assert main(given) == 0
+
+
+def test_an_endpoint_that_is_not_there_is_one_sentence_and_never_wrong(server: Server) -> None:
+    with pytest.raises(SealError, match="does not answer"):
+        Endpoint("http://127.0.0.1:1/v1#m", retries=0).write(["a"] * 100, 5)
+    server.reply = lambda prompt: "hm" if "Question: b" in prompt else "Yes."
+    items = [Item("a", "x", "x"), Item("b", "x", "x"), Item("c", "x", " ")]
+    assert EndpointJudge(server.name)(items) == [True, None, False]
+    assert len(server.requests) == 2  # silence is not sent
+
+
+def test_a_judge_grades_a_run_and_ungraded_is_not_wrong(server: Server, tmp_path: Path, policy: Policy) -> None:
+    from seal.attempts import try_edits
+    from seal.config import InnerConfig
+    from seal.store import Stage
+    from seal.types import Recipe
+
+    domain = Knowledge(grader=server.name, sizes={"train": 1, "select": 1, "eval": 1})
+    task = domain.tasks("eval")[0]
+    inner = InnerConfig(recipe=Recipe(rank=2, steps=1), answer_tokens=4)
+    good = try_edits(policy, domain, [task], [["a fact"]], inner, Stage(tmp_path / "good"), 0)[0]
+    assert (good.status, good.after) == ("ok", 1.0)
+    replies = iter(["yes"] * 5)
+    server.reply = lambda prompt: next(replies, "perhaps")
+    (tmp_path / "cache/seal/endpoint.sqlite").unlink()
+    domain = Knowledge(grader=server.name, sizes={"train": 1, "select": 1, "eval": 1})
+    inner = inner.model_copy(update={"recipe": Recipe(rank=2, steps=5, learning_rate=0.1)})
+    bad = try_edits(policy, domain, [task], [["another fact"]], inner, Stage(tmp_path / "bad"), 0)[0]
+    assert (bad.status, bad.reward) == ("ungraded", None)
+
+
+def test_seal_judge_takes_a_judge(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"question": f"q{i}", "gold": "red", "answer": a, "right": r}
+        for i, (a, r) in enumerate([("red", True), ("blue", False)])
+    ]
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    server.reply = lambda prompt: "yes" if "Answer: red" in prompt else "no"
+    assert main(["judge", str(tmp_path / "v.jsonl"), "--grader", server.name, "--json", str(tmp_path / "out.json")]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["graders"][server.name]["all"]["accuracy"] == 1.0
+
+
+def test_an_endpoint_writes_the_edits(server: Server, tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    (tmp_path / "a.md").write_text("# A\n\nText of it.\n")
+    server.reply = lambda prompt: "A line from elsewhere."
+    out = tmp_path / "out"
+    flags = ["--model", model, "--writer", server.name, "--edits", "2", "--questions", "0", "--epochs", "1", "--rank", "2"]
+    assert main(["learn", str(tmp_path / "a.md"), "--out", str(out), *flags]) == 0
+    assert json.loads((out / "chunks/0000/edits.json").read_text()) == [["A line from elsewhere."] * 2]
+    assert "secret-key" not in "".join(p.read_text() for p in out.rglob("*.json"))
+
+
+def test_an_endpoint_is_one_more_writer_of_the_table(server: Server, tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    server.reply = lambda prompt: "A line from elsewhere."
+    flags = [
+        "--rounds", "0", "--eval.external", server.name, "--eval.edits_per_task", "1", "--eval.saturation_epochs", "[1]", "--write.max_tokens", "8",
+        "--inner.recipe.steps", "1", "--inner.recipe.rank", "2", "--inner.answer_tokens", "2", "--model.name", model, "--runs", str(tmp_path),
+        "--domain.options", '{"sizes": {"train": 1, "select": 1, "eval": 2}}',
+    ]  # fmt: skip
+    assert main(["eval", *flags]) == 0
+    settings = {s["setting"]: s for s in json.loads((tmp_path / "run/results.json").read_text())["settings"]}
+    assert "external writer" in settings
+    assert json.loads((tmp_path / "run/eval/external-writer/texts.json").read_text()) == [["A line from elsewhere."]] * 2
+
+
+def test_a_local_model_is_a_judge_that_always_answers(policy: Policy) -> None:
+    verdicts = LocalJudge(policy)([Item("q", "x", "y"), Item("q", "x", "")])
+    assert verdicts[0] in (True, False)
+    assert verdicts[1] is False
+
+
+def test_verdicts_are_yes_or_no_or_none() -> None:
+    assert [verdict_of(t) for t in ("Yes", " no.", "**Yes**, it is", "maybe", "", "yesterday")] == [
+        True,
+        False,
+        True,
+        None,
+        None,
+        None,
+    ]
+    assert "\nAnswer: two lines\n" in judge_prompt(Item("q", "g", "two\nlines"))
