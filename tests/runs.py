@@ -19,8 +19,9 @@ FLAGS = [
 
 def command(model: str, runs: Path, name: str, *more: str, verb: str = "demo") -> list[str]:
     """The command of a run; what it finds for the tasks of its rounds is the same for ``train``."""
+    config = [] if verb == "demo" else ["@", str(ROOT / "src/seal/configs/atlas.toml")]  # which the demo takes by itself
     given = [f"--model.name={model}", f"--runs={runs}", f"--name={name}", *FLAGS, *more]
-    return [sys.executable, "-m", "seal", verb, *given]
+    return [sys.executable, "-m", "seal", verb, *config, *given]
 
 
 def content(run: Path) -> dict[str, object]:

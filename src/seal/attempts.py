@@ -96,13 +96,40 @@ def try_edits(
     Waves that the stage already holds are not repeated. Sibling edits share their training seeds. A ``crew`` works on several waves at
     once; one that is done before its turn waits on disk.
     """
-    before = unadapted(policy, domain, tasks, config, stage)
-    trials = [
+    numbered = [dict(enumerate(texts)) for texts in texts_P_E]
+    trials = trials_of(domain, tasks, numbered, config, seed, range(config.seeds))
+    return work_through(policy, domain, tasks, trials, config, stage, label, crew)
+
+
+def trials_of(
+    domain: Domain,
+    tasks: Sequence[Task],
+    texts_P: Sequence[Mapping[int, str]],
+    config: InnerConfig,
+    seed: object,
+    numbers: range,
+) -> list[Trial]:
+    """The trials of some numbered edits of every task, under the training seeds of these numbers, which siblings share."""
+    return [
         _trial(domain, task, e, s, text, config, seed)
-        for task, texts in zip(tasks, texts_P_E, strict=True)
-        for e, text in enumerate(texts)
-        for s in range(config.seeds)
+        for task, texts in zip(tasks, texts_P, strict=True)
+        for e, text in texts.items()
+        for s in numbers
     ]
+
+
+def work_through(
+    policy: Policy,
+    domain: Domain,
+    tasks: Sequence[Task],
+    trials: Sequence[Trial],
+    config: InnerConfig,
+    stage: Stage,
+    label: str,
+    crew: Crew | None = None,
+) -> list[Attempt]:
+    """An attempt per trial, in order; what the stage holds already is not repeated."""
+    before = unadapted(policy, domain, tasks, config, stage)
     attempts = stage.attempts(config.wave, len(trials))
     room = room_of(policy, config, stage)
     with progress(label, len(trials)) as advance:
@@ -281,18 +308,21 @@ def _attempt(
             silent=silent,
             loss=outcome.loss,
         )
+    likelihoods = tuple(round(math.exp(ll), 6) for ll in lls)
     likely = sum(math.exp(ll) for ll in lls) / max(1, len(lls))
+    reward = {"accuracy": grade.score, "likelihood": likely, "mixed": (grade.score + likely) / 2}[config.reward]
     return Attempt(
         **common,
         **done,
         status="ok",
         reason="",
-        reward=grade.score if config.reward == "accuracy" else likely,
+        reward=reward,
         after=grade.score,
         answers=tuple(answers),
         scores=grade.scores,
         kinds=grade.kinds,
         silent=silent,
         log_likelihood=sum(lls) / max(1, len(lls)),
+        likelihoods=likelihoods,
         loss=outcome.loss,
     )

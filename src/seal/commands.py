@@ -108,12 +108,14 @@ def load_judge(name: str) -> Any:
 
 def noise(args: Namespace) -> int:
     """``seal noise``: variance components of a reward."""
-    from seal.noise import read_scores
+    from seal.noise import estimators, read_scores
     from seal.noise import report as noise_report
     from seal.store import write_whole
 
     must_be_new(args.json)
-    found = noise_report(read_scores(args.source))
+    found = noise_report(read_scores(args.source, args.reward))
+    if args.source.is_dir():
+        found |= {f"by {kind}": row for kind, row in estimators(args.source).items()}
     for name, value in found.items():
         if isinstance(value, dict):
             print(f"{name}:")

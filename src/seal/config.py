@@ -53,6 +53,9 @@ class WriteConfig(Part):
     resample: Annotated[int, Field(ge=0, le=20)] = 0
     """Draw an edit that cannot be used again, at most so often (the paper's ARC code does, without end). The count is kept in the
     stage's ``resampled.json``."""
+    explore: bool = False
+    """End the edits of the first round with directives drawn at random, for a domain that has some: a model that has never written any
+    learns from those that helped."""
 
 
 class InnerConfig(Part):
@@ -60,8 +63,8 @@ class InnerConfig(Part):
     """How an adapter is trained on one self-edit."""
     seeds: Count = 1
     """Training seeds per edit; sibling edits share them."""
-    reward: Literal["accuracy", "likelihood"] = "accuracy"
-    """``likelihood``: mean over questions of the gold answer's probability per token."""
+    reward: Literal["accuracy", "likelihood", "mixed"] = "accuracy"
+    """``likelihood``: mean over questions of the gold answer's probability per token; ``mixed``: the mean of both."""
     start: Literal["policy", "base"] = "policy"
     """What the adapters are trained on: the current policy (as in the paper) or the model as it was before any round."""
     answer_tokens: Count = 64
@@ -74,15 +77,42 @@ class InnerConfig(Part):
     """Attempts finished and recorded together. What a kill can lose is at most one wave in the making."""
 
 
+class TrialConfig(Part):
+    """How the sibling edits of a round are tried, so that inner loops are spent where they decide."""
+
+    race: Count | None = None
+    """Inner loops per task, spent by sequential halving among its edits; ``None``: every edit is tried with ``inner.seeds`` seeds."""
+    drafted: Annotated[int, Field(ge=0, le=64)] = 0
+    """Questions per training task that the model drafts itself, added to the given ones."""
+    proxy: str | None = None
+    """A score of edits that needs no training: in-context, exposure, coverage, or a judge (``http://host/v1#model``, ``hf:MODEL``);
+    see :mod:`seal.proxy`."""
+    filter: Count | None = None
+    """Try only so many edits of each task, those that the proxy puts first."""
+    prior: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Weight of what the proxy foretells of an edit, in trials."""
+
+
 class OuterConfig(Part):
     recipe: Recipe = Recipe(
         rank=64, alpha=128, targets="all-linear", learning_rate=3e-4, epochs=2, batch_size=10, schedule="linear"
     )
     """How the policy is finetuned on the edits that were kept."""
-    select: Literal["best_of", "improved", "solved", "random_of", "worst_of", "others_of"] = "best_of"
-    """Which edits are kept; the last three are controls (:mod:`seal.controls`)."""
+    select: Literal["best_of", "improved", "solved", "proxy_of", "random_of", "worst_of", "others_of"] = "best_of"
+    """Which edits are kept; ``proxy_of``: those that ``trial.proxy`` puts first, none is tried. The last three are controls
+    (:mod:`seal.controls`)."""
     keep: Count = 1
     """Edits kept per task (``best_of`` and ``random_of``)."""
+    rule: Literal["sft", "dpo", "ipo", "grpo"] = "sft"
+    """How the policy learns from a round: ``sft`` imitates what was kept (ReST-EM); the others, through TRL, prefer each task's best edit to
+    its worst (DPO, IPO), or weigh all siblings by their advantage (GRPO)."""
+    beta: Annotated[float, Field(ge=0, le=100)] = 0.1
+    """Strength of the pull towards the policy before the round (DPO, IPO, GRPO)."""
+    replay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """For every kept edit, so many kept in earlier rounds are imitated too."""
+    anchor: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """For every kept edit, so many that the untouched model wrote are imitated too: up to a constant this is the KL divergence from it to the
+    policy."""
 
 
 class EvalConfig(Part):
@@ -140,6 +170,7 @@ class RunConfig(Part):
     model: ModelConfig = ModelConfig()
     write: WriteConfig = WriteConfig()
     inner: InnerConfig = InnerConfig()
+    trial: TrialConfig = TrialConfig()
     outer: OuterConfig = OuterConfig()
     eval: EvalConfig = EvalConfig()
     continual: ContinualConfig = ContinualConfig()

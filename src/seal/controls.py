@@ -10,11 +10,8 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from seal.attempts import understand
-from seal.config import InnerConfig
-from seal.domains.base import Domain
 from seal.store import Store, read_json
-from seal.types import Attempt, BadEdit, Selected, Task
+from seal.types import Selected, seed_of
 
 CONTROLS = {
     "random": ("control", "random_of"),
@@ -26,7 +23,12 @@ CONTROLS = {
 
 def kept_by_seal(store: Store, r: int) -> list[Selected]:
     """What SEAL kept in a round; empty before it has run."""
-    path = store.folder / f"seal/round-{r}/kept.json"
+    return kept_in(store, "seal", r)
+
+
+def kept_in(store: Store, branch: str, r: int) -> list[Selected]:
+    """What a branch of the run kept in a round; empty before it has run."""
+    path = store.folder / f"{branch}/round-{r}/kept.json"
     return [Selected(**k) for k in read_json(path)] if path.exists() else []
 
 
@@ -43,12 +45,7 @@ def exchanged(kept: Sequence[Selected], seed: int) -> list[Selected]:
     return [Selected(following[k.task], k.text, k.reward) for k in kept] if len(tasks) > 1 else []
 
 
-def untried(domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]], config: InnerConfig) -> list[Attempt]:
-    """Edits as attempts that nobody made, for a selection that does not look at the outcome: only bad edits are known as such."""
-
-    def attempt(task: Task, number: int, text: str) -> Attempt:
-        parsed, _ = understand(domain, task, text, config.recipe)
-        status, reason = ("bad edit", parsed.reason) if isinstance(parsed, BadEdit) else ("ok", "")
-        return Attempt(task.id, number, 0, text, status, reason, reward=0.0, before=0.0, after=0.0)  # type: ignore[arg-type]
-
-    return [attempt(t, e, text) for t, texts in zip(tasks, texts_P_E, strict=True) for e, text in enumerate(texts)]
+def by_chance(texts_P_E: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
+    """Rewards for a control whose rule needs some: drawn, not earned."""
+    draw = random.Random(seed_of("by chance", seed))
+    return [[draw.random() for _ in texts] for texts in texts_P_E]

@@ -16,6 +16,7 @@ from seal.models.engine import ask, fits
 from seal.models.policy import Policy
 from seal.pooled import try_pooled
 from seal.store import Stage, Store
+from seal.trials import n_trials
 from seal.types import Attempt, Grade, Query, SealError, Task, seed_of
 from seal.writers import from_another
 
@@ -129,7 +130,7 @@ class Evaluation:
         config = self.config
         if not config.rounds:
             return None
-        n = min(config.tasks_per_round, len(self.domain.tasks("train"))) * config.edits_per_task * config.inner.seeds
+        n = min(config.tasks_per_round, len(self.domain.tasks("train"))) * n_trials(config)
         return self.domain.fixed(self.store.stage("seal/round-1").attempts(config.inner.wave, n))
 
     def unedited(self, policy: Policy) -> Result:

@@ -165,7 +165,14 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
     "noise": (
         "how much of a reward is the edit and how much is luck (seed, questions), and how far selection can be trusted",
         "SOURCE is a run folder whose edits were tried under several seeds (--inner.seeds 3), or one of SEAL's result files.",
-        [(("source",), {"type": Path}), JSON],
+        [
+            (("source",), {"type": Path}),
+            (
+                ("--reward",),
+                {"choices": ["accuracy", "likelihood", "mixed"], "default": "accuracy", "help": "what is looked at (accuracy)"},
+            ),
+            JSON,
+        ],
     ),
     "report": (
         "one page per run, and the table over several runs (seeds)",

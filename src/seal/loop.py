@@ -6,15 +6,16 @@ import random
 import sys
 from collections.abc import Sequence
 
-from seal.attempts import Crew, fingerprints, open_domain, try_edits, write_edits
+from seal.attempts import Crew, fingerprints, open_domain, write_edits
 from seal.config import RunConfig
-from seal.controls import as_many, exchanged, kept_by_seal, untried
+from seal.controls import as_many, by_chance, exchanged, kept_by_seal, kept_in
 from seal.domains.base import Domain
 from seal.models.policy import Policy, load_policy
-from seal.models.train import Job, train_adapters
-from seal.restem import select, sft_examples
+from seal.restem import select
+from seal.rules import learn_from, replayed
 from seal.store import Stage, Store
-from seal.types import SealError, Selected, Task, seed_of
+from seal.trials import try_siblings, untried
+from seal.types import Attempt, SealError, Selected, Task, seed_of
 
 
 def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None = None) -> Policy:
@@ -32,6 +33,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
         if not (stage.folder / "policy").exists():
             tasks_P = pick(domain.tasks("train"), config.tasks_per_round, seed_of(config.seed, r))
             rule, seed = config.outer.select, seed_of(config.seed, r)
+            attempts: list[Attempt] = []
             if rule == "others_of":
                 kept = exchanged(kept_by_seal(store, r), seed)
             else:
@@ -39,13 +41,14 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
                 learner = policy if config.inner.start == "policy" else load_base(config)
                 label = f"{branch}, round {r}: try edits"
                 attempts = (
-                    untried(domain, tasks_P, texts_P_E, config.inner)
+                    untried(domain, tasks_P, texts_P_E, config.inner, by_chance(texts_P_E, seed))
                     if rule == "random_of"
-                    else try_edits(learner, domain, tasks_P, texts_P_E, config.inner, stage, seed, label, crew)
+                    else try_siblings(learner, domain, tasks_P, texts_P_E, config, stage, seed, label, crew)
                 )
                 kept = select(attempts, rule, config.outer.keep, seed, as_many(kept_by_seal(store, r)))
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
-            imitate(policy, domain, tasks_P, kept, config, stage, r)
+            earlier = [k for q in range(1, r) for k in kept_in(store, branch, q)]
+            improve(policy, domain, tasks_P, kept, earlier, attempts, config, stage, r)
         policy = load_round(config, stage)
     return policy
 
@@ -58,25 +61,44 @@ def pick(tasks: Sequence[Task], n: int, seed: int) -> list[Task]:
 def write(policy: Policy, domain: Domain, tasks: Sequence[Task], config: RunConfig, stage: Stage, r: int) -> list[list[str]]:
     """The self-edits of a round: sampled once, kept in the stage."""
     seed = seed_of("write", config.seed, r)
-    texts: list[list[str]] = stage.once(
-        "texts", lambda: write_edits(policy, domain, tasks, config.edits_per_task, config.write, seed, stage)
-    )
+
+    def compute() -> list[list[str]]:
+        texts = write_edits(policy, domain, tasks, config.edits_per_task, config.write, seed, stage)
+        rng = random.Random(seed_of("explore", seed))
+        if r == 1 and config.write.explore:
+            texts = [[f"{text.rstrip()}\n{domain.explore(rng) or ''}".rstrip() for text in row] for row in texts]
+        return texts
+
+    texts: list[list[str]] = stage.once("texts", compute)
     return texts
 
 
-def imitate(
-    policy: Policy, domain: Domain, tasks: Sequence[Task], kept: Sequence[Selected], config: RunConfig, stage: Stage, r: int
+def improve(
+    policy: Policy,
+    domain: Domain,
+    tasks: Sequence[Task],
+    kept: Sequence[Selected],
+    earlier: Sequence[Selected],
+    attempts: Sequence[Attempt],
+    config: RunConfig,
+    stage: Stage,
+    r: int,
 ) -> None:
-    """Finetune the policy on prompt → kept edit, merge, and save it under the round. With nothing kept it stays as it is."""
-    examples = sft_examples(kept, {t.id: domain.prompt(t) for t in tasks})
-    outcome = train_adapters(policy, [Job(examples, config.outer.recipe, seed_of("outer", config.seed, r))])[0]
-    if outcome.adapter is not None:  # a finetune that diverged is not merged
-        policy.merge(outcome.adapter)
-    diverged = outcome.adapter is None
-    if diverged:
-        print(f"seal: imitating the edits of round {r} diverged; the policy stays as it was", file=sys.stderr)
-    loss = (0.0, 0.0) if diverged else outcome.loss
-    record = {"kept": len(kept), "steps": outcome.steps, "tokens": outcome.tokens, "loss": loss, "diverged": diverged}
+    """Finetune the policy by the round's outcome, merge, and save it under the round. With nothing learnt it stays as it is."""
+    outer = config.outer
+    others = replayed(earlier, round(outer.replay * len(kept)), config.seed)
+    if outer.anchor and kept:
+        base, n = load_base(config), -(-round(outer.anchor * len(kept)) // len(tasks))
+        seed = seed_of("anchor", config.seed, r)
+        texts = stage.once("anchor", lambda: write_edits(base, domain, tasks, n, config.write, seed, stage))
+        drawn = [Selected(t.id, text, 0.0) for t, row in zip(tasks, texts, strict=True) for text in row if text.strip()]
+        others += drawn[: round(outer.anchor * len(kept))]
+    prompts = {t.id: domain.prompt(t) for t in domain.tasks("train")}
+    adapter, record = learn_from(policy, prompts, kept, others, attempts, config, r)
+    if adapter is not None:  # a finetune that diverged is not merged
+        policy.merge(adapter)
+    elif record["diverged"]:
+        print(f"seal: learning from the edits of round {r} diverged; the policy stays as it was", file=sys.stderr)
     stage.once("outer", lambda: record)
     stage.once_folder("policy", policy.save)
 

@@ -103,8 +103,32 @@ def report(tasks: Sequence[Scores]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_scores(path: Path) -> list[Scores]:
-    """Scores of a run folder (every round's attempts with a seed) or of one of SEAL's result files.
+def estimators(run: Path) -> dict[str, dict[str, float]]:
+    """Of every estimator of a run's reward: its reliability, of the seeds there were, with these questions and with others, and the
+    probability that it keeps an edit of the better half. Empty where there were too few seeds, or gold answers' likelihoods are not on record."""
+    found = {}
+    for kind in ("accuracy", "likelihood", "mixed"):
+        try:
+            tasks = [y for y in read_scores(run, kind) if min(y.shape) >= 2]
+            c = components(tasks)
+        except SealError:
+            continue
+        n_edits, n_seeds, n_questions = tasks[0].shape[0], tasks[0].shape[1], float(np.mean([y.shape[2] for y in tasks]))
+        these = c.reliability(n_seeds, n_questions, other_questions=False)
+        found[kind] = {
+            "reliability": round(these, 3),
+            "of one seed": round(c.reliability(1, n_questions, other_questions=False), 3),
+            "other questions": round(c.reliability(n_seeds, n_questions), 3),
+            "kept edit in the better half": round(in_better_half(these, n_edits), 3),
+        }
+    return found
+
+
+def read_scores(path: Path, kind: str = "accuracy") -> list[Scores]:
+    """Scores of a run folder (every round's attempts with a seed; of a race its first leg) or of one of SEAL's result files.
+
+    Args:
+        kind: of a run, what is scored: *accuracy*, the gold answer's *likelihood*, or *mixed*, the mean of both.
 
     Raises:
         SealError: it is neither, or holds no scores.
@@ -114,7 +138,7 @@ def read_scores(path: Path) -> list[Scores]:
             rows = [r for f in sorted(path.glob("seal/round-*/attempts.jsonl")) for r in _attempts(f)]
             return list(
                 _tables(
-                    (r["round"], r["task"], r["edit"], r["seed"], r["scores"])
+                    (r["round"], r["task"], r["edit"], r["seed"], _scored(r, kind))
                     for r in rows
                     if r["scores"] and r.get("status") not in ("ungraded", "failed")
                 )
@@ -130,6 +154,14 @@ def read_scores(path: Path) -> list[Scores]:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SealError(f"{path} is neither a run folder nor a SEAL result file: {type(error).__name__}: {error}") from error
+
+
+def _scored(row: dict[str, Any], kind: str) -> list[float]:
+    """The scores of an attempt's questions; a bad edit, or one that diverged, has no likelihoods, and is worth nothing."""
+    if kind == "accuracy":
+        return list(row["scores"])
+    likely = list(row["likelihoods"]) or [0.0] * len(row["scores"])
+    return likely if kind == "likelihood" else [(x + y) / 2 for x, y in zip(row["scores"], likely, strict=True)]
 
 
 def _attempts(path: Path) -> Iterable[dict[str, Any]]:

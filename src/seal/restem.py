@@ -62,6 +62,20 @@ def worst_of(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
     ]
 
 
+def pairs_of(attempts: Sequence[Attempt]) -> list[tuple[Selected, Selected]]:
+    """The edit of highest and that of lowest reward of each task in which they differ; a bad edit is the lowest there is."""
+    bad = {(a.task, a.edit): a for a in attempts if a.status == "bad edit" and a.text.strip()}
+    worst_bad = {task: Selected(task, a.text, 0.0) for (task, _), a in reversed(bad.items())}
+    pairs = []
+    for task, edits in _by_task(attempts).items():
+        ranked = sorted(edits, key=lambda e: (-e[2], e[0]))
+        best = Selected(task, ranked[0][1], ranked[0][2])
+        worst = worst_bad.get(task) or Selected(task, ranked[-1][1], ranked[-1][2])
+        if best.reward > worst.reward:
+            pairs.append((best, worst))
+    return pairs
+
+
 def random_of(
     attempts: Sequence[Attempt], keep: int = 1, seed: object = 0, per_task: Mapping[str, int] | None = None
 ) -> list[Selected]:
@@ -84,7 +98,9 @@ def select(
     """Selection by the rule's name in the config; ``per_task`` is for the control."""
     if rule == "random_of":
         return random_of(attempts, keep, seed, per_task)
-    return {"best_of": best_of, "improved": improved, "solved": solved, "worst_of": worst_of}[rule](attempts, keep)
+    return {"best_of": best_of, "proxy_of": best_of, "improved": improved, "solved": solved, "worst_of": worst_of}[rule](
+        attempts, keep
+    )
 
 
 def sft_examples(kept: Sequence[Selected], prompts: dict[str, Prompt]) -> tuple[Example, ...]:

@@ -147,6 +147,8 @@ class Attempt:
     kinds: tuple[str, ...] = ()
     silent: float = 0.0
     log_likelihood: float | None = None
+    likelihoods: tuple[float, ...] = ()
+    """Of the gold answer of each query, per token."""
     rows: int = 0
     steps: int = 0
     tokens: int = 0
@@ -159,7 +161,7 @@ class Attempt:
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Attempt:
-        tuples = ("answers", "scores", "kinds", "loss")
+        tuples = ("answers", "scores", "kinds", "likelihoods", "loss")
         fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in row.items()}
         return Attempt(**fields)
 

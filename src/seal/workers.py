@@ -9,6 +9,7 @@ on several machines the run folder lies on a file system they share.
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,7 @@ class RayCrew:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         try:
             if config.cluster:
+                _reach(config.cluster)
                 self.ray.init(address=config.cluster, **quiet)
             else:
                 self.ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
@@ -152,6 +154,17 @@ def _set_aside(trial: Trial, before: Grade, why: str) -> Attempt:
         trial.task.id, trial.edit, trial.seed, trial.parsed.text, "failed", f"{TRIES} tries, each time: {why}"[:500],
         reward=None, before=before.score, after=before.score, scores=tuple(0.0 for _ in before.scores), kinds=before.kinds,
     )  # fmt: skip
+
+
+def _reach(address: str) -> None:
+    """Knock at a cluster's door: Ray itself goes on knocking for many minutes.
+
+    Raises:
+        OSError: nobody is there.
+    """
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _ray() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,6 +66,18 @@ class Domain(ABC):
         """The test with the context in view: what the model can do by reading. Empty: not offered."""
         return ()
 
+    def shown_queries(self, task: Task, text: str) -> Sequence[Query]:
+        """The test with a self-edit in view instead of the context. Empty: not offered."""
+        return ()
+
+    def with_questions(self, task: Task, questions: Sequence[Mapping[str, str]]) -> Task:
+        """The task with more ``{question, answer}``.
+
+        Raises:
+            SealError: tasks of this domain take none.
+        """
+        raise SealError(f"trial.drafted: the domain {type(self).__name__} takes no questions (Domain.with_questions)")
+
     def retrieval_queries(self, tasks: Sequence[Task], k: int) -> list[Sequence[Query]]:
         """The test with the ``k`` contexts in view that a search over all these tasks' finds: the alternative to learning. Empty: not
         offered."""
@@ -84,6 +97,10 @@ class Domain(ABC):
 
     def schema(self) -> Mapping[str, Any] | None:
         """The JSON schema of a self-edit, where it is a JSON object: for constrained sampling."""
+        return None
+
+    def explore(self, rng: random.Random) -> str | None:
+        """Directives drawn at random, as a line that a self-edit may end with (``write.explore``). ``None``: not offered."""
         return None
 
     def features(self, task: Task, texts: Sequence[str]) -> dict[str, float]:

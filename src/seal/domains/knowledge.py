@@ -44,6 +44,7 @@ class Knowledge(Domain):
         sizes: tasks in each split; the passages of a file are dealt out by title, in an order drawn from the seed.
         seed: of the invented world and of the division of a file.
         passage_row: also train on the passage itself, with its title (the paper does).
+        directives: the first or last line of an edit may be a JSON object that says how to train on it (:class:`Directives`).
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Knowledge(Domain):
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
         passage_row: bool = True,
+        directives: bool = False,
     ) -> None:
         if not isinstance(source, str):
             raise SealError(f"source is 'atlas' or the name of a file, not {source!r}")
@@ -77,7 +79,7 @@ class Knowledge(Domain):
         self.grader = GRADERS.get(grader, GRADERS["string"])
         self.sizes = split_sizes(sizes, {"train": 48, "select": 32, "eval": 64})
         self.seed = seed
-        self.passage_row = passage_row
+        self.passage_row, self.directives = passage_row, directives
         self._tasks: dict[str, list[Task]] = {}
 
     def tasks(self, split: str) -> Sequence[Task]:
@@ -111,6 +113,12 @@ class Knowledge(Domain):
         pieces = re.split(r"\n(?=\s*(?:question|q)\s*\d*\s*[:.])", text, flags=re.IGNORECASE) if self.qa else text.split("\n")
         lines = [" ".join(p.split()) if self.qa else p.strip() for p in pieces]
         lines = [line for line in lines if line]
+        chosen = Directives()
+        if self.directives:
+            try:
+                chosen, lines = _directed(lines)
+            except ValueError as error:
+                return BadEdit(text, f"directives: {_reason(error)}")
         if not lines:
             return BadEdit(text, "empty")
         if len(lines) > MAX_ROWS:
@@ -123,10 +131,18 @@ class Knowledge(Domain):
             for line in lines
             if not (self.passage_row and line == task.data["context"])
         ]
-        return Edit(text, (*self._passage(task), *rows) if self.passage_row else tuple(rows))
+        passage = self._passage(task) * (chosen.repeat or 1) if self.passage_row else ()
+        return Edit(text, (*passage, *rows), chosen.model_dump(exclude_none=True, exclude={"repeat"}))
 
     def _passage(self, task: Task) -> tuple[Example]:
         return (Example(f"{task.data['title']}\n{task.data['context']}"),)
+
+    def explore(self, rng: random.Random) -> str | None:
+        """Directives drawn at random, each left out now and then."""
+        if not self.directives:
+            return None
+        drawn = {name: rng.choice(values) for name, values in EXPLORED.items()}
+        return json.dumps({k: v for k, v in drawn.items() if v is not None})
 
     def queries(self, task: Task) -> Sequence[Query]:
         title = task.data["title"]
@@ -139,6 +155,14 @@ class Knowledge(Domain):
         return [
             Query(Prompt(prompts.ASK_OPEN.format(**slots, question=q["question"])), q["answer"]) for q in task.data["questions"]
         ]
+
+    def shown_queries(self, task: Task, text: str) -> Sequence[Query]:
+        """The edit stands where the passage would."""
+        return self.open_queries(Task(task.id, {**task.data, "context": text}))
+
+    def with_questions(self, task: Task, questions: Sequence[Mapping[str, str]]) -> Task:
+        more = [{"question": q["question"], "answer": q["answer"], "kind": "drafted"} for q in questions]
+        return Task(task.id, {**task.data, "questions": [*task.data["questions"], *more]})
 
     def known_tasks(self, n: int) -> Sequence[Task]:
         """Entities of the invented world that the embedded model knows by heart."""
@@ -180,6 +204,47 @@ class Knowledge(Domain):
     def plain(self, task: Task) -> str | None:
         """The passage alone, as an edit that adds nothing to it: the row is there already."""
         return str(task.data["context"])
+
+
+class Directives(BaseModel):
+    """What a self-edit may say of its own training. With a budget of tokens in the recipe, ``epochs`` changes nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    learning_rate: Annotated[float, Field(ge=1e-6, le=0.1)] | None = None
+    epochs: Annotated[float, Field(ge=1, le=100)] | None = None
+    last_layers: Annotated[int, Field(ge=1, le=256)] | None = None
+    repeat: Annotated[int, Field(ge=1, le=16)] | None = None
+    """How often the passage itself stands among the rows."""
+
+
+EXPLORED: dict[str, list[float | None]] = {
+    "learning_rate": [None, 1e-3, 2e-3, 4e-3, 1e-2, 2e-2],
+    "last_layers": [None, 1, 2],
+    "repeat": [None, 2, 4],
+}
+"""What :meth:`Knowledge.explore` draws from; ``None``: not said."""
+
+
+def _directed(lines: Sequence[str]) -> tuple[Directives, list[str]]:
+    """The directives and the other lines.
+
+    Raises:
+        ValueError: a first or last line that is a JSON object is none of directives, or there are two.
+    """
+    places = [i for i in sorted({0, len(lines) - 1}) if lines and lines[i].startswith("{")]
+    if not places:
+        return Directives(), list(lines)
+    if len(places) > 1:
+        raise ValueError("given twice")
+    return Directives.model_validate_json(lines[places[0]], strict=False), [x for i, x in enumerate(lines) if i != places[0]]
+
+
+def _reason(error: ValueError) -> str:
+    """The first thing that is wrong."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
 
 
 def _grade(task: Task, right: Sequence[bool]) -> Grade:

@@ -1,0 +1,1 @@
+"""What joins SEAL to other libraries; each is an optional extra."""

@@ -1,0 +1,114 @@
+"""Scores of self-edits that need no training: what could take the place of inner loops, or choose where to spend them.
+
+*in-context*: how likely the gold answers are to the model with the edit in view, instead of the passage: one forward pass.
+*exposure*: share of the gold answers that stand in the edit. *coverage*: share of the passage's content words in the edit, less the share
+of its own that the passage has not (:mod:`seal.features`). A judge: a model behind an endpoint, or ``hf:MODEL``, with a rubric.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from seal.domains.base import Domain
+from seal.endpoint import Endpoint, is_endpoint
+from seal.features import features
+from seal.models.engine import log_likelihood
+from seal.models.policy import Policy, load_policy
+from seal.types import Prompt, Query, SealError, Task
+
+PROXIES = ("in-context", "exposure", "coverage")
+RUBRIC = (
+    "A language model will be trained on the notes below, and will then answer questions about the passage without seeing it.\n\n"
+    "Passage: {title}\n{context}\n\nNotes: {edit}\n\nHow well would the notes prepare it? Count what follows from the passage and is said "
+    "outright; what is wrong counts against them. Reply with one number from 0 (useless) to 10 (everything one could ask).\nRating:"
+)
+SHOWN_CHARS = 8000
+"""Of an edit, what a judge reads."""
+
+
+def proxy_scores(
+    source: str, policy: Policy, domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """A score in [0, 1] for each edit of each task; an edit that nobody scored is 0.
+
+    Raises:
+        SealError: there is no such proxy, or it does not suit the domain.
+    """
+    if source == "in-context":
+        return _in_context(policy, domain, tasks, texts_P_E)
+    if source in PROXIES:
+        if any("context" not in t.data for t in tasks):
+            raise SealError(f"trial.proxy: {source} is of edits about a passage, and these tasks have none")
+        score = _exposure if source == "exposure" else _coverage
+        return [[score(t, text) for text in texts] for t, texts in zip(tasks, texts_P_E, strict=True)]
+    if is_endpoint(source) or source.startswith("hf:"):
+        return _judged(source, tasks, texts_P_E)
+    raise SealError(f"trial.proxy: there is no {source!r}; there are: {', '.join(PROXIES)}, http://…#model and hf:MODEL")
+
+
+def _in_context(policy: Policy, domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:
+    queries = [domain.shown_queries(t, text) for t, texts in zip(tasks, texts_P_E, strict=True) for text in texts]
+    if not any(queries):
+        raise SealError("trial.proxy: in-context shows an edit in place of the passage, and this domain has no such questions")
+    flat = [q for row in queries for q in row]
+    likely = iter(log_likelihood(policy, [None], [flat])[0])
+    scores = [sum(math.exp(next(likely)) for _ in row) / max(1, len(row)) for row in queries]
+    return _split(scores, texts_P_E)
+
+
+def _exposure(task: Task, text: str) -> float:
+    golds = {k: v for k, v in features(task, [text]).items() if k.startswith("gold ")}
+    return sum(golds.values()) / max(1, len(golds))
+
+
+def _coverage(task: Task, text: str) -> float:
+    found = features(task, [text])
+    return max(0.0, found["coverage"] - found["invented"] / 2)
+
+
+def _judged(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:
+    prompts = [
+        RUBRIC.format(title=t.data.get("title", t.id), context=t.data.get("context", ""), edit=text[:SHOWN_CHARS])
+        for t, texts in zip(tasks, texts_P_E, strict=True)
+        for text in texts
+    ]
+    if is_endpoint(source):
+        replies = Endpoint(source).write(prompts, max_tokens=8, usable=lambda x: rating_of(x) is not None)
+        return _split([rating_of(r or "") or 0.0 for r in replies], texts_P_E)
+    judge = load_policy(source.removeprefix("hf:"), threads="auto")
+    ratings = [str(n) for n in range(11)]
+    queries = [Query(Prompt(p), (" " if not judge.chat else "") + r) for p in prompts for r in ratings]
+    likely = np.array(log_likelihood(judge, [None], [queries])[0]).reshape(-1, len(ratings))
+    weights = np.exp(likely - likely.max(1, keepdims=True))
+    return _split(((weights / weights.sum(1, keepdims=True)) @ np.arange(11) / 10).tolist(), texts_P_E)
+
+
+def rating_of(reply: str) -> float | None:
+    """The first number of a reply, as a share of ten; ``None`` if there is none from 0 to 10."""
+    found = re.search(r"\d{1,3}(?:\.\d{1,3})?", reply)
+    return float(found[0]) / 10 if found and float(found[0]) <= 10 else None
+
+
+def _split(scores: Sequence[float], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:
+    each = iter(scores)
+    return [[next(each) for _ in texts] for texts in texts_P_E]
+
+
+def rank_correlation(scores_P_E: Sequence[Sequence[float]], rewards_P_E: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Spearman's rank correlation of a proxy with the reward among siblings, averaged over tasks in which both vary; and how many those
+    are."""
+    found = []
+    for scores, rewards in zip(scores_P_E, rewards_P_E, strict=True):
+        if len(set(scores)) > 1 and len(set(rewards)) > 1:
+            found.append(float(np.corrcoef(_ranks(scores), _ranks(rewards))[0, 1]))
+    return (float(np.mean(found)) if found else math.nan), len(found)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks, equals sharing theirs."""
+    x = np.asarray(values)
+    return [float((x < v).sum() + ((x == v).sum() - 1) / 2) for v in x]

@@ -1,0 +1,46 @@
+"""How the policy learns from a round: imitate what was kept (ReST-EM), or through TRL prefer the best edit (DPO, IPO) or weigh them all (GRPO)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seal.config import RunConfig
+from seal.models.lora import Adapter
+from seal.models.policy import Policy
+from seal.models.train import Job, train_adapters
+from seal.restem import pairs_of, sft_examples
+from seal.types import Attempt, Prompt, Selected, seed_of
+
+Outcome = tuple[Adapter | None, dict[str, Any]]
+"""What is to be merged into the policy (``None``: nothing), and what is to be recorded of it."""
+
+
+def learn_from(
+    policy: Policy,
+    prompts: Mapping[str, Prompt],
+    kept: Sequence[Selected],
+    others: Sequence[Selected],
+    attempts: Sequence[Attempt],
+    config: RunConfig,
+    r: int,
+) -> Outcome:
+    """An adapter by the config's rule. ``others`` are imitated beside what was kept (replay, anchor)."""
+    outer, seed = config.outer, seed_of("outer", config.seed, r)
+    if outer.rule == "sft":
+        outcome = train_adapters(policy, [Job(sft_examples([*kept, *others], dict(prompts)), outer.recipe, seed)])[0]
+        diverged = outcome.adapter is None
+        loss = (0.0, 0.0) if diverged else outcome.loss
+        record = {"kept": len(kept), "steps": outcome.steps, "tokens": outcome.tokens, "loss": loss, "diverged": diverged}
+        return outcome.adapter, record | ({"others": len(others)} if others else {})
+    from seal.integrations import trl
+
+    if outer.rule == "grpo":
+        return trl.grpo(policy, prompts, attempts, outer, config.write.temperature, seed)
+    return trl.preference(policy, prompts, pairs_of(attempts), outer, seed)
+
+
+def replayed(earlier: Sequence[Selected], n: int, seed: object) -> list[Selected]:
+    """So many edits kept in earlier rounds, drawn without return."""
+    return random.Random(seed_of("replay", seed)).sample(list(earlier), min(n, len(earlier)))

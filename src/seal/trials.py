@@ -1,0 +1,195 @@
+"""How the sibling edits of a round are tried: all alike, in a race, only those that a proxy puts first, on drafted questions too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from seal.attempts import Crew, trials_of, try_edits, understand, work_through
+from seal.config import InnerConfig, RunConfig
+from seal.domains.base import Domain
+from seal.models.policy import Policy
+from seal.proxy import proxy_scores
+from seal.quiz import draft_quiz
+from seal.store import Stage
+from seal.types import Attempt, BadEdit, SealError, Task, seed_of
+
+
+def try_siblings(
+    policy: Policy,
+    domain: Domain,
+    tasks: Sequence[Task],
+    texts_P_E: Sequence[Sequence[str]],
+    config: RunConfig,
+    stage: Stage,
+    seed: object,
+    label: str,
+    crew: Crew | None = None,
+) -> list[Attempt]:
+    """Attempts as a selection is to see them: of a race its finalists', with a proxy's prior counted in. On disk they are as measured."""
+    trial, inner = config.trial, config.inner
+    if trial.drafted:
+        tasks = with_drafts(policy, domain, tasks, trial.drafted, stage, config.seed)
+    scores: list[list[float]] | None = None
+    if trial.proxy:
+        source = trial.proxy
+        scores = stage.once("proxy", lambda: proxy_scores(source, policy, domain, tasks, texts_P_E))
+    elif trial.filter or trial.prior or config.outer.select == "proxy_of":
+        raise SealError("trial.filter, trial.prior and outer.select = proxy_of need a trial.proxy")
+    if scores is not None and config.outer.select == "proxy_of":
+        return untried(domain, tasks, texts_P_E, inner, scores)
+    alive = [dict(enumerate(texts)) for texts in texts_P_E]
+    if scores is not None and trial.filter:
+        alive = [_first(texts, row, trial.filter) for texts, row in zip(alive, scores, strict=True)]
+    if trial.race:
+        attempts = race(policy, domain, tasks, alive, inner, trial.race, stage, seed, label, crew)
+    elif trial.filter:
+        trials = trials_of(domain, tasks, alive, inner, seed, range(inner.seeds))
+        attempts = work_through(policy, domain, tasks, trials, inner, stage, label, crew)
+    else:
+        attempts = try_edits(policy, domain, tasks, texts_P_E, inner, stage, seed, label, crew)
+    if scores is not None and trial.prior:
+        known = {(t.id, e): s for t, row in zip(tasks, scores, strict=True) for e, s in enumerate(row)}
+        attempts = with_prior(attempts, known, trial.prior)
+    return attempts
+
+
+def n_trials(config: RunConfig) -> int:
+    """Attempts per task of a round that lie in its stage: of a race, those of the first leg."""
+    n = min(config.edits_per_task, config.trial.filter or config.edits_per_task)
+    return n * (plan_race(n, config.trial.race)[0][1] if config.trial.race else config.inner.seeds)
+
+
+def untried(
+    domain: Domain,
+    tasks: Sequence[Task],
+    texts_P_E: Sequence[Sequence[str]],
+    config: InnerConfig,
+    rewards: Sequence[Sequence[float]] | None = None,
+) -> list[Attempt]:
+    """Edits as attempts that nobody made, for a selection that looks at no outcome: only bad edits are known as such."""
+
+    def attempt(task: Task, number: int, text: str, reward: float) -> Attempt:
+        parsed, _ = understand(domain, task, text, config.recipe)
+        status, reason = ("bad edit", parsed.reason) if isinstance(parsed, BadEdit) else ("ok", "")
+        return Attempt(task.id, number, 0, text, status, reason, reward=reward, before=0.0, after=0.0)  # type: ignore[arg-type]
+
+    return [
+        attempt(t, e, text, rewards[i][e] if rewards else 0.0)
+        for i, (t, texts) in enumerate(zip(tasks, texts_P_E, strict=True))
+        for e, text in enumerate(texts)
+    ]
+
+
+def _first(texts: Mapping[int, str], scores: Sequence[float], n: int) -> dict[int, str]:
+    """The ``n`` edits of highest score, in their order."""
+    best = sorted(texts, key=lambda e: (-scores[e], e))[:n]
+    return {e: texts[e] for e in sorted(best)}
+
+
+def with_drafts(policy: Policy, domain: Domain, tasks: Sequence[Task], n: int, stage: Stage, seed: int) -> list[Task]:
+    """The tasks with ``n`` questions more, at most: drafted by the model with the passage in view, answered by it the same way again."""
+
+    def compute() -> list[list[dict[str, Any]]]:
+        records = draft_quiz(policy, [{**t.data, "id": t.id} for t in tasks], n, seed_of("drafted", seed))
+        return [[{k: q[k] for k in ("question", "answer")} for q in r["questions"]] for r in records]
+
+    if any("context" not in t.data for t in tasks):
+        raise SealError("trial.drafted: questions are drafted from a passage, and these tasks have none")
+    drafted = stage.once("drafted", compute)
+    return [domain.with_questions(t, questions) for t, questions in zip(tasks, drafted, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- racing
+
+
+def plan_race(n_edits: int, budget: int) -> list[tuple[int, int]]:
+    """Legs of a race among ``n_edits`` siblings: how many run, and under how many new training seeds each. About ``budget`` inner loops in all,
+    never more, but for a first leg that tries every edit once.
+
+    Sequential halving: Karnin, Koren and Somekh, *Almost optimal exploration in multi-armed bandits*, ICML 2013.
+    """
+    fields = [n_edits]
+    while fields[-1] > 2:
+        fields.append(-(-fields[-1] // 2))
+    legs, left = [], budget
+    for place, n in enumerate(fields):
+        each = max(1, left // (len(fields) - place) // n)
+        if place and each * n > left:
+            break
+        legs.append((n, each))
+        left -= each * n
+    return legs
+
+
+def race(
+    policy: Policy,
+    domain: Domain,
+    tasks: Sequence[Task],
+    texts_P: Sequence[Mapping[int, str]],
+    config: InnerConfig,
+    budget: int,
+    stage: Stage,
+    seed: object,
+    label: str,
+    crew: Crew | None = None,
+) -> list[Attempt]:
+    """Leg by leg the worse half of each task's edits is left out, and the others run again under new seeds, which siblings share. All
+    attempts of those that ran to the end. The first leg lies in the stage itself, the others in ``leg-2``, … below it."""
+    alive, first = list(texts_P), 0
+    done: list[Attempt] = []
+    for leg, (n, seeds) in enumerate(plan_race(max(map(len, texts_P), default=0), budget)):
+        alive = [_best(texts, t, done, n) for t, texts in zip(tasks, alive, strict=True)] if leg else alive
+        place = stage if not leg else Stage(stage.folder / f"leg-{leg + 1}")
+        trials = trials_of(domain, tasks, alive, config, seed, range(first, first + seeds))
+        done += work_through(policy, domain, tasks, trials, config, place, f"{label}, leg {leg + 1}", crew)
+        first += seeds
+    finalists = {(t.id, e) for t, texts in zip(tasks, alive, strict=True) for e in texts}
+    turn = {t.id: number for number, t in enumerate(tasks)}
+    return sorted((a for a in done if (a.task, a.edit) in finalists), key=lambda a: turn[a.task])
+
+
+def _best(texts: Mapping[int, str], task: Task, attempts: Sequence[Attempt], n: int) -> dict[int, str]:
+    means = {e: _mean([a.reward for a in attempts if a.task == task.id and a.edit == e]) for e in texts}
+    best = sorted(texts, key=lambda e: (-means[e], e))[:n]
+    return {e: texts[e] for e in sorted(best)}
+
+
+def _mean(rewards: Sequence[float | None]) -> float:
+    known = [r for r in rewards if r is not None]
+    return sum(known) / len(known) if known else -1.0
+
+
+# ----------------------------------------------------------------------------------------------------------------- prior
+
+
+def with_prior(attempts: Sequence[Attempt], scores: Mapping[tuple[str, int], float], weight: float) -> list[Attempt]:
+    """Rewards drawn towards what a proxy foretells: the foretold reward counts like ``weight`` trials of the edit. It is the task's mean
+    reward, plus the proxy's deviation from its mean there times the slope that fits all tasks of the round best."""
+    known = [a for a in attempts if a.reward is not None]
+    by_task: dict[str, list[Attempt]] = {}
+    for a in known:
+        by_task.setdefault(a.task, []).append(a)
+    x, y = [], []
+    means = {}
+    for task, group in by_task.items():
+        score, reward = np.array([scores[a.task, a.edit] for a in group]), np.array([float(a.reward or 0) for a in group])
+        means[task] = float(score.mean()), float(reward.mean())
+        x += list(score - score.mean())
+        y += list(reward - reward.mean())
+    spread = float(np.dot(x, x))
+    slope = float(np.dot(x, y)) / spread if spread else 0.0
+    tried = {(a.task, a.edit): sum(b.edit == a.edit for b in by_task[a.task]) for a in known}
+
+    def drawn(a: Attempt) -> Attempt:
+        if a.reward is None:
+            return a
+        score, reward = means[a.task]
+        foretold = reward + slope * (scores[a.task, a.edit] - score)
+        w = weight / tried[a.task, a.edit]
+        return replace(a, reward=(a.reward + w * foretold) / (1 + w))
+
+    return [drawn(a) for a in attempts]

@@ -1,0 +1,245 @@
+"""How siblings are tried and scored: races, proxies, priors, drafted questions; and the rules that learn from them, TRL's included."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seal.attempts import try_edits, understand
+from seal.check import check_domain
+from seal.cli import main
+from seal.config import InnerConfig, OuterConfig, RunConfig, load_config
+from seal.domains.knowledge import Knowledge
+from seal.loop import run
+from seal.models.policy import Policy, load_policy
+from seal.noise import estimators
+from seal.proxy import proxy_scores, rank_correlation, rating_of
+from seal.restem import pairs_of
+from seal.store import Stage, Store
+from seal.trials import plan_race, race, try_siblings, with_prior
+from seal.types import Attempt, BadEdit, Edit, Recipe, SealError
+from tests import tiny
+from tests.runs import FLAGS
+
+TEXTS = ["Hu is a city.\nHu lies far.", "x", "\x00", "Question: What is Hu?\nAnswer: a city"]
+
+
+def attempt(task: str, edit: int, reward: float | None, status: str = "ok", seed: int = 0) -> Attempt:
+    return Attempt(task, edit, seed, f"{task} {edit}", status, "", reward, before=0.0, after=0.0)  # type: ignore[arg-type]
+
+
+def config(**more: object) -> RunConfig:
+    data = {"domain": {"options": {"sizes": {"train": 3, "select": 1, "eval": 2}}}, "inner": INNER.model_dump(), **more}
+    return RunConfig.model_validate(data)
+
+
+INNER = InnerConfig(recipe=Recipe(rank=2, tokens=300, batch_size=2), answer_tokens=3, reward="mixed", slots=2, wave=5)
+
+
+@given(n=st.integers(1, 40), budget=st.integers(1, 200))
+def test_a_race_keeps_to_its_budget_and_halves_its_field(n: int, budget: int) -> None:
+    legs = plan_race(n, budget)
+    assert sum(k * seeds for k, seeds in legs) <= max(n, budget)
+    assert legs[0][0] == n
+    assert all(later == -(-earlier // 2) for (earlier, _), (later, _) in pairwise(legs))
+    assert all(seeds >= 1 for _, seeds in legs)
+
+
+def test_a_race_tries_the_better_ones_again_and_resumes(policy: Policy, tmp_path: Path) -> None:
+    tasks = Knowledge(sizes={"train": 3, "select": 1, "eval": 2}).tasks("train")[:2]
+    domain = Knowledge()
+    texts = [dict(enumerate(TEXTS)) for _ in tasks]
+    first = race(policy, domain, tasks, texts, INNER, 9, Stage(tmp_path), 0, "race")
+    assert {len([a for a in first if a.task == t.id]) for t in tasks} == {2 * sum(s for _, s in plan_race(4, 9))}
+    leg = [json.loads(x) for x in (tmp_path / "attempts.jsonl").read_text().splitlines()]
+    for task in tasks:
+        mine = sorted((a for a in leg if a["task"] == task.id), key=lambda a: -a["reward"])
+        assert {a.edit for a in first if a.task == task.id} <= {a["edit"] for a in mine[:3]} | {mine[3]["edit"]}
+        assert mine[-1]["edit"] not in {a.edit for a in first if a.task == task.id} or mine[-1]["reward"] == mine[1]["reward"]
+    (tmp_path / "leg-2/attempts.jsonl").write_text("")
+    again = race(policy, domain, tasks, texts, INNER, 9, Stage(tmp_path), 0, "race")
+    assert [(a.task, a.edit, a.seed, a.reward) for a in again] == [(a.task, a.edit, a.seed, a.reward) for a in first]
+
+
+def test_mixed_is_the_mean_of_both_and_likelihoods_are_kept(policy: Policy, tmp_path: Path) -> None:
+    domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
+    found = try_edits(policy, domain, domain.tasks("train")[:1], [TEXTS], INNER, Stage(tmp_path), 0)
+    for a in found:
+        if a.status == "ok":
+            likely = sum(a.likelihoods) / len(a.likelihoods)
+            assert a.reward == pytest.approx((a.after + likely) / 2, abs=1e-5) and len(a.likelihoods) == len(a.scores)
+
+
+def test_only_the_edits_that_the_proxy_puts_first_are_tried(policy: Policy, tmp_path: Path) -> None:
+    domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
+    tasks = domain.tasks("train")[:2]
+    texts = [[*TEXTS, " ".join(q["answer"] for q in t.data["questions"])] for t in tasks]
+    wanted = config(trial={"proxy": "exposure", "filter": 2}, edits_per_task=5)
+    found = try_siblings(policy, domain, tasks, texts, wanted, Stage(tmp_path), 0, "try")
+    assert [a.task for a in found] == [t.id for t in tasks for _ in range(2)]
+    assert all(4 in {a.edit for a in found if a.task == t.id} for t in tasks), "the edit that holds all answers comes first"
+    alone = config(trial={"proxy": "exposure"}, outer={"select": "proxy_of"})
+    untried = try_siblings(policy, domain, tasks, texts, alone, Stage(tmp_path / "alone"), 0, "try")
+    assert not (tmp_path / "alone/attempts.jsonl").exists() and len(untried) == 10
+    assert max(untried[:5], key=lambda a: a.reward or 0).edit == 4
+    with pytest.raises(SealError, match=r"need a trial\.proxy"):
+        try_siblings(policy, domain, tasks, texts, config(trial={"filter": 2}), Stage(tmp_path / "no"), 0, "try")
+
+
+def test_every_proxy_gives_a_share_for_every_edit(policy: Policy) -> None:
+    domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
+    tasks = domain.tasks("train")
+    for source in ("in-context", "exposure", "coverage"):
+        scores = proxy_scores(source, policy, domain, tasks, [TEXTS] * 3)
+        assert [len(row) for row in scores] == [4] * 3 and all(0 <= x <= 1 for row in scores for x in row)
+    with pytest.raises(SealError, match="there is no 'luck'"):
+        proxy_scores("luck", policy, domain, tasks, [TEXTS] * 3)
+    assert [rating_of(x) for x in (" 7", "Rating: 10", "8.5/10", "eleven", "11", "")] == [0.7, 1.0, 0.85, None, None, None]
+
+
+def test_rank_correlation_is_spearmans_within_tasks() -> None:
+    assert rank_correlation([[1, 2, 3], [0, 0, 1]], [[10, 20, 25], [5, 5, 9]]) == (pytest.approx(1.0), 2)
+    assert rank_correlation([[1, 2, 3], [1, 1, 1]], [[3, 2, 1], [1, 2, 3]]) == (pytest.approx(-1.0), 1)
+
+
+def test_a_prior_draws_rewards_towards_what_the_proxy_foretells() -> None:
+    attempts = [attempt("a", e, r) for e, r in enumerate((0.0, 0.5, 1.0))] + [attempt("a", 3, None)]
+    scores = {("a", 0): 0.0, ("a", 1): 0.5, ("a", 2): 1.0, ("a", 3): 0.0}
+    assert [a.reward for a in with_prior(attempts, scores, 0.0)] == [0.0, 0.5, 1.0, None]
+    assert [a.reward for a in with_prior(attempts, scores, 5.0)] == pytest.approx([0.0, 0.5, 1.0, None]), "it foretells exactly"
+    flat = {k: 0.0 for k in scores}
+    assert [a.reward for a in with_prior(attempts, flat, 1.0)][:3] == pytest.approx([0.25, 0.5, 0.75]), "it foretells the mean"
+
+
+def test_drafted_questions_join_the_given_ones(tmp_path: Path) -> None:
+    policy = load_policy("atlas", threads=1)
+    domain = Knowledge(sizes={"train": 2, "select": 1, "eval": 1})
+    tasks = domain.tasks("train")
+    found = try_siblings(policy, domain, tasks, [["Hu."], ["Hu."]], config(trial={"drafted": 2}), Stage(tmp_path), 0, "try")
+    assert all(len(a.scores) > 5 and a.kinds[5:] == ("drafted",) * (len(a.scores) - 5) for a in found)
+
+
+def test_pairs_are_the_best_and_the_worst_and_a_bad_edit_is_the_worst() -> None:
+    attempts = [attempt("a", 0, 0.5), attempt("a", 1, 0.1), attempt("b", 0, 0.3), attempt("b", 1, 0.3), attempt("c", 0, 0.2)]
+    pairs = pairs_of([*attempts, attempt("c", 1, 0.0, "bad edit")])
+    assert [(b.text, w.text) for b, w in pairs] == [("a 0", "a 1"), ("c 0", "c 1")]
+
+
+def test_estimators_are_compared_by_their_reliability(policy: Policy, tmp_path: Path) -> None:
+    domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
+    inner = INNER.model_copy(update={"seeds": 2})
+    texts = [[*TEXTS[:2], TEXTS[3]] for _ in range(3)]
+    try_edits(policy, domain, domain.tasks("train"), texts, inner, Stage(tmp_path / "seal/round-1"), 0)
+    found = estimators(tmp_path)
+    assert set(found) == {"accuracy", "likelihood", "mixed"} and all(0 <= r["reliability"] <= 1 for r in found.values())
+
+
+@pytest.mark.parametrize("rule", ["sft", "dpo", "ipo", "grpo"])
+def test_every_rule_changes_the_policy_and_goes_on_where_it_was(rule: str, policy: Policy, tmp_path: Path) -> None:
+    if rule != "sft":
+        pytest.importorskip("trl")
+    name = tiny.save(tmp_path / "model")
+    flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}", "--rounds=1", f"--outer.rule={rule}", "--outer.anchor=0.5"]
+    settings = load_config(None, [*flags, "--outer.recipe.learning_rate=1e-2"])
+    run(settings, Store(settings))
+    before, after = load_policy(name), load_policy(tmp_path / "run/seal/round-1/policy")
+    weights = dict(before.model.named_parameters())
+    assert any(not p.equal(weights[n]) for n, p in after.model.named_parameters())
+    record = json.loads((tmp_path / "run/seal/round-1/outer.json").read_text())
+    assert record["steps"] >= 1 and not record["diverged"]
+
+
+def test_what_is_kept_is_replayed_in_later_rounds(tmp_path: Path) -> None:
+    name = tiny.save(tmp_path / "model")
+    flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}", "--rounds=2", "--outer.replay=1"]
+    settings = load_config(None, flags)
+    run(settings, Store(settings))
+    first, second = (json.loads((tmp_path / f"run/seal/round-{r}/outer.json").read_text()) for r in (1, 2))
+    assert "others" not in first and second["others"] == min(first["kept"], second["kept"])
+
+
+def test_the_reward_is_a_plain_function_of_trl(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    from seal.integrations.trl import dataset, reward
+
+    name = tiny.save(tmp_path / "model")
+    settings = load_config(None, [*FLAGS, f"--model.name={name}", "--inner.seeds=2"])
+    rows = dataset(settings)
+    assert rows.column_names == ["prompt", "task"] and len(rows) == 4
+    f = reward(settings)
+    texts = ["Hu is a city.", "\x00", [{"role": "assistant", "content": "Hu is a city."}]]
+    found = f(prompts=["", "", ""], completions=texts, task=[rows[0]["task"]] * 3, trainer_state=None)
+    assert found[0] == found[2] and found[0] > 0 and found[1] == 0
+    with pytest.raises(SealError, match="names 'nothing'"):
+        f(completions=["x"], task=["nothing"])
+
+
+def test_a_trainer_of_trl_takes_the_reward(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    from seal.integrations.trl import dataset, reward
+
+    name = tiny.save(tmp_path / "model")
+    settings = load_config(None, [*FLAGS, f"--model.name={name}"])
+    model = load_policy(name)
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4, num_generations=2, max_completion_length=8,
+        report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = trl.GRPOTrainer(
+        model.model.requires_grad_(True), reward_funcs=reward(settings), args=args, train_dataset=dataset(settings),
+        processing_class=model.tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    assert "rewards/seal_reward/mean" in trainer.state.log_history[0]
+
+
+def test_what_a_user_gets_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = tiny.save(tmp_path / "model")
+    flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}"]
+    assert main(["train", *flags, "--trial.proxy", "luck", "--trial.filter", "1"]) == 2
+    assert "there is no 'luck'" in capsys.readouterr().err
+    assert main(["train", *flags, "--outer.rule", "ppo"]) == 2
+    assert "outer.rule" in capsys.readouterr().err
+    assert OuterConfig().rule == "sft"
+
+
+def test_an_edit_may_say_how_it_is_to_be_trained_on() -> None:
+    domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2}, directives=True)
+    task = domain.tasks("train")[0]
+    for text in ('{"learning_rate": 0.01, "repeat": 3}\nHu lies far.', 'Hu lies far.\n{"learning_rate": 0.01, "repeat": 3}'):
+        edit, recipe = understand(domain, task, text, Recipe())
+        assert isinstance(edit, Edit) and len(edit.examples) == 4 and recipe.learning_rate == 0.01
+    bad = {
+        '{"learning_rate": 7}\nx': "learning_rate", '{"rank": 900}\nx': "rank", '{"repeat": 1e99}\nx': "repeat", "{]\nx": "JSON",
+        '{"repeat": 2}\nx\n{"repeat": 2}': "twice", '{"learning_rate": NaN}\nx': "", '{"repeat": 2}': "empty",
+    }  # fmt: skip
+    for text, reason in bad.items():
+        edit, _ = understand(domain, task, text, Recipe())
+        assert isinstance(edit, BadEdit) and reason in edit.reason, text
+    plain, _ = understand(Knowledge(), task, '{"learning_rate": 7}\nx', Recipe())
+    assert isinstance(plain, Edit) and len(plain.examples) == 3, "without the option such a line is a row like any other"
+    check_domain(domain)
+
+
+def test_directives_drawn_at_random_end_the_edits_of_the_first_round(tmp_path: Path) -> None:
+    name = tiny.save(tmp_path / "model")
+    options = {"sizes": {"train": 4, "select": 1, "eval": 3}, "directives": True}
+    flags = [
+        *FLAGS,
+        f"--domain.options={json.dumps(options)}",
+        f"--model.name={name}",
+        f"--runs={tmp_path}",
+        "--write.explore=true",
+    ]
+    settings = load_config(None, flags)
+    run(settings, Store(settings))
+    first, second = (json.loads((tmp_path / f"run/seal/round-{r}/texts.json").read_text()) for r in (1, 2))
+    assert all(text.endswith("}") for row in first for text in row)
+    assert not any(text.endswith("}") for row in second for text in row), (
+        "from then on the model writes them itself, or does not"
+    )
