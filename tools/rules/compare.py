@@ -1,0 +1,256 @@
+"""Rules of the outer loop and estimators of its reward, at equal numbers of inner loops, on the embedded world's passages.
+
+    python tools/rules/compare.py run --seeds 0 1 2            # resumable; --only sft-race … for some
+    python tools/rules/compare.py table --json docs/results/learning-rules.json --figure docs/learning-rules.png
+
+Every variant goes through the same rounds on the same tasks: at most 15 inner loops a task and round, however it spends them. Its policy after the
+last round then writes edits of the same held-out passages, which are tried under the same seeds. *rounds* variants go on for six rounds (five
+inner loops a task) and are looked at after each: does it go on learning, and what becomes of the diversity?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from seal.attempts import open_domain
+from seal.config import RunConfig, load_config
+from seal.evaluate import NO_RL, Evaluation
+from seal.features import mean_features
+from seal.loop import load_round, run
+from seal.noise import estimators
+from seal.proxy import PROXIES, proxy_scores, rank_correlation
+from seal.results import machine
+from seal.stats import difference, interval
+from seal.store import Store, read_json, write_whole
+
+HERE = Path(__file__).resolve().parents[2]
+COMMON = [
+    "--tasks_per_round",
+    "24",
+    "--rounds",
+    "2",
+    "--model.threads",
+    "1",
+    "--eval.edits_per_task",
+    "2",
+    "--eval.siblings",
+    "3",
+]
+FLAT = ["--edits_per_task", "5", "--inner.seeds", "3"]
+LONG = ["--rounds", "6", "--edits_per_task", "5"]
+TRL = ["--outer.recipe.learning_rate", "1e-4", "--outer.recipe.batch_size", "8"]
+VARIANTS: dict[str, list[str]] = {
+    "no RL": ["--rounds", "0"],
+    "sft accuracy 5x3": [*FLAT, "--inner.reward", "accuracy"],
+    "sft likelihood 5x3": [*FLAT, "--inner.reward", "likelihood"],
+    "sft mixed 5x3": [*FLAT, "--inner.reward", "mixed"],
+    "sft likelihood race 8": ["--edits_per_task", "8", "--inner.reward", "likelihood", "--trial.race", "15"],
+    "sft likelihood 15x1": ["--edits_per_task", "15", "--inner.reward", "likelihood"],
+    "sft likelihood filtered 15 to 5x3": [
+        "--edits_per_task", "15", "--inner.seeds", "3", "--inner.reward", "likelihood", "--trial.proxy", "in-context", "--trial.filter", "5",
+    ],
+    "sft proxy alone 15": ["--edits_per_task", "15", "--trial.proxy", "in-context", "--outer.select", "proxy_of"],
+    "sft random": [*FLAT, "--outer.select", "random_of"],
+    "sft likelihood 5x3, anchor": [*FLAT, "--inner.reward", "likelihood", "--outer.anchor", "1"],
+    "dpo likelihood 5x3": [*FLAT, *TRL, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
+    "ipo likelihood 5x3": [*FLAT, *TRL, "--inner.reward", "likelihood", "--outer.rule", "ipo", "--outer.recipe.epochs", "4"],
+    "grpo likelihood 15x1": [
+        "--edits_per_task", "15", *TRL, "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
+        "--outer.recipe.epochs", "2", "--outer.recipe.learning_rate", "3e-4",
+    ],
+    "sft likelihood 5x3, directives": [*FLAT, "--inner.reward", "likelihood", "--write.explore", "true"],
+    "rounds: sft likelihood": [*LONG, "--inner.reward", "likelihood"],
+    "rounds: sft likelihood, anchor": [*LONG, "--inner.reward", "likelihood", "--outer.anchor", "1"],
+    "rounds: sft random": [*LONG, "--outer.select", "random_of"],
+}  # fmt: skip
+
+
+def config_of(variant: str, seed: int, runs: str) -> RunConfig:
+    name = "".join(c if c.isalnum() else "-" for c in variant)
+    flags = [*COMMON, *VARIANTS[variant], "--seed", str(seed), "--runs", runs, "--name", f"{name}-{seed}"]
+    config = load_config(HERE / "configs/atlas.toml", flags)
+    if "directives" in variant:
+        domain = config.domain.model_copy(update={"options": {**config.domain.options, "directives": True}})
+        config = config.model_copy(update={"domain": domain})
+    return config
+
+
+def one(variant: str, seed: int, runs: str) -> None:
+    """A variant's run and its scores on held-out tasks, as ``rules.json`` in the run folder."""
+    config = config_of(variant, seed, runs)
+    path = config.folder / "rules.json"
+    if path.exists():
+        return
+    start = time.monotonic()
+    store = Store(config)
+    run(config, store)
+    trained = time.monotonic() - start
+    evaluation = Evaluation(config, store, "eval")
+    rounds = range(1, config.rounds + 1) if variant.startswith("rounds") else [config.rounds]
+    names = [(NO_RL, evaluation.base)] + [
+        (f"SEAL round {r}", load_round(config, store.stage(f"seal/round-{r}"))) for r in rounds
+    ]
+    scored = []
+    for name, policy in names:
+        result = evaluation.policy_edits(name, policy, policy if config.inner.start == "policy" else evaluation.base)
+        texts = evaluation.stage(name).once("texts", list)
+        features = mean_features(evaluation.tasks, texts, evaluation.domain.features)
+        scored.append({"setting": name, "scores": result.scores, "bad": result.bad, "features": features})
+    loops = sum(1 for f in config.folder.glob("seal/round-*/**/attempts.jsonl") for _ in f.open())
+    spent = {"seconds": round(trained, 1), "inner_loops": loops}
+    write_whole(path, json.dumps({"variant": variant, "seed": seed, **spent, "settings": scored}, indent=1))
+    print(f"{variant} {seed}: {[round(sum(s['scores']) / len(s['scores']), 3) for s in scored]}, {trained:.0f} s", flush=True)
+
+
+def table(runs: str) -> dict[str, Any]:
+    """A row per variant, over its seeds."""
+    rows: list[dict[str, Any]] = []
+    for variant in VARIANTS:
+        found = [read_json(p) for p in sorted(Path(runs).glob("*/rules.json")) if read_json(p)["variant"] == variant]
+        if not found:
+            continue
+        found.sort(key=lambda f: f["seed"])
+        for place in range(len(found[0]["settings"])):
+            after = [f["settings"][place]["scores"] for f in found]
+            features = [f["settings"][place]["features"] for f in found]
+            row: dict[str, Any] = {
+                "variant": variant,
+                "after": found[0]["settings"][place]["setting"],
+                "seeds": [f["seed"] for f in found],
+            }
+            row["accuracy"] = _numbers(interval(after))
+            row["likeness of siblings"] = round(sum(f.get("likeness", 0) for f in features) / len(features), 3)
+            row["words"] = round(sum(f.get("words", 0) for f in features) / len(features), 1)
+            row["inner loops"] = round(sum(f["inner_loops"] for f in found) / len(found))
+            row["seconds"] = round(sum(f["seconds"] for f in found) / len(found))
+            row["scores"] = after
+            rows.append(row)
+    for name, variant in (("minus no RL", "no RL"), ("minus random control", "sft random")):
+        other = next((r for r in rows if r["variant"] == variant), None)
+        for row in rows:
+            if other and row is not other and row["seeds"] == other["seeds"]:
+                row[name] = _numbers(difference(row["scores"], other["scores"]))
+    for row in rows:
+        del row["scores"]
+    return {
+        "command": "python tools/rules/compare.py run --seeds 0 1 2; python tools/rules/compare.py table", "date": date.today().isoformat(),
+        "machine": f"{machine()}, one thread a run", "rows": rows, "reliability": reliabilities(runs), "proxies": proxies(runs),
+    }  # fmt: skip
+
+
+def reliabilities(runs: str) -> dict[str, Any]:
+    """Of every estimator, over the first rounds of all runs that tried their edits under three seeds."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for folder in sorted(Path(runs).glob("sft-likelihood-5x3-[0-9]")):
+        for kind, row in estimators(folder).items():
+            found.setdefault(kind, []).append(row)
+    return {
+        kind: {"runs": len(rows)} | {k: round(sum(r[k] for r in rows) / len(rows), 3) for k in rows[0]}
+        for kind, rows in found.items()
+    }
+
+
+def proxies(runs: str) -> dict[str, Any]:
+    """Rank correlation of each proxy with the measured reward, among the siblings of the first round (five edits, three seeds each)."""
+    found: dict[str, list[float]] = {}
+    for folder in sorted(Path(runs).glob("sft-likelihood-5x3-[0-9]")):
+        config = RunConfig.model_validate(read_json(folder / "config.json"))
+        domain = open_domain(config)
+        from seal.loop import load_base
+
+        tasks = {t.id: t for t in domain.tasks("train")}
+        rewards: dict[str, dict[int, list[float]]] = {}
+        texts: dict[str, dict[int, str]] = {}
+        for line in (folder / "seal/round-1/attempts.jsonl").read_text("utf-8").splitlines():
+            a = json.loads(line)
+            rewards.setdefault(a["task"], {}).setdefault(a["edit"], []).append(a["reward"])
+            texts.setdefault(a["task"], {})[a["edit"]] = a["text"]
+        mine = [tasks[t] for t in texts]
+        rows = [list(texts[t.id].values()) for t in mine]
+        earned = [[sum(r) / len(r) for r in rewards[t.id].values()] for t in mine]
+        for source in PROXIES:
+            scores = proxy_scores(source, load_base(config), domain, mine, rows)
+            found.setdefault(source, []).append(rank_correlation(scores, earned)[0])
+    return {
+        k: {"runs": len(v), "rank correlation": round(sum(v) / len(v), 3), "each": [round(x, 3) for x in v]}
+        for k, v in found.items()
+    }
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+
+
+def draw(summary: dict[str, Any], path: Path) -> None:
+    """Accuracy by variant, and the long runs round by round."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(1.5, 1))
+    rows = [r for r in summary["rows"] if not r["variant"].startswith("rounds")]
+    for place, row in enumerate(rows):
+        a = row["accuracy"]
+        colour = "#8a929c" if "random" in row["variant"] else "#0b6e99"
+        left.errorbar(
+            a["mean"], place, xerr=[[a["mean"] - a["low"]], [a["high"] - a["mean"]]], fmt="o", color=colour, capsize=3
+        )
+    left.set_yticks(range(len(rows)), [r["variant"] for r in rows], fontsize=9)
+    left.invert_yaxis()
+    left.set_xlabel("held-out accuracy after two rounds, 95 % interval")
+    left.axvline(rows[0]["accuracy"]["mean"], color="#d98c21", linestyle="--", linewidth=1)
+    for number, variant in enumerate(dict.fromkeys(r["variant"] for r in summary["rows"] if r["variant"].startswith("rounds"))):
+        mine = [r for r in summary["rows"] if r["variant"] == variant]
+        x = range(1, len(mine) + 1)
+        colour = ("#0b6e99", "#7a9e3f", "#8a929c")[number % 3]
+        right.plot(x, [r["accuracy"]["mean"] for r in mine], "o-", color=colour, label=variant.removeprefix("rounds: "))
+        right.fill_between(
+            x, [r["accuracy"]["low"] for r in mine], [r["accuracy"]["high"] for r in mine], color=colour, alpha=0.15
+        )
+        right.plot(x, [r["likeness of siblings"] for r in mine], "x:", color=colour)
+    right.plot([], [], "x:", color="black", label="likeness of siblings")
+    right.set_xlabel("round")
+    right.set_ylabel("held-out accuracy, likeness")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "table"))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--runs", default="runs/rules")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    if args.action == "run":
+        for seed in args.seeds:
+            for variant in args.only:
+                one(variant, seed, args.runs)
+        return
+    summary = table(args.runs)
+    if not summary["rows"]:
+        sys.exit("there is no finished run")
+    for row in summary["rows"]:
+        print(
+            f"{row['variant']:<36} {row['after']:<13} {row['accuracy']['mean']:.3f}  {row['likeness of siblings']:.3f}  {row['seconds']} s"
+        )
+    print(json.dumps({k: summary[k] for k in ("reliability", "proxies")}, indent=1))
+    if args.json:
+        write_whole(args.json, json.dumps(summary, indent=1) + "\n")
+    if args.figure:
+        draw(summary, args.figure)
+
+
+if __name__ == "__main__":
+    main()
