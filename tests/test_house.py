@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "talk": {"types", "store", "domains", "models"},
     "features": {"types", "judge"},
     "noise": {"types", "stats"},
+    "ui": {"types", "domains", "features", "stats", "retained", "talk", "ui"},
     "check": {"types", "domains"},
     "writers": {"types", "config", "endpoint", "models"},
     "restem": {"types", "models"},

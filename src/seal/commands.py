@@ -128,6 +128,14 @@ def noise(args: Namespace) -> int:
     return 0
 
 
+def ui(args: Namespace) -> int:
+    """``seal ui``: the dashboard."""
+    from seal.ui.serve import serve
+
+    serve(args.runs, args.host, args.port)
+    return 0
+
+
 def report(args: Namespace) -> int:
     """``seal report``: pages of runs, and the table over them."""
     from seal.report import accuracy_figure, write_report

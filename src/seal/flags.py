@@ -162,6 +162,15 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             JSON,
         ],
     ),
+    "ui": (
+        "a local web page over run folders, live while they go on; and a page to teach the embedded model a document",
+        "It listens on this machine alone, and only reads run folders. Needs the extra: pip install 'seal-lm[ui]'.",
+        [
+            (("runs",), {"nargs": "?", "type": Path, "default": Path("runs"), "help": "the folder that runs lie in (runs)"}),
+            (("--port",), {"type": _positive, "default": 8765}),
+            (("--host",), {"default": "127.0.0.1", "help": "another address opens it to the network; there is no password"}),
+        ],
+    ),
     "noise": (
         "how much of a reward is the edit and how much is luck (seed, questions), and how far selection can be trusted",
         "SOURCE is a run folder whose edits were tried under several seeds (--inner.seeds 3), or one of SEAL's result files.",

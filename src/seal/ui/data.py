@@ -1,0 +1,322 @@
+"""What the pages show, read from run folders and never written: runs, stages, attempts by the page.
+
+An ``attempts.jsonl`` is read once; of each attempt its place in the file and a few numbers stay in memory, so a page of a file with 100,000
+attempts costs the reading of that page. What was appended since is read the next time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from seal.domains import load_domain
+from seal.domains.base import SPLITS, Domain
+from seal.features import features
+from seal.stats import Interval, interval
+from seal.types import SealError, Task
+
+DEPTH = 3
+"""How far below the folder of runs a run may lie."""
+DESCRIBED = 48
+"""Tasks whose edits are read to tell how alike siblings are."""
+Kind = Literal["loop", "continual", "taught"]
+MARKS = {"config.json": "loop", "learn.json": "taught"}
+
+
+@dataclass(frozen=True)
+class Brief:
+    """Of an attempt what a list needs, and where the rest lies."""
+
+    start: int
+    length: int
+    task: str
+    edit: int
+    seed: int
+    status: str
+    reward: float | None
+    before: float
+    after: float
+    silent: float
+    seconds: float
+
+
+@dataclass
+class AttemptsFile:
+    """The attempts of a stage, as far as they have been read."""
+
+    path: Path
+    briefs: list[Brief] = field(default_factory=list)
+    by_task: dict[str, list[int]] = field(default_factory=dict)
+    end: int = 0
+
+    def refresh(self) -> AttemptsFile:
+        """Read what has been appended; a file that has become shorter is read anew, and a torn last line waits."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < self.end:
+            self.briefs, self.by_task, self.end = [], {}, 0
+        if size > self.end:
+            with self.path.open("rb") as file:
+                file.seek(self.end)
+                for line in file:
+                    try:
+                        row = json.loads(line) if line.endswith(b"\n") else None
+                    except ValueError:
+                        row = None
+                    if not isinstance(row, dict) or "task" not in row:
+                        break
+                    numbers = {k: row.get(k, 0) for k in ("edit", "seed", "before", "after", "silent", "seconds")}
+                    self.by_task.setdefault(str(row["task"]), []).append(len(self.briefs))
+                    self.briefs.append(
+                        Brief(
+                            self.end,
+                            len(line),
+                            str(row["task"]),
+                            status=str(row.get("status", "")),
+                            reward=row.get("reward"),
+                            **numbers,
+                        )
+                    )
+                    self.end += len(line)
+        return self
+
+    def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """The attempts at these places, whole."""
+        with self.path.open("rb") as file:
+            found = []
+            for place in places:
+                file.seek(self.briefs[place].start)
+                found.append(json.loads(file.read(self.briefs[place].length)))
+        return found
+
+
+class Folder:
+    """The folder of runs, and what has been read of it.
+
+    Args:
+        root: where run folders lie.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._files: dict[Path, AttemptsFile] = {}
+
+    def runs(self) -> list[Run]:
+        """Every run below the root, the newest first."""
+        found = [Run(self, path) for path in self._walk(self.root, DEPTH)]
+        return sorted(found, key=lambda r: -r.touched)
+
+    def _walk(self, folder: Path, depth: int) -> Iterator[Path]:
+        try:
+            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError:
+            return
+        if any(e.name in MARKS for e in entries):
+            yield folder
+            return
+        if depth:
+            for entry in entries:
+                if entry.is_dir():
+                    yield from self._walk(Path(entry.path), depth - 1)
+
+    def run(self, name: str) -> Run:
+        """The run of that name.
+
+        Raises:
+            SealError: there is none, or the name leads out of the root.
+        """
+        path = _below(self.root, name)
+        if path is None or not any((path / mark).is_file() for mark in MARKS):
+            raise SealError(f"there is no run {name!r} in {self.root}")
+        return Run(self, path)
+
+    def attempts(self, stage: Path) -> AttemptsFile:
+        """The attempts of a stage, up to date."""
+        path = stage / "attempts.jsonl"
+        return self._files.setdefault(path, AttemptsFile(path)).refresh()
+
+
+class Run:
+    """One run folder."""
+
+    def __init__(self, home: Folder, path: Path) -> None:
+        self.home, self.path = home, path
+        self.name = str(path.relative_to(home.root))
+        self.problem = ""
+        self.config: dict[str, Any] = {}
+        self.kind: Kind = "taught" if (path / "learn.json").exists() else "loop"
+        try:
+            data = json.loads((path / ("learn.json" if self.kind == "taught" else "config.json")).read_text("utf-8"))
+            if not isinstance(data, dict):
+                raise ValueError("no settings in it")
+            self.config = data
+        except (OSError, ValueError) as error:
+            self.problem = f"its settings cannot be read: {error}"
+        if (path / "continual").is_dir() or (path / "continual.json").exists():
+            self.kind = "continual"
+
+    @property
+    def touched(self) -> float:
+        """When it was last written to."""
+        return max((p.stat().st_mtime for p in (self.path, *self.path.glob("*/*"), *self.path.glob("*.json"))), default=0.0)
+
+    @property
+    def status(self) -> str:
+        """*running*, *finished*, *stopped*, *empty* or *broken*."""
+        done = {"loop": "results.json", "continual": "continual.json", "taught": "card.json"}[self.kind]
+        if self.problem:
+            return "broken"
+        if is_locked(self.path / ".lock"):
+            return "running"
+        if (self.path / done).exists():
+            return "finished"
+        return "stopped" if any(p.is_dir() for p in self.path.iterdir()) else "empty"
+
+    def file(self, name: str) -> Any:
+        """A JSON file of the run, or ``None`` where there is none that can be read."""
+        try:
+            return json.loads((self.path / name).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def stages(self) -> list[str]:
+        """The stages that have edits or attempts, rounds first."""
+        found = {p.parent for name in ("attempts.jsonl", "texts.json") for p in self.path.rglob(name)}
+        names = [str(p.relative_to(self.path)) for p in found if "policy" not in p.parts]
+        order = ("seal", "control", "eval")
+        return sorted(names, key=lambda n: (order.index(n.split("/")[0]) if n.split("/")[0] in order else len(order), n))
+
+    def stage(self, name: str) -> Path:
+        """A stage's folder.
+
+        Raises:
+            SealError: there is none of that name.
+        """
+        path = _below(self.path, name)
+        if path is None or not path.is_dir():
+            raise SealError(f"the run {self.name} has no stage {name!r}")
+        return path
+
+    def attempts(self, stage: str) -> AttemptsFile:
+        return self.home.attempts(self.stage(stage))
+
+    def tasks(self) -> Mapping[str, Task]:
+        """Tasks by id, where the run's domain is one of the package's own: what a run folder names besides is not executed."""
+        return _tasks(self._domain)
+
+    @property
+    def domain(self) -> Domain | None:
+        return domain_of(self._domain)
+
+    @property
+    def _domain(self) -> str:
+        return json.dumps(self.config.get("domain") or {}, sort_keys=True)
+
+    def planned(self, stage: str) -> int | None:
+        """How many attempts a round is to have; ``None`` where that is not known beforehand."""
+        c, trial = self.config, self.config.get("trial") or {}
+        if not stage.startswith("seal/round") or trial.get("race"):
+            return None
+        edits = min(int(c["edits_per_task"]), int(trial.get("filter") or c["edits_per_task"]))
+        split = (c["domain"].get("options", {}).get("sizes") or {}).get("train")
+        tasks = min(int(c["tasks_per_round"]), int(split)) if split else int(c["tasks_per_round"])
+        return tasks * edits * int(c["inner"]["seeds"])
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """A stage in numbers: attempts, mean reward with interval, unadapted accuracy, silence, bad edits, time, likeness of siblings."""
+        file = self.attempts(stage)
+        graded = [b for b in file.briefs if b.reward is not None]
+        by_task: dict[str, list[float]] = {}
+        for b in graded:
+            by_task.setdefault(b.task, []).append(float(b.reward or 0.0))
+        means = tuple(sum(r) / len(r) for r in by_task.values())
+        planned, n = self.planned(stage), len(file.briefs)
+        each = sum(b.seconds for b in file.briefs) / n if n else 0.0
+        return {
+            "stage": stage, "attempts": n, "planned": planned, "tasks": len(file.by_task), "reward": means_of(means) if means else None,
+            "best": sum(max(r) for r in by_task.values()) / len(by_task) if by_task else None,
+            "after": sum(b.after for b in graded) / len(graded) if graded else None,
+            "before": sum(b.before for b in graded) / len(graded) if graded else None,
+            "silent": sum(b.silent for b in graded) / len(graded) if graded else None,
+            "bad": sum(b.status == "bad edit" for b in file.briefs) / n if n else None,
+            "seconds": each, "left": each * (planned - n) if planned and n < planned else 0.0, "likeness": self.likeness(stage),
+        }  # fmt: skip
+
+    def likeness(self, stage: str) -> float | None:
+        """Mean overlap of sibling edits in pairs of words: 1 is all the same."""
+        path = self.stage(stage) / "texts.json"
+        return _likeness(path, path.stat().st_mtime) if path.exists() else None
+
+
+@lru_cache(maxsize=256)
+def _likeness(path: Path, _: float) -> float | None:
+    try:
+        texts = json.loads(path.read_text("utf-8"))[:DESCRIBED]
+        found = [features(Task("", {}), row) for row in texts if len(row) > 1]
+    except (OSError, ValueError, TypeError):
+        return None
+    return sum(f["likeness"] for f in found) / len(found) if found else None
+
+
+@lru_cache(maxsize=512)
+def means_of(scores: tuple[float, ...]) -> Interval:
+    """Mean and 95 % interval over tasks; of more than a thousand the bootstrap is the normal interval, and takes long."""
+    if len(scores) <= 1000:
+        return interval([scores])
+    mean, half = float(np.mean(scores)), 1.96 * float(np.std(scores)) / len(scores) ** 0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+@lru_cache(maxsize=8)
+def domain_of(settings: str) -> Domain | None:
+    """The domain that a run's settings name (as JSON), if it is one of the package's own and needs no network: another would be somebody's
+    code. Answers have been graded, so no judge is asked."""
+    given = json.loads(settings)
+    options = {**given.get("options", {})}
+    if given.get("name") not in ("knowledge", "arc") or str(options.get("source", "")).startswith("hub:"):
+        return None
+    if given["name"] == "knowledge":
+        options["grader"] = "string"
+    try:
+        return load_domain(given["name"], options)
+    except (SealError, TypeError):
+        return None
+
+
+@lru_cache(maxsize=8)
+def _tasks(settings: str) -> Mapping[str, Task]:
+    domain = domain_of(settings)
+    try:
+        return {t.id: t for split in SPLITS for t in domain.tasks(split)} if domain else {}
+    except SealError:
+        return {}
+
+
+def _below(folder: Path, name: str) -> Path | None:
+    """The path of that name below a folder; ``None`` for a name that leads elsewhere (a link that lies in the folder may)."""
+    parts = Path(name).parts
+    return (
+        folder / name if parts and not {"..", "/"} & set(parts) and "\0" not in name and not Path(name).is_absolute() else None
+    )
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the run's lock, without touching it (Linux; elsewhere: whether the folder changed a moment ago)."""
+    try:
+        inode = path.stat().st_ino
+        table = Path("/proc/locks")
+        if table.exists():
+            return any(
+                line.split()[5].rsplit(":", 1)[-1] == str(inode) for line in table.read_text().splitlines() if "->" not in line
+            )
+        newest = max((p.stat().st_mtime for p in path.parent.rglob("*")), default=0.0)
+        return newest > path.stat().st_mtime and newest > time.time() - 60
+    except OSError:
+        return False
