@@ -169,7 +169,7 @@ def test_a_live_run_is_followed(browser: Any, address: str, root: Path) -> None:
     assert "running" in page.inner_text("h1") and page.locator(".live").count() == 1
     with (root / "running/seal/round-1/attempts.jsonl").open("a") as file:
         file.write(attempt("b", 0, 0.7))
-    page.wait_for_function("document.querySelector('main tbody').innerText.includes('2 of 240')", timeout=20_000)
+    page.get_by_text("2 of 240").wait_for(timeout=20_000)
     page.close()
 
 

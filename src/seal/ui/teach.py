@@ -64,20 +64,24 @@ class Classroom:
             raise SealError("another document is being taught; wait until it is done")
         stem = re.sub(r"\W+", "-", Path(title or name).stem.lower()).strip("-")[:40] or "document"
         out = self.root / f"taught-{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        source = out / "document" / f"{stem}{Path(name).suffix.lower()}"
+        source = self._desk(out) / f"{stem}{Path(name).suffix.lower()}"
         source.parent.mkdir(parents=True)
         source.write_bytes(body)
         command = [sys.executable, "-m", "seal", "learn", str(source), "--out", str(out)]
-        log = (out / "document" / "log.txt").open("wb")
+        log = (self._desk(out) / "log.txt").open("wb")
         self.processes[out] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         for _ in range(100):  # until there is something to show
             if (out / "learn.json").exists() or self.processes[out].poll() is not None:
                 break
             await asyncio.sleep(0.2)
         if self.processes[out].poll() == 2:
-            last = (out / "document" / "log.txt").read_text("utf-8", "replace").strip().splitlines()
+            last = _tail(self._desk(out) / "log.txt").splitlines()
             raise SealError(last[-1].removeprefix("seal: ") if last else "the document could not be taught")
         return RedirectResponse(f"/taught?name={quote(out.name)}", 303)
+
+    def _desk(self, out: Path) -> Path:
+        """Where the document of a taught folder lies, and what `seal learn` said of it: the folder itself is `seal learn`'s."""
+        return self.root / ".taught" / out.name
 
     def state(self, folder: Path, name: str) -> dict[str, Any]:
         """What there is of a taught folder by now: passages with their edits and quiz, and the card."""
@@ -98,7 +102,7 @@ class Classroom:
             ("adapter trained", any(folder.glob("adapter*/**/seal.json"))), ("quiz answered", (folder / "card.json").exists()),
         ]  # fmt: skip
         card = _json(folder / "card.json") or None
-        failed = "" if busy or card else _tail(folder / "document" / "log.txt")
+        failed = "" if busy or card else _tail(self._desk(folder) / "log.txt")
         return {
             "title": name,
             "found": found[:SHOWN],
