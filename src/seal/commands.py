@@ -143,7 +143,7 @@ def report(args: Namespace) -> int:
     from seal.store import write_whole
 
     figure = args.figure
-    must_be_new(args.json, figure)
+    must_be_new(args.json, figure, args.latex, args.pdf, args.figures)
     if any((run / "continual.json").exists() for run in args.runs):
         report_continual(args.runs, args.json, figure, args.beside)
         return 0
@@ -158,6 +158,14 @@ def report(args: Namespace) -> int:
             accuracy_figure(summary).savefig(figure, dpi=160)
         except (OSError, ValueError) as error:
             raise SealError(f"cannot draw {figure}: {error}") from error
+    from seal.publish import latex_table, write_figures, write_pdf
+
+    if args.latex:
+        write_whole(args.latex, latex_table(summary))
+    if args.figures:
+        write_figures(args.runs[0], args.figures)
+    if args.pdf:
+        write_pdf(args.runs, summary, args.pdf)
     for run in args.runs:
         if not (run / "report.html").exists():
             write_report(run)
@@ -388,6 +396,14 @@ def export(args: Namespace) -> int:
     from seal.store import write_whole
 
     must_be_new(args.out)
+    if args.kind not in ("results", "dataset"):
+        from seal.integrations.trackers import track
+        from seal.publish import metrics_of
+        from seal.store import read_json
+
+        track(args.kind, list(metrics_of(args.run)), read_json(args.run / "config.json"), args.out)
+        print(args.out)
+        return 0
     data = export_results(args.run, args.stage) if args.kind == "results" else export_dataset(args.run, args.stage)
     write_whole(args.out, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     print(args.out)

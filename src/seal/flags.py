@@ -143,13 +143,13 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         [(("source",), {"type": Path}), (("--out",), {"type": Path, "required": True, "help": "a new run folder"})],
     ),
     "export": (
-        "write a stage of a run as one of SEAL's files: its results, or its passages with the edits",
-        "",
+        "write a stage of a run as one of SEAL's files (its results, or its passages with the edits), or the run's numbers for a tracker",
+        "--kind tensorboard, wandb or mlflow writes a local folder for that library; nothing is sent.",
         [
             (("run",), {"type": Path}),
-            (("--out",), {"type": Path, "required": True, "help": "a new file"}),
+            (("--out",), {"type": Path, "required": True, "help": "a new file, or a new folder for a tracker"}),
             (("--stage",), {"default": "seal/round-1", "help": "seal/round-2, eval/no-RL, … (seal/round-1)"}),
-            (("--kind",), {"choices": ["results", "dataset"], "default": "results"}),
+            (("--kind",), {"choices": ["results", "dataset", "tensorboard", "wandb", "mlflow"], "default": "results"}),
         ],
     ),
     "judge": (
@@ -190,6 +190,15 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             (("runs",), {"nargs": "+", "type": Path, "help": "run folders"}),
             JSON,
             (("--figure",), {"type": Path, "help": "also draw the table here (.png, .svg or .pdf)"}),
+            (("--latex",), {"type": Path, "help": "also write the table for LaTeX (booktabs)"}),
+            (("--pdf",), {"type": Path, "help": "also write table and figures as a PDF"}),
+            (
+                ("--figures",),
+                {
+                    "type": Path,
+                    "help": "also write every figure of the first run as SVG with its data as CSV, into this new folder",
+                },
+            ),
             (
                 ("--beside",),
                 {

@@ -29,7 +29,7 @@ def write_report(folder: Path) -> Path:
     domain = load_domain(config["domain"]["name"], config["domain"]["options"])
     tasks = list(domain.tasks("eval"))
     texts = _texts(folder, summary)
-    changes = {name: mean_features(tasks, t, domain.features) for name, t in texts.items()}
+    changes = writers_features(folder, summary)
     rewards = round_rewards(folder, "seal", config["rounds"])
     example = _example(folder, domain, tasks, texts)
     write_whole(folder / "report.md", _markdown(summary, rewards, changes, example, config, environment))
@@ -41,6 +41,14 @@ def write_report(folder: Path) -> Path:
     page = _html(summary, figures, example, config, environment)
     write_whole(folder / "report.html", page)
     return folder / "report.html"
+
+
+def writers_features(folder: Path, summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What can be said of each writer's edits of the held-out tasks."""
+    config = read_json(folder / "config.json")
+    domain = load_domain(config["domain"]["name"], config["domain"]["options"])
+    tasks = list(domain.tasks("eval"))
+    return {name: mean_features(tasks, t, domain.features) for name, t in _texts(folder, summary).items()}
 
 
 def _texts(folder: Path, summary: dict[str, Any]) -> dict[str, list[list[str]]]:

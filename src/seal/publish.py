@@ -1,0 +1,148 @@
+"""A run's tables and figures in the forms that papers and trackers take: CSV, LaTeX, PDF, SVG, and numbers by step."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from seal.report import accuracy_figure, attempts_of, changes_figure, reward_figure, round_rewards, writers_features
+from seal.results import load_runs, summarise, table_lines
+from seal.store import write_whole
+from seal.types import SealError
+
+SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "−": "$-$",
+    "…": "--",
+}
+
+
+def latex_table(summary: dict[str, Any]) -> str:
+    """The table of writers for booktabs, with the paired differences under it."""
+    head, *rows = table_lines(summary)
+    columns = "l" + "r" * (len(head) - 1)
+    lines = [
+        r"\begin{tabular}{" + columns + "}",
+        r"\toprule",
+        _latex_row(head),
+        r"\midrule",
+        *map(_latex_row, rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    for d in summary["differences"]:
+        lines.append(f"% {d['a']} - {d['b']}: {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] (95 %, paired)")
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join("".join(SPECIAL.get(c, c) for c in cell) for cell in cells) + r" \\"
+
+
+def figures_of(folder: Path) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
+    """A run's figures by name, each with its data as rows.
+
+    Raises:
+        SealError: the run has no results.
+    """
+    records = load_runs([folder])
+    summary = summarise(records, records[0]["command"])
+    rewards = round_rewards(folder, "seal", summary["rounds"])
+    changes = writers_features(folder, summary)
+    accuracy = [
+        {k: r[k] for k in ("setting", "accuracy", "low", "high", "n_passages", "silent", "tokens")} for r in summary["rows"]
+    ]
+    found = {"accuracy": (accuracy_figure(summary), accuracy)}
+    if rewards:
+        found["rewards"] = (reward_figure(rewards), [dict(r) for r in rewards])
+    if changes:
+        found["edits"] = (changes_figure(changes), [{"writer": name, **row} for name, row in changes.items()])
+    return found
+
+
+def write_figures(folder: Path, out: Path) -> list[Path]:
+    """Every figure of a run as SVG, and its data as CSV, in a new folder.
+
+    Raises:
+        SealError: the folder is there, or the run has no results.
+    """
+    if out.exists():
+        raise SealError(f"{out} exists already, and nothing is overwritten: give another name, or move it away")
+    written = []
+    for name, (figure, rows) in figures_of(folder).items():
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
+        write_whole(out / f"{name}.svg", text.getvalue())
+        write_whole(out / f"{name}.csv", csv_text(rows))
+        written += [out / f"{name}.svg", out / f"{name}.csv"]
+    return written
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV; the columns are all their keys."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_pdf(folders: Sequence[Path], summary: dict[str, Any], out: Path) -> None:
+    """Table and figures as one PDF: the table over all runs, then each run's figures.
+
+    Raises:
+        SealError: it cannot be written.
+    """
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    head, *rows = table_lines(summary)
+    figures = [accuracy_figure(summary)]
+    figures += [figure for folder in folders for name, (figure, _) in figures_of(folder).items() if name != "accuracy"]
+    try:
+        with PdfPages(out, metadata={"Title": "SEAL: " + ", ".join(f.name for f in folders)}) as pdf:
+            pdf.savefig(_table_page(summary, head, rows), bbox_inches="tight")
+            for figure in figures:
+                pdf.savefig(figure, bbox_inches="tight")
+    except OSError as error:
+        raise SealError(f"cannot write {out}: {error.strerror}") from error
+
+
+def _table_page(summary: dict[str, Any], head: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(1.25 * len(head) + 2, 0.28 * (len(rows) + 3) + 1))
+    axes.axis("off")
+    table = axes.table(cellText=[list(r) for r in rows], colLabels=list(head), loc="center", cellLoc="right")
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    table.auto_set_column_width(list(range(len(head))))
+    for (row, column), cell in table.get_celld().items():
+        cell.set_linewidth(0.4 if row == 0 else 0)
+        cell.visible_edges = "B" if row == 0 else ""
+        cell.set_text_props(ha="left" if column == 0 else "right", weight="bold" if row == 0 else "normal")
+    axes.set_title(f"{summary['command']}\n{summary['date']}, {summary['machine']}, seeds {summary['seeds']}", fontsize=8)
+    return figure
+
+
+def metrics_of(folder: Path) -> Iterator[tuple[int, str, float]]:
+    """(round, name, value) of a run: rewards, shares and times of each round tried so far, and the table of writers at the last."""
+    last = 0
+    rounds = sorted((p for p in (folder / "seal").glob("round-*") if p.is_dir()), key=lambda p: int(p.name[6:]))
+    for row in round_rewards(folder, "seal", len(rounds)):
+        last = int(row["round"])
+        for name in ("mean", "low", "high", "best", "before", "bad", "attempts"):
+            yield last, f"reward/{name}", float(row[name])
+        rows = attempts_of(folder / f"seal/round-{last}")
+        yield last, "attempt/seconds", sum(r["seconds"] for r in rows) / len(rows)
+        yield last, "attempt/silent", sum(r["silent"] for r in rows) / len(rows)
+    if (folder / "results.json").exists():
+        records = load_runs([folder])
+        for row in summarise(records, "")["rows"]:
+            name = str(row["setting"]).replace(",", "").replace(" ", "-")
+            for key in ("accuracy", "low", "high"):
+                yield last, f"held-out/{name}/{key}", float(row[key])
