@@ -1,14 +1,18 @@
-# make demo · make test · make test-vllm · make atlas · make grids · make bench · make soak · make results: each installs what it needs first.
+# make demo · make test · make test-ui · make test-vllm · make atlas · make grids · make bench · make soak · make results: each installs what it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-vllm lint atlas grids bench gpu soak results clean
+.PHONY: demo test test-ui test-vllm lint atlas grids bench gpu soak results clean
 
 demo: .venv/.installed
 	$(BIN)/seal demo
 
 test: .venv/.installed lint
 	$(BIN)/python -m pytest
+
+# The dashboard in a real browser (also part of `make test`, where there is a Chromium).
+test-ui: .venv/.installed
+	$(BIN)/python -m pytest tests/test_ui.py
 
 # vLLM on the CPU, in an environment of its own (3.3 GB).
 test-vllm: .venv-vllm/.installed

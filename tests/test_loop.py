@@ -284,3 +284,15 @@ def test_a_domain_with_a_fault_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import nonexistent_thing\n")
     with pytest.raises(SealError, match=r"bad\.py cannot be imported: ModuleNotFoundError"):
         load_domain(f"{tmp_path / 'bad.py'}:X")
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+    config = RunConfig(runs=str(tmp_path))
+    Store(config).stage("seal/round-1").once("x", int)
+    path = tmp_path / "run/config.json"
+    older = json.loads(path.read_text())
+    del older["trial"], older["outer"]["rule"]
+    path.write_text(json.dumps(older))
+    Store(config)
+    with pytest.raises(SealError, match="trial"):
+        Store(config.model_copy(update={"trial": config.trial.model_copy(update={"race": 9})}))

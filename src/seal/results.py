@@ -64,7 +64,7 @@ def run_record(config: RunConfig, results: Sequence[Result], tasks: Sequence[str
 
 def _experiment(config: RunConfig) -> dict[str, Any]:
     """The settings, without what may differ between seeds of one experiment."""
-    data: dict[str, Any] = json.loads(config.model_dump_json(exclude={"name", "runs", "seed"}))
+    data: dict[str, Any] = json.loads(config.model_dump_json(exclude={"name", "runs", "seed", "workers", "cluster"}))
     data["model"].pop("threads")
     return data
 

@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import ValidationError
+
 from seal.config import RunConfig
 from seal.types import Attempt, SealError, Stopped
 
@@ -165,8 +167,7 @@ class Store:
         path = self.folder / "config.json"
         begun = any(p.is_dir() for p in self.folder.iterdir())  # before that a config may still be put right
         if path.exists() and begun:
-            found = read_json(path)
-            if changed := _difference(found, wanted):
+            if changed := _difference(_whole(read_json(path)), wanted):
                 raise SealError(
                     f"{self.folder} was made with another config ({changed}); give this run another --name, or run it as it was"
                 )
@@ -207,6 +208,14 @@ def claim(folder: Path) -> IO[str]:
     except OSError as error:
         raise SealError(f"{folder} is in use by another process") from error
     return lock
+
+
+def _whole(found: Any) -> Any:
+    """A config as it was written, with the defaults of settings that have come since."""
+    try:
+        return json.loads(RunConfig.model_validate(found).model_dump_json())
+    except ValidationError:
+        return found
 
 
 def _difference(found: Any, wanted: Any, at: str = "") -> str:
