@@ -80,7 +80,7 @@ def main() -> None:
         texts = write_edits(policy, domain, tasks, 4, config.write, 0, Stage(Path(folder) / "write"))
         seconds: dict[int, list[float]] = {n: [] for n in (0, *args.workers)}
         starting: dict[int, float] = {0: 0.0}
-        for n in seconds:
+        for n, times in seconds.items():
             began = time.monotonic()
             crew = RayCrew(config.model_copy(update={"workers": n})) if n else None
             warm = Stage(Path(folder) / f"warm-{n}")
@@ -91,10 +91,10 @@ def main() -> None:
             for repeat in range(args.repeats):
                 began = time.monotonic()
                 try_edits(policy, domain, tasks, texts, config.inner, Stage(Path(folder) / f"{n}-{repeat}"), 0, crew=crew)
-                seconds[n].append(time.monotonic() - began)
+                times.append(time.monotonic() - began)
             if crew:
                 crew.__exit__()
-            each = interval([args.edits / s for s in seconds[n]])
+            each = interval([args.edits / s for s in times])
             rows.append({"workers": n, "attempts_per_second": each, "start_seconds": round(starting[n], 1)})
             print(
                 f"{n or 'no'} workers: {each['mean']:.2f} attempts/s [{each['low']:.2f}, {each['high']:.2f}], {starting[n]:.0f} s to start",
