@@ -170,6 +170,7 @@ def _reach(address: str) -> None:
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # they are the work itself, not a background of it
     try:
         import ray
         import ray.exceptions
