@@ -16,6 +16,8 @@ from seal.store import write_whole
 
 PUBLISHED = (0.107, 0.052, -0.026, -0.066, -0.069, -0.100, -0.124, -0.142)
 """Gain of a passage 0, 1, … edits after its own in the SEAL paper (continual self-editing by merging, 64 sequences of 8)."""
+SMALL = 10
+"""Passages up to which every cell is written out."""
 COLOURS = (
     "#0b6e99",
     "#d98c21",
@@ -45,22 +47,26 @@ def heat_maps(summary: dict[str, Any]) -> Any:
     rows = summary["rows"]
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
-    figure, axes = _figure(3.1 * columns + 0.8, 3.3 * lines, lines, columns)
+    figure, axes = _figure(3.1 * columns + 0.8, 3.3 * lines + 0.6, lines, columns)
     image = None
     for ax, row in zip(axes.flat, rows, strict=False):
         table = summary["matrices"][row["setting"]]
         values = np.array([[np.nan if x is None else x for x in line] for line in table], dtype=float)
-        image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis")
-        small = len(values) <= 10
+        small = len(values) <= SMALL
+        steps = [
+            i for i in range(len(values)) if small or i == 0 or not np.isnan(values[i, 0])
+        ]  # a long stream is asked now and then
+        values = values[steps]
+        image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="equal" if small else "auto", interpolation="nearest")
         for (i, j), value in np.ndenumerate(values):
             if small and not np.isnan(value):
                 text, ink = f"{value:.2f}".removeprefix("0"), "white" if value < 0.6 else "black"
                 ax.text(j, i, text, ha="center", va="center", fontsize=7, color=ink)
         kept = "nothing gained" if row["kept"] is None else f"{row['kept']['mean']:.0%} of the gain kept"
         ax.set_title(f"{row['setting']}\nfinal {row['final']['mean']:.2f}, {kept}", fontsize=9)
-        ticks = range(0, len(values), 1 if small else max(1, len(values) // 10))
+        ticks = range(0, values.shape[1], 1 if small else max(1, values.shape[1] // 10))
         ax.set_xticks(ticks, [t + 1 for t in ticks], fontsize=7)
-        ax.set_yticks(ticks, [t + 1 for t in ticks], fontsize=7)
+        ax.set_yticks(range(len(steps)), [t + 1 for t in steps], fontsize=7)
     for ax in axes[:, 0]:
         ax.set_ylabel("after so many edits")
     for ax in axes[-1]:
@@ -77,7 +83,7 @@ def age_curves(summary: dict[str, Any]) -> Any:
     figure, axes = _figure(8.2, 4.6)
     ax = axes[0, 0]
     for number, row in enumerate(summary["rows"]):
-        points = [(age, 100 * x) for age, x in enumerate(row["gain_by_age"]) if x is not None]
+        points = binned([(age, 100 * x) for age, x in enumerate(row["gain_by_age"]) if x is not None])
         style = {"color": COLOURS[number % len(COLOURS)], "marker": "os^Dvp"[number % 6], "markersize": 4}
         ax.plot(*zip(*points, strict=True), label=row["setting"], **style)
     ax.plot(range(len(PUBLISHED)), [100 * x for x in PUBLISHED], "--", color="#8a929c", label="merge, published (Qwen2.5-7B)")
@@ -87,6 +93,14 @@ def age_curves(summary: dict[str, Any]) -> Any:
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return figure
+
+
+def binned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Many points, of few passages each, as means over tenths of the ages; the first, of the own edit, stays."""
+    if len(points) <= 2 * SMALL:
+        return [(float(age), gain) for age, gain in points]
+    groups = np.array_split(np.array(points[1:]), SMALL)
+    return [(0.0, points[0][1]), *((float(g[:, 0].mean()), float(g[:, 1].mean())) for g in groups)]
 
 
 def write_page(path: Path, summary: dict[str, Any]) -> Path:
