@@ -93,9 +93,8 @@ def one(variant: str, seed: int, runs: str) -> None:
     trained = time.monotonic() - start
     evaluation = Evaluation(config, store, "eval")
     rounds = range(1, config.rounds + 1) if variant.startswith("rounds") else [config.rounds]
-    names = [(NO_RL, evaluation.base)] + [
-        (f"SEAL round {r}", load_round(config, store.stage(f"seal/round-{r}"))) for r in rounds
-    ]
+    names = [(f"SEAL round {r}", load_round(config, store.stage(f"seal/round-{r}"))) for r in rounds if r]
+    names = names or [(NO_RL, evaluation.base)]
     scored = []
     for name, policy in names:
         result = evaluation.policy_edits(name, policy, policy if config.inner.start == "policy" else evaluation.base)
@@ -116,6 +115,8 @@ def table(runs: str) -> dict[str, Any]:
         if not found:
             continue
         found.sort(key=lambda f: f["seed"])
+        for f in found:
+            f["settings"] = [s for s in f["settings"] if s["setting"] != NO_RL or variant == "no RL"]
         for place in range(len(found[0]["settings"])):
             after = [f["settings"][place]["scores"] for f in found]
             features = [f["settings"][place]["features"] for f in found]
