@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 from seal.stats import Interval
@@ -14,13 +15,19 @@ def _y(value: float, height: int, low: float, high: float) -> float:
     return 10 + (height - 40) * (1 - (value - low) / (high - low))
 
 
+def nice(top: float) -> float:
+    """The next number of one digit, 1, 2, 4 or 8 times a power of ten, so that quarters of it are short."""
+    power = 10.0 ** math.floor(math.log10(top)) if top > 0 else 1.0
+    return next(x * power for x in (1, 2, 4, 8, 10) if x * power >= top * 0.999) if top > 0 else 1.0
+
+
 def lines(series: dict[str, Sequence[Point]], label: str, x_label: str, high: float | None = 1.0) -> str:
     """One line per series over whole numbers; intervals as bars."""
     points = [p for row in series.values() for p in row]
     if not points:
         return ""
     tops = [p[1].high if isinstance(p[1], Interval) else p[1] for p in points]
-    top = high if high is not None else (max(tops) * 1.1 or 1.0)
+    top = nice(high if high is not None else max(tops))
     width, height, left = 460, 230, 46
     xs = sorted({p[0] for p in points})
     span = max(1.0, xs[-1] - xs[0])
@@ -29,7 +36,7 @@ def lines(series: dict[str, Sequence[Point]], label: str, x_label: str, high: fl
         return left + 20 + (width - left - 50) * ((value - xs[0]) / span if len(xs) > 1 else 0.5)
 
     out = [
-        f'<svg class="chart" viewBox="0 0 {width} {height + 18 * len(series)}" role="img" aria-label="{html.escape(label)}">'
+        f'<svg class="chart" viewBox="0 0 {width} {height + 8 + 18 * len(series)}" role="img" aria-label="{html.escape(label)}">'
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _y(share * top, height, 0, top)
