@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -72,6 +73,36 @@ def test_asked_to_stop_it_finishes_the_wave_ends_with_0_and_goes_on(model: str, 
     done = subprocess.run(command(model, tmp_path, "asked"), capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "asked") == content(unbroken)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(model: str, unbroken: Path, tmp_path: Path) -> None:
+    def no_file_larger() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+
+    words = command(model, tmp_path, "full")
+    full = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, preexec_fn=no_file_larger)
+    assert full.returncode == 2 and full.stderr.strip().splitlines()[-1].startswith("seal: cannot write"), full.stderr
+    held = {p: p.read_bytes() for p in (tmp_path / "full").rglob("attempts.jsonl")}
+    assert not (tmp_path / "full/results.json").exists()
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert all(p.read_bytes().startswith(b[: b.rfind(b"\n") + 1]) for p, b in held.items())
+    assert content(tmp_path / "full") == content(unbroken)
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    model: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = iter([10**6, -(10**6)] * 10**6)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    flags = command(model, tmp_path, "jumping", verb="train")[3:]
+    assert main([*flags, "--rounds=1"]) == 0
+    mine, other = (run_ / "seal/round-1/attempts.jsonl" for run_ in (tmp_path / "jumping", unbroken))
+    rows = [
+        [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in p.read_text().splitlines()] for p in (mine, other)
+    ]
+    assert rows[0] == rows[1] and all(json.loads(x)["seconds"] >= 0 for x in mine.read_text().splitlines())
 
 
 def test_controls_stand_in_the_table_by_name(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

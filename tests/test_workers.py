@@ -29,6 +29,17 @@ class Poison(Knowledge):
         return super().queries(task)
 
 
+class OutOnce(Knowledge):
+    """A domain that runs one worker out of memory, once."""
+
+    def queries(self, task: Task) -> list[Query]:
+        mark = Path(os.environ.get("MARK", ""))
+        if "ray::" in " ".join(psutil.Process().cmdline()) and not mark.exists():
+            mark.touch()
+            raise MemoryError("no memory is left")
+        return super().queries(task)
+
+
 def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*words], capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **(env or {})}, timeout=300
@@ -110,6 +121,14 @@ def test_an_attempt_that_kills_its_worker_is_set_aside_and_its_neighbours_are_no
     assert all("3 tries" in str(a["reason"]) and a["reward"] is None for a in found if a["task"] == poisoned)
     others = [a for a in attempts(unbroken)[:9] if a["task"] != poisoned and a["edit"] == 0]
     assert [a for a in found if a["task"] != poisoned] == others
+
+
+def test_a_worker_out_of_memory_is_tried_again(model: str, unbroken: Path, tmp_path: Path) -> None:
+    flags = ["--workers", "2", "--rounds", "1", "--domain.name", f"{__file__}:OutOnce"]
+    done = run(*command(model, tmp_path, "out", *flags, verb="train"), env={"MARK": str(tmp_path / "mark")})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mark").exists()
+    assert attempts(tmp_path / "out") == attempts(unbroken)[:9]
 
 
 def test_what_a_user_gets_wrong_is_one_sentence(model: str, tmp_path: Path) -> None:
