@@ -44,7 +44,6 @@ COMMON = [
 ]
 FLAT = ["--edits_per_task", "5", "--inner.seeds", "3"]
 LONG = ["--rounds", "6", "--edits_per_task", "5"]
-TRL = ["--outer.recipe.learning_rate", "1e-4", "--outer.recipe.batch_size", "8"]
 VARIANTS: dict[str, list[str]] = {
     "no RL": ["--rounds", "0"],
     "sft accuracy 5x3": [*FLAT, "--inner.reward", "accuracy"],
@@ -58,10 +57,10 @@ VARIANTS: dict[str, list[str]] = {
     "sft proxy alone 15": ["--edits_per_task", "15", "--trial.proxy", "in-context", "--outer.select", "proxy_of"],
     "sft random": [*FLAT, "--outer.select", "random_of"],
     "sft likelihood 5x3, anchor": [*FLAT, "--inner.reward", "likelihood", "--outer.anchor", "1"],
-    "dpo likelihood 5x3": [*FLAT, *TRL, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
-    "ipo likelihood 5x3": [*FLAT, *TRL, "--inner.reward", "likelihood", "--outer.rule", "ipo", "--outer.recipe.epochs", "4"],
+    "dpo likelihood 5x3": [*FLAT, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
+    "ipo likelihood 5x3": [*FLAT, "--inner.reward", "likelihood", "--outer.rule", "ipo", "--outer.recipe.epochs", "4"],
     "grpo likelihood 15x1": [
-        "--edits_per_task", "15", *TRL, "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
+        "--edits_per_task", "15", "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
         "--outer.recipe.epochs", "2", "--outer.recipe.learning_rate", "3e-4",
     ],
     "sft likelihood 5x3, directives": [*FLAT, "--inner.reward", "likelihood", "--write.explore", "true"],
