@@ -19,7 +19,7 @@ from seal.loop import run
 from seal.models.policy import Policy, load_policy
 from seal.noise import estimators
 from seal.proxy import proxy_scores, rank_correlation, rating_of
-from seal.restem import pairs_of
+from seal.restem import pairs_of, select
 from seal.store import Stage, Store
 from seal.trials import plan_race, race, try_siblings, with_prior
 from seal.types import Attempt, BadEdit, Edit, Recipe, SealError
@@ -87,8 +87,8 @@ def test_only_the_edits_that_the_proxy_puts_first_are_tried(policy: Policy, tmp_
     untried = try_siblings(policy, domain, tasks, texts, alone, Stage(tmp_path / "alone"), 0, "try")
     assert not (tmp_path / "alone/attempts.jsonl").exists() and len(untried) == 10
     assert max(untried[:5], key=lambda a: a.reward or 0).edit == 4
-    with pytest.raises(SealError, match=r"need a trial\.proxy"):
-        try_siblings(policy, domain, tasks, texts, config(trial={"filter": 2}), Stage(tmp_path / "no"), 0, "try")
+    with pytest.raises(ValueError, match=r"need a trial\.proxy"):
+        config(trial={"filter": 2})
 
 
 def test_every_proxy_gives_a_share_for_every_edit(policy: Policy) -> None:
@@ -99,7 +99,7 @@ def test_every_proxy_gives_a_share_for_every_edit(policy: Policy) -> None:
         assert [len(row) for row in scores] == [4] * 3 and all(0 <= x <= 1 for row in scores for x in row)
     with pytest.raises(SealError, match="there is no 'luck'"):
         proxy_scores("luck", policy, domain, tasks, [TEXTS] * 3)
-    assert [rating_of(x) for x in (" 7", "Rating: 10", "8.5/10", "eleven", "11", "")] == [0.7, 1.0, 0.85, None, None, None]
+    assert [rating_of(x) for x in (" 7", "Rating: 9", "4.5/9", "eleven", "11", "")] == [7 / 9, 1.0, 0.5, None, None, None]
 
 
 def test_rank_correlation_is_spearmans_within_tasks() -> None:
@@ -144,7 +144,8 @@ def test_every_rule_changes_the_policy_and_goes_on_where_it_was(rule: str, polic
     if rule != "sft":
         pytest.importorskip("trl")
     name = tiny.save(tmp_path / "model")
-    flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}", "--rounds=1", f"--outer.rule={rule}", "--outer.anchor=0.5"]
+    flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}", "--rounds=1", f"--outer.rule={rule}"]
+    flags += ["--outer.anchor=0.5"] if rule == "sft" else []
     settings = load_config(None, [*flags, "--outer.recipe.learning_rate=1e-2"])
     run(settings, Store(settings))
     before, after = load_policy(name), load_policy(tmp_path / "run/seal/round-1/policy")
@@ -205,6 +206,12 @@ def test_what_a_user_gets_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.C
     assert "there is no 'luck'" in capsys.readouterr().err
     assert main(["train", *flags, "--outer.rule", "ppo"]) == 2
     assert "outer.rule" in capsys.readouterr().err
+    for odd in (["--trial.race", "9"], ["--outer.replay", "1"], ["--outer.select", "solved"]):
+        assert main(["train", *flags, "--outer.rule", "dpo", *odd]) == 2
+        told = capsys.readouterr().err
+        assert "dpo" in told and "Value error" not in told and len(told.splitlines()) == 1
+    assert main(["train", *flags, "--outer.rule", "dpo", "--controls", "worst"]) == 2
+    assert "imitates" in capsys.readouterr().err
     assert OuterConfig().rule == "sft"
 
 
@@ -243,3 +250,30 @@ def test_directives_drawn_at_random_end_the_edits_of_the_first_round(tmp_path: P
     assert not any(text.endswith("}") for row in second for text in row), (
         "from then on the model writes them itself, or does not"
     )
+
+
+def test_completions_of_grpo_are_the_edits_whatever_the_template(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    from seal.models.tokens import encode_example
+    from seal.restem import sft_examples
+    from seal.types import Prompt, Selected
+
+    policy = tiny.policy()
+    policy.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    for prompt in (Prompt("Read."), Prompt("Read.", "Be brief.")):
+        example = sft_examples([Selected("a", "Velora is walled.", 1.0)], {"a": prompt})[0]
+        row = encode_example(example, policy.tokenizer, policy.chat)
+        begins = row.loss.index(True)
+        assert policy.tokenizer.decode(row.ids[begins:], skip_special_tokens=True).strip() == "Velora is walled."
+
+
+def test_controls_take_as_many_as_seal_did_and_nothing_where_it_kept_nothing() -> None:
+    attempts = [attempt(t, e, e / 10) for t in "ab" for e in range(4)]
+    assert [k.text for k in select(attempts, "worst_of", 1, 0, {"a": 2})] == ["a 0", "a 1"]
+    assert select(attempts, "random_of", 1, 0, {}) == [] and len(select(attempts, "random_of", 1, 0, None)) == 2
+
+
+def test_where_nothing_was_earned_a_prior_foretells_nothing() -> None:
+    attempts = [attempt("a", e, 0.0) for e in range(2)] + [attempt("b", 0, 0.0), attempt("b", 1, 1.0)]
+    scores = {("a", 0): 0.0, ("a", 1): 1.0, ("b", 0): 0.0, ("b", 1): 1.0}
+    assert [a.reward for a in with_prior(attempts, scores, 3.0)][:2] == [0.0, 0.0]

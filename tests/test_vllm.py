@@ -9,7 +9,8 @@ import pytest
 
 from seal.domains import atlas
 from seal.domains.knowledge import Knowledge
-from seal.models.engine import Sampling, ask
+from seal.integrations.vllm import served
+from seal.models.engine import Sampling, ask, generate
 from seal.models.lora import load_peft, save_peft
 from seal.models.policy import load_policy
 from seal.models.train import Job, train_adapters
@@ -48,3 +49,30 @@ def test_vllm_answers_through_an_exported_adapter_as_we_do(tmp_path: Path) -> No
     print(f"the same greedy answers: {same} of {total}")
     assert same >= 0.95 * total
     assert changed > total / 2  # the adapter was there
+
+
+def test_vllm_writes_and_answers_in_place_of_transformers(tmp_path: Path) -> None:
+    plain, policy = load_policy("atlas"), served(load_policy("atlas"), "vllm", "atlas")
+    domain = Knowledge()
+    tasks = [Task(r["id"], r) for r in (atlas.record("select", 900 + i) for i in range(6))]
+    prompts = [domain.prompt(t) for t in tasks]
+    greedy = Sampling(48)
+    ours, theirs = (generate(p, prompts, greedy, [0] * 6) for p in (plain, policy))
+    agree = sum(a.split()[:20] == b.split()[:20] for a, b in zip(ours, theirs, strict=True))
+    sampled = [generate(policy, prompts, Sampling(24, 1.0, 0.95), list(range(6))) for _ in range(2)]
+    assert sampled[0] == sampled[1] != generate(policy, prompts, Sampling(24, 1.0, 0.95), list(range(9, 15)))
+
+    recipe = Recipe(rank=16, alpha=32, targets="all-linear", learning_rate=6e-3, tokens=1500, batch_size=8)
+    edits = [domain.parse(t, domain.oracle(t) or "") for t in tasks[:4]]
+    adapters = [t.adapter for t in train_adapters(plain, [Job(e.examples, recipe, 0) for e in edits if isinstance(e, Edit)])]
+    asked = [[q.prompt for q in domain.queries(t)] for t in [*tasks[:4], tasks[4]]]
+    answers = [ask(p, [*adapters, None], asked, Sampling(8, stop="\n")) for p in (plain, policy)]
+    print(
+        "differ:", [(a, b) for x, y in zip(*answers, strict=True) for a, b in zip(x, y, strict=True) if a.strip() != b.strip()]
+    )
+    same = sum(a.strip() == b.strip() for x, y in zip(*answers, strict=True) for a, b in zip(x, y, strict=True))
+    print(
+        f"greedy self-edits that agree in their first 20 words: {agree} of 6; answers through adapters: {same} of {sum(map(len, asked))}"
+    )
+    assert agree >= 5 and same >= 0.95 * sum(map(len, asked))
+    assert not policy.served.llm.llm_engine.list_loras(), "adapters are taken back"

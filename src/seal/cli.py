@@ -118,6 +118,10 @@ def _run(argv: list[str]) -> int:
         raise SealError(
             "model.quantize: the outer loop merges into the weights, which 4-bit ones do not allow; take --rounds 0 or none"
         )
+    if config.outer.rule != "sft" and args.command in ("demo", "train"):
+        from seal.integrations.trl import must_be_there
+
+        must_be_there()
     if own["dry_run"]:
         print(json.dumps(json.loads(config.model_dump_json()), indent=2))
         return 0
@@ -218,9 +222,13 @@ def _train(config: Any, own: dict[str, Any]) -> int:
     from seal.loop import run
     from seal.report import round_rewards
 
-    controls = own["controls"].split(",") if own["controls"] else ["random"] * own["control"]
+    controls = list(dict.fromkeys(["random"] * own["control"] + (own["controls"].split(",") if own["controls"] else [])))
     if unknown := next((c for c in controls if c not in CONTROLS), None):
         raise SealError(f"--controls: there is no control {unknown!r}; there are: {', '.join(CONTROLS)}")
+    if config.outer.rule != "sft" and (odd := next((c for c in controls if c != "random"), None)):
+        raise SealError(f"--controls {odd} imitates other edits, and outer.rule = {config.outer.rule} imitates none")
+    if "worst" in controls and (config.trial.race or config.trial.filter):
+        raise SealError("--controls worst takes the worst of all siblings, and trial.race and trial.filter leave some out")
     store = _open(config)
     with _crew(config) as crew:
         run(config, store, crew=crew)

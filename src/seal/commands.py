@@ -143,8 +143,15 @@ def report(args: Namespace) -> int:
     from seal.store import write_whole
 
     figure = args.figure
-    must_be_new(args.json, figure, args.latex, args.pdf, args.figures)
+    targets = [p for p in (args.json, figure, args.latex, args.pdf, args.figures) if p]
+    must_be_new(*targets)
+    if len(set(targets)) < len(targets):
+        raise SealError("two outputs have one name: nothing is overwritten")
     if any((run / "continual.json").exists() for run in args.runs):
+        if args.latex or args.pdf or args.figures:
+            raise SealError(
+                "--latex, --pdf and --figures are of runs of the outer loop; of continual runs there are --json and --figure"
+            )
         report_continual(args.runs, args.json, figure, args.beside)
         return 0
     if figure and (figure.suffix not in (".png", ".svg", ".pdf") or not figure.parent.is_dir()):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seal.types import Recipe, SealError
 
@@ -39,6 +39,8 @@ class ModelConfig(Part):
     """Compute in bf16 over fp32 weights (autocast); ``auto``: where the hardware multiplies bf16 natively."""
     threads: Count | Literal["auto"] = "auto"
     """CPU threads; ``auto``: the cores this process may use. A run is bit-identical only to one with the same number."""
+    engine: Annotated[str, Field(pattern=r"^(transformers|vllm|https?://\S+)$")] = "transformers"
+    """Who writes edits and answers: ``transformers``; ``vllm``, in this process; or a running ``vllm serve`` (``http://host:8000/v1``)."""
     quantize: Literal["4bit"] | None = None
     """Hold the frozen weights in 4 bits (NF4, through bitsandbytes); such a model can be adapted but not merged into."""
 
@@ -80,7 +82,7 @@ class InnerConfig(Part):
 class TrialConfig(Part):
     """How the sibling edits of a round are tried, so that inner loops are spent where they decide."""
 
-    race: Count | None = None
+    race: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Inner loops per task, spent by sequential halving among its edits; ``None``: every edit is tried with ``inner.seeds`` seeds."""
     drafted: Annotated[int, Field(ge=0, le=64)] = 0
     """Questions per training task that the model drafts itself, added to the given ones."""
@@ -175,6 +177,30 @@ class RunConfig(Part):
     eval: EvalConfig = EvalConfig()
     continual: ContinualConfig = ContinualConfig()
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> RunConfig:
+        trial, outer = self.trial, self.outer
+        if not trial.proxy and (trial.filter or trial.prior or outer.select == "proxy_of"):
+            raise ValueError("trial.filter, trial.prior and outer.select = proxy_of need a trial.proxy")
+        if trial.prior and outer.select not in ("best_of", "random_of", "worst_of", "others_of"):
+            raise ValueError(
+                f"trial.prior changes the order of siblings, and outer.select = {outer.select} does not look at it"
+            )
+        if outer.rule != "sft":
+            if outer.select not in ("best_of", "random_of"):
+                raise ValueError(
+                    f"outer.rule = {outer.rule} learns from all siblings: outer.select = {outer.select} says nothing to it"
+                )
+            if trial.race or trial.filter:
+                raise ValueError(
+                    f"outer.rule = {outer.rule} learns from all siblings: trial.race and trial.filter leave some out"
+                )
+            if outer.replay or outer.anchor or outer.recipe.tokens:
+                raise ValueError(
+                    f"outer.replay, outer.anchor and outer.recipe.tokens are of outer.rule = sft, not of {outer.rule}"
+                )
+        return self
+
     @property
     def folder(self) -> Path:
         return Path(self.runs) / self.name
@@ -208,7 +234,9 @@ def load_config(path: str | Path | None, flags: Sequence[str] = ()) -> RunConfig
         return RunConfig.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "config"
+        if not first["loc"]:  # settings that do not go together
+            raise SealError(first["msg"].removeprefix("Value error, ")) from error
+        key = ".".join(map(str, first["loc"]))
         mine = any(key == flag or key.startswith(f"{flag}.") for flag, _ in parse_flags(flags))
         raise SealError(
             f"{f'--{key}' if mine or path is None else f'{path}: {key}'}: {first['msg']}" + _given(first)

@@ -167,7 +167,7 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         "It listens on this machine alone, and only reads run folders. Needs the extra: pip install 'seal-lm[ui]'.",
         [
             (("runs",), {"nargs": "?", "type": Path, "default": Path("runs"), "help": "the folder that runs lie in (runs)"}),
-            (("--port",), {"type": _positive, "default": 8765}),
+            (("--port",), {"type": _positive, "choices": range(1, 65536), "metavar": "PORT", "default": 8765}),
             (("--host",), {"default": "127.0.0.1", "help": "another address opens it to the network; there is no password"}),
         ],
     ),

@@ -10,6 +10,7 @@ from seal.attempts import Crew, fingerprints, open_domain, write_edits
 from seal.config import RunConfig
 from seal.controls import as_many, by_chance, exchanged, kept_by_seal, kept_in
 from seal.domains.base import Domain
+from seal.integrations.vllm import served
 from seal.models.policy import Policy, load_policy
 from seal.restem import select
 from seal.rules import learn_from, replayed
@@ -45,7 +46,8 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
                     if rule == "random_of"
                     else try_siblings(learner, domain, tasks_P, texts_P_E, config, stage, seed, label, crew)
                 )
-                kept = select(attempts, rule, config.outer.keep, seed, as_many(kept_by_seal(store, r)))
+                count = as_many(kept_by_seal(store, r)) if branch != "seal" else None
+                kept = select(attempts, rule, config.outer.keep, seed, count)
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
             earlier = [k for q in range(1, r) for k in kept_in(store, branch, q)]
             improve(policy, domain, tasks_P, kept, earlier, attempts, config, stage, r)
@@ -106,10 +108,10 @@ def improve(
 def load_base(config: RunConfig) -> Policy:
     """The model before any round."""
     m = config.model
-    return load_policy(m.name, m.device, m.dtype, m.bf16, m.threads, m.quantize)
+    return served(load_policy(m.name, m.device, m.dtype, m.bf16, m.threads, m.quantize), m.engine, m.name)
 
 
 def load_round(config: RunConfig, stage: Stage) -> Policy:
     """The policy that a round saved."""
     m = config.model
-    return load_policy(stage.folder / "policy", m.device, m.dtype, m.bf16, m.threads)
+    return served(load_policy(stage.folder / "policy", m.device, m.dtype, m.bf16, m.threads), m.engine, m.name)

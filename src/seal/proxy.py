@@ -24,7 +24,7 @@ PROXIES = ("in-context", "exposure", "coverage")
 RUBRIC = (
     "A language model will be trained on the notes below, and will then answer questions about the passage without seeing it.\n\n"
     "Passage: {title}\n{context}\n\nNotes: {edit}\n\nHow well would the notes prepare it? Count what follows from the passage and is said "
-    "outright; what is wrong counts against them. Reply with one number from 0 (useless) to 10 (everything one could ask).\nRating:"
+    "outright; what is wrong counts against them. Reply with one digit from 0 (useless) to 9 (everything one could ask).\nRating:"
 )
 SHOWN_CHARS = 8000
 """Of an edit, what a judge reads."""
@@ -78,19 +78,24 @@ def _judged(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str
     ]
     if is_endpoint(source):
         replies = Endpoint(source).write(prompts, max_tokens=8, usable=lambda x: rating_of(x) is not None)
-        return _split([rating_of(r or "") or 0.0 for r in replies], texts_P_E)
+        rated = [rating_of(r or "") for r in replies]
+        if left := sum(r is None for r in rated):
+            raise SealError(
+                f"trial.proxy: the judge left {left} of {len(rated)} edits unrated; run the same command again to go on"
+            )
+        return _split([r or 0.0 for r in rated], texts_P_E)
     judge = load_policy(source.removeprefix("hf:"), threads="auto")
-    ratings = [str(n) for n in range(11)]
+    ratings = [str(n) for n in range(10)]  # of one digit: a longer one would be favoured by a mean over tokens
     queries = [Query(Prompt(p), (" " if not judge.chat else "") + r) for p in prompts for r in ratings]
     likely = np.array(log_likelihood(judge, [None], [queries])[0]).reshape(-1, len(ratings))
     weights = np.exp(likely - likely.max(1, keepdims=True))
-    return _split(((weights / weights.sum(1, keepdims=True)) @ np.arange(11) / 10).tolist(), texts_P_E)
+    return _split(((weights / weights.sum(1, keepdims=True)) @ np.arange(10) / 9).tolist(), texts_P_E)
 
 
 def rating_of(reply: str) -> float | None:
-    """The first number of a reply, as a share of ten; ``None`` if there is none from 0 to 10."""
+    """The first number of a reply, as a share of nine; ``None`` if there is none from 0 to 9."""
     found = re.search(r"\d{1,3}(?:\.\d{1,3})?", reply)
-    return float(found[0]) / 10 if found and float(found[0]) <= 10 else None
+    return float(found[0]) / 9 if found and float(found[0]) <= 9 else None
 
 
 def _split(scores: Sequence[float], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:

@@ -124,15 +124,18 @@ def _table_page(summary: dict[str, Any], head: Sequence[str], rows: Sequence[Seq
     for (row, column), cell in table.get_celld().items():
         cell.set_linewidth(0.4 if row == 0 else 0)
         cell.visible_edges = "B" if row == 0 else ""
+        cell.get_text().set_parse_math(False)
         cell.set_text_props(ha="left" if column == 0 else "right", weight="bold" if row == 0 else "normal")
-    axes.set_title(f"{summary['command']}\n{summary['date']}, {summary['machine']}, seeds {summary['seeds']}", fontsize=8)
+    axes.set_title(
+        f"{summary['command']}\n{summary['date']}, {summary['machine']}, seeds {summary['seeds']}", fontsize=8, parse_math=False
+    )
     return figure
 
 
 def metrics_of(folder: Path) -> Iterator[tuple[int, str, float]]:
     """(round, name, value) of a run: rewards, shares and times of each round tried so far, and the table of writers at the last."""
     last = 0
-    rounds = sorted((p for p in (folder / "seal").glob("round-*") if p.is_dir()), key=lambda p: int(p.name[6:]))
+    rounds = [p for p in (folder / "seal").glob("round-*") if p.is_dir() and p.name[6:].isdigit()]
     for row in round_rewards(folder, "seal", len(rounds)):
         last = int(row["round"])
         for name in ("mean", "low", "high", "best", "before", "bad", "attempts"):

@@ -53,12 +53,14 @@ def solved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
     return [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, _ in edits if r >= 1]
 
 
-def worst_of(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
-    """A control: the ``keep`` edits of lowest reward of each task; of equals, the first."""
+def worst_of(attempts: Sequence[Attempt], keep: int = 1, per_task: Mapping[str, int] | None = None) -> list[Selected]:
+    """A control: the ``keep`` edits of lowest reward of each task, or as many as ``per_task`` says; of equals, the first."""
     return [
         Selected(task, text, reward)
         for task, edits in _by_task(attempts).items()
-        for _, text, reward, _ in sorted(edits, key=lambda e: (e[2], e[0]))[:keep]
+        for _, text, reward, _ in sorted(edits, key=lambda e: (e[2], e[0]))[
+            : keep if per_task is None else per_task.get(task, 0)
+        ]
     ]
 
 
@@ -86,7 +88,7 @@ def random_of(
         every = [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, _ in edits]
         return random.Random(seed_of("random_of", seed)).sample(every, min(sum(per_task.values()), len(every)))
     for task, edits in _by_task(attempts).items():
-        n = per_task.get(task, 0) if per_task else keep
+        n = keep if per_task is None else per_task.get(task, 0)
         chosen = random.Random(seed_of("random_of", seed, task)).sample(edits, min(n, len(edits)))
         kept += [Selected(task, text, reward) for _, text, reward, _ in chosen]
     return kept
@@ -98,9 +100,9 @@ def select(
     """Selection by the rule's name in the config; ``per_task`` is for the control."""
     if rule == "random_of":
         return random_of(attempts, keep, seed, per_task)
-    return {"best_of": best_of, "proxy_of": best_of, "improved": improved, "solved": solved, "worst_of": worst_of}[rule](
-        attempts, keep
-    )
+    if rule == "worst_of":
+        return worst_of(attempts, keep, per_task)
+    return {"best_of": best_of, "proxy_of": best_of, "improved": improved, "solved": solved}[rule](attempts, keep)
 
 
 def sft_examples(kept: Sequence[Selected], prompts: dict[str, Prompt]) -> tuple[Example, ...]:

@@ -37,8 +37,6 @@ def try_siblings(
     if trial.proxy:
         source = trial.proxy
         scores = stage.once("proxy", lambda: proxy_scores(source, policy, domain, tasks, texts_P_E))
-    elif trial.filter or trial.prior or config.outer.select == "proxy_of":
-        raise SealError("trial.filter, trial.prior and outer.select = proxy_of need a trial.proxy")
     if scores is not None and config.outer.select == "proxy_of":
         return untried(domain, tasks, texts_P_E, inner, scores)
     alive = [dict(enumerate(texts)) for texts in texts_P_E]
@@ -188,6 +186,8 @@ def with_prior(attempts: Sequence[Attempt], scores: Mapping[tuple[str, int], flo
         if a.reward is None:
             return a
         score, reward = means[a.task]
+        if reward == 0:  # nothing was earned there, and nothing is foretold
+            return a
         foretold = reward + slope * (scores[a.task, a.edit] - score)
         w = weight / tried[a.task, a.edit]
         return replace(a, reward=(a.reward + w * foretold) / (1 + w))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ def track(kind: str, metrics: Metrics, config: Mapping[str, Any], out: Path) -> 
         TRACKERS[kind](metrics, config, out)
     except ImportError as error:
         raise SealError(f"exporting to {kind} needs its library: pip install {kind}") from error
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)  # it was new: what is in it is half of ours
+        raise SealError(f"cannot write {out}: {error.strerror or error}") from error
 
 
 def flat(config: Mapping[str, Any], at: str = "") -> dict[str, Any]:

@@ -28,11 +28,12 @@ from seal.attempts import open_domain, trials_of, try_wave, unadapted
 from seal.config import OuterConfig, RunConfig
 from seal.domains.base import Domain
 from seal.models.fit import room_for
-from seal.models.lora import Adapter, load_peft, target_modules
+from seal.models.lora import Adapter, adapted_modules, load_peft
 from seal.models.policy import Policy, load_policy
-from seal.models.tokens import encode_example, encode_prompt, render
+from seal.models.tokens import defuse, encode_example, render
+from seal.restem import sft_examples
 from seal.store import Stage
-from seal.types import Attempt, Example, Prompt, SealError, Selected, Task
+from seal.types import Attempt, Prompt, SealError, Selected, Task
 
 Pair = tuple[Selected, Selected]
 """An edit, and one of the same task that did worse."""
@@ -119,9 +120,11 @@ def preference(
         return None, {"kept": 0, "steps": 0, "tokens": 0, "loss": (0.0, 0.0), "diverged": False}
     rows = []
     for best, worst in pairs:
-        row: dict[str, Any] = {"prompt": render(prompts[best.task], policy.tokenizer, policy.chat)}
-        rows.append(row | {"chosen": best.text, "rejected": worst.text})
-    n_steps = max(1, round(outer.recipe.epochs * -(-len(rows) // outer.recipe.batch_size)))
+        prompt = render(prompts[best.task], policy.tokenizer, policy.chat)
+        prompt = prompt.removeprefix(str(policy.tokenizer.bos_token or "")) if policy.chat else prompt  # TRL writes it again
+        texts = {"chosen": defuse(best.text, policy.tokenizer), "rejected": defuse(worst.text, policy.tokenizer)}
+        rows.append({"prompt": prompt, **texts})
+    n_steps = outer.recipe.steps or max(1, round(outer.recipe.epochs * -(-len(rows) // outer.recipe.batch_size)))
     longest = max(len(policy.tokenizer(r["prompt"] + max(r["chosen"], r["rejected"], key=len))["input_ids"]) for r in rows)
     with _workplace(outer, seed, n_steps) as arguments:
         arguments |= {"per_device_train_batch_size": outer.recipe.batch_size, "max_length": longest + 8}
@@ -148,10 +151,9 @@ def grpo(
     groups = _groups(attempts)
     if not groups:
         return None, {"kept": 0, "steps": 0, "tokens": 0, "loss": (0.0, 0.0), "diverged": False}
-    size = min(map(len, groups.values()))
-    ids = {t: encode_prompt(render(prompts[t], policy.tokenizer, policy.chat), policy.tokenizer, policy.chat) for t in groups}
+    size = len(next(iter(groups.values())))
     n_samples = size * len(groups)
-    per_batch = max(size, outer.recipe.batch_size // size * size)
+    per_batch = min(n_samples, max(size, outer.recipe.batch_size // size * size))
     n_batches = -(-n_samples // per_batch)
     rows = [{"prompt": t} for t in groups]  # the texts are on disk already: a prompt is only a name here
     rows += [{"prompt": t} for t in list(groups)[: (n_batches * per_batch - n_samples) // size]]
@@ -163,17 +165,20 @@ def grpo(
         for name in names if len(names) > len(set(names)) else [n for n in names for _ in range(size)]:
             text, worth = groups[name][turn[name] % size]
             turn[name] += 1
-            row = encode_example(Example(text, prompts[name].text), policy.tokenizer, policy.chat)
-            found["prompt_ids"].append(ids[name])
-            found["completion_ids"].append(list(row.ids[len(ids[name]) :]))
+            example = sft_examples([Selected(name, text, worth)], dict(prompts))[0]
+            row = encode_example(example, policy.tokenizer, policy.chat)  # as imitation would train on it
+            begins = row.loss.index(True)
+            found["prompt_ids"].append(list(row.ids[:begins]))
+            found["completion_ids"].append(list(row.ids[begins:]))
             found["found"].append(worth)
         return {**found, "logprobs": None}
 
     def worth(found: Sequence[float], **_: Any) -> list[float]:
         return list(found)
 
-    passes = max(1, round(outer.recipe.epochs))
-    with _workplace(outer, seed, passes * n_batches) as arguments:
+    n_steps = outer.recipe.steps or max(1, round(outer.recipe.epochs)) * n_batches
+    passes = -(-n_steps // n_batches)
+    with _workplace(outer, seed, n_steps) as arguments:
         args = trl.GRPOConfig(
             **arguments, per_device_train_batch_size=per_batch, num_generations=size, steps_per_generation=n_batches, num_iterations=passes,
             max_completion_length=4096, beta=outer.beta, temperature=temperature or 1.0, shuffle_dataset=False, use_cpu=policy.device.type == "cpu",
@@ -186,13 +191,15 @@ def grpo(
 
 
 def _groups(attempts: Sequence[Attempt]) -> dict[str, list[tuple[str, float]]]:
-    """Task → its edits with their mean reward (0 for a bad one, which is to be unlearnt); only tasks with two or more."""
+    """Task → its edits with their mean reward (0 for a bad one, which is to be unlearnt). Groups are of one size: a task that has fewer graded
+    edits than others is left out."""
     found: dict[str, dict[int, tuple[str, list[float]]]] = {}
     for a in attempts:
-        if a.reward is not None and a.text.strip():
+        if a.reward is not None:
             found.setdefault(a.task, {}).setdefault(a.edit, (a.text, []))[1].append(a.reward)
     groups = {t: [(text, sum(r) / len(r)) for text, r in edits.values()] for t, edits in found.items()}
-    return {t: g for t, g in groups.items() if len(g) > 1}
+    most = max(map(len, groups.values()), default=0)
+    return {t: g for t, g in groups.items() if len(g) == most > 1}
 
 
 @contextmanager
@@ -219,7 +226,7 @@ def _model(policy: Policy) -> Any:
 def _lora(policy: Policy, outer: OuterConfig) -> Any:
     from peft import LoraConfig
 
-    names = sorted(target_modules(policy.model, outer.recipe.targets))
+    names = sorted(adapted_modules(policy.model, outer.recipe))
     alpha: Any = outer.recipe.alpha  # PEFT only divides it by the rank
     return LoraConfig(r=outer.recipe.rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, task_type="CAUSAL_LM")
 
@@ -244,6 +251,15 @@ def _finish(trainer: Any, n: int) -> tuple[Adapter | None, dict[str, Any]]:
         "diverged": not finite,
     }
     return adapter if finite else None, record
+
+
+def must_be_there() -> None:
+    """Say at once that TRL is missing, not after a round of inner loops.
+
+    Raises:
+        SealError: it is.
+    """
+    _trl()
 
 
 def _trl() -> Any:

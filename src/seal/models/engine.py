@@ -1,7 +1,7 @@
 """Text in, text out: sampling self-edits, answering questions through K adapters at once, likelihood of gold answers.
 
-``Engine`` is the interface; the transformers engine serves any policy; the scripted engine answers from a function and
-needs no model, for tests and for trying out a domain.
+The transformers engine serves any policy. Where a policy is :attr:`~seal.models.policy.Policy.served` by another, that one writes and answers (but for what a
+schema constrains); likelihoods are always computed here.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def generate(
     """One text per prompt from the policy without adapters, in order. Rows of like length go together, and a prompt that
     stands there several times is read once."""
     tokens = [_encode(policy, p, sampling) for p in prompts]
+    if policy.served is not None and not sampling.schema and tokens:
+        return list(policy.served.complete(tokens, sampling, seeds, [None] * len(tokens)))
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     texts = [""] * len(prompts)
 
@@ -67,6 +69,10 @@ def ask(
 ) -> list[list[str]]:
     """Greedy or sampled answers of K adapters (``None``: the policy as it is) to their own lists of prompts, side by side."""
     answers: list[list[str]] = [[] for _ in adapters]
+    if policy.served is not None and not sampling.schema and any(prompts_K_Q):
+        flat = [(a, _encode(policy, p, sampling)) for a, prompts in zip(adapters, prompts_K_Q, strict=True) for p in prompts]
+        texts = iter(policy.served.complete([t for _, t in flat], sampling, [0] * len(flat), [a for a, _ in flat]))
+        return [[next(texts) for _ in prompts] for prompts in prompts_K_Q]
 
     def some(start: int, stop: int) -> None:
         tokens = [[_encode(policy, p, sampling) for p in prompts] for prompts in prompts_K_Q[start:stop]]

@@ -51,6 +51,8 @@ class Policy:
             copy.deepcopy(self.model).to(torch.bfloat16) if bf16 and self.model.dtype != torch.bfloat16 else self.model
         )
         """What computes: ``model`` itself, or its copy in bf16, so that merges add up in full precision."""
+        self.served: Any = None
+        """Who writes and answers in this process's place: something with ``complete(prompts, sampling, seeds, adapters)``; ``None``: nobody."""
         self.plain = True
         """Whether the model is a body with plain causal attention and then a linear head: then the fast path is right."""
         self.plain = self._is_plain()
@@ -155,6 +157,7 @@ class Policy:
         Raises:
             SealError: the weights are quantised.
         """
+        self.served = None  # who served these weights does not know the new ones
         for name, (a, b) in adapter.weights.items():
             w = self.model.get_submodule(name).weight
             if not w.is_floating_point():

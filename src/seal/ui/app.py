@@ -22,12 +22,12 @@ from seal.retained import summarise
 from seal.stats import Interval, difference
 from seal.types import SealError
 from seal.ui import charts
-from seal.ui.data import AttemptsFile, Folder, Run, means_of
+from seal.ui.data import AttemptsFile, Folder, Run, means_of, round_of
 from seal.ui.teach import Classroom
 
 PAGE = 50
 """Rows of a list on one page."""
-POLICY = "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'; connect-src 'self'; form-action 'self'"
+POLICY = "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 NO_RL = "eval/no-RL"
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 
@@ -53,6 +53,7 @@ def make_app(root: Path, hosts: list[str] | None = None) -> Starlette:
     ]
     app = Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or LOCAL)])
     app.add_exception_handler(SealError, pages.sorry)
+    app.add_exception_handler(Exception, pages.broken)
     return app
 
 
@@ -82,6 +83,11 @@ class Pages:
     async def sorry(self, request: Request, error: Exception) -> Response:
         return self.show("sorry.html", 404, message=str(error))
 
+    async def broken(self, request: Request, error: Exception) -> Response:
+        return self.show(
+            "sorry.html", 500, message=f"This page met a fault ({type(error).__name__}): the run's files may be damaged."
+        )
+
     async def runs(self, request: Request) -> Response:
         query = request.query_params.get("q", "")
         found = [r for r in self.folder.runs() if query.casefold() in r.name.casefold()]
@@ -95,8 +101,8 @@ class Pages:
         if run.kind == "continual":
             return await self.continual(request)
         stages = [run.summary(s) for s in run.stages()] if not run.problem else []
-        rounds = [s for s in stages if s["stage"].startswith("seal/round") and s["reward"]]
-        number = {s["stage"]: int(s["stage"].rsplit("-", 1)[-1]) for s in rounds}
+        rounds = [s for s in stages if round_of(s["stage"]) is not None and s["reward"]]
+        number = {s["stage"]: round_of(s["stage"]) or 0 for s in rounds}
         curves = {
             "reward": charts.lines(
                 {
@@ -184,6 +190,8 @@ class Pages:
             raise SealError(f"the run {run.name} has no edits of held-out tasks yet")
         a = request.query_params.get("a") or (NO_RL if NO_RL in stages else stages[0])
         b = request.query_params.get("b") or (finals[-1] if finals else stages[-1])
+        if unknown := next((s for s in (a, b) if s not in stages), None):
+            raise SealError(f"the run {run.name} has no edits of held-out tasks in a stage {unknown!r}")
         order = [t.id for t in run.domain.tasks("eval")] if run.domain else list(run.attempts(b).by_task)
         texts = {s: run.file(f"{s}/texts.json") or [] for s in (a, b)}
         n = min(len(order), len(texts[a]), len(texts[b]))
@@ -199,6 +207,8 @@ class Pages:
 
     async def continual(self, request: Request) -> Response:
         run = self._run(request)
+        if run.kind != "continual":
+            raise SealError(f"{run.name} is no continual run")
         record = run.file("continual.json")
         if not record:
             return self.show("continual.html", run=run, rows=[], live=run.status == "running")
@@ -228,7 +238,8 @@ class Pages:
         note = ""
         if all(names):
             a, b = (self.folder.run(n).file("results.json") or {} for n in names)
-            if a.get("tasks") != b.get("tasks"):
+            prints = [(self.folder.run(n).file("tasks/fingerprints.json") or {}).get("eval") for n in names]
+            if a.get("tasks") != b.get("tasks") or (all(prints) and prints[0] != prints[1]):
                 note = "The two runs were not tested on the same tasks, so their differences are not paired and not shown."
             settings = {s["setting"]: s for s in b.get("settings", ())}
             for s in a.get("settings", ()):
@@ -246,6 +257,8 @@ class Pages:
 
     async def taught(self, request: Request) -> Response:
         run = self._run(request)
+        if run.kind != "taught":
+            raise SealError(f"{run.name} was not taught documents")
         question = ""
         answers: list[tuple[str, str]] = []
         if request.method == "POST":

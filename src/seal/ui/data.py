@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,28 @@ DEPTH = 3
 DESCRIBED = 48
 """Tasks whose edits are read to tell how alike siblings are."""
 Kind = Literal["loop", "continual", "taught"]
+WHOLE: dict[str, Any] = {
+    "scores": [],
+    "answers": [],
+    "loss": [0.0, 0.0],
+    "text": "",
+    "reason": "",
+    "rows": 0,
+    "steps": 0,
+    "tokens": 0,
+    "reward": None,
+}
+"""What an attempt has at least."""
+NEEDED = {
+    "domain": dict,
+    "model": dict,
+    "inner": dict,
+    "outer": dict,
+    "rounds": int,
+    "tasks_per_round": int,
+    "edits_per_task": int,
+}
+"""What a run's config has at least."""
 MARKS = {"config.json": "loop", "learn.json": "taught"}
 
 
@@ -56,12 +79,16 @@ class AttemptsFile:
     briefs: list[Brief] = field(default_factory=list)
     by_task: dict[str, list[int]] = field(default_factory=dict)
     end: int = 0
+    inode: int = 0
 
     def refresh(self) -> AttemptsFile:
         """Read what has been appended; a file that has become shorter is read anew, and a torn last line waits."""
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size < self.end:
-            self.briefs, self.by_task, self.end = [], {}, 0
+        try:
+            size, inode = (found := self.path.stat()).st_size, found.st_ino
+        except OSError:
+            size = inode = 0
+        if size < self.end or inode != self.inode:
+            self.briefs, self.by_task, self.end, self.inode = [], {}, 0, inode
         if size > self.end:
             with self.path.open("rb") as file:
                 file.seek(self.end)
@@ -72,7 +99,7 @@ class AttemptsFile:
                         row = None
                     if not isinstance(row, dict) or "task" not in row:
                         break
-                    numbers = {k: row.get(k, 0) for k in ("edit", "seed", "before", "after", "silent", "seconds")}
+                    numbers = {k: row.get(k) or 0 for k in ("edit", "seed", "before", "after", "silent", "seconds")}
                     self.by_task.setdefault(str(row["task"]), []).append(len(self.briefs))
                     self.briefs.append(
                         Brief(
@@ -93,7 +120,11 @@ class AttemptsFile:
             found = []
             for place in places:
                 file.seek(self.briefs[place].start)
-                found.append(json.loads(file.read(self.briefs[place].length)))
+                try:
+                    found.append(WHOLE | json.loads(file.read(self.briefs[place].length)))
+                except ValueError as error:
+                    self.end, self.inode = 0, 0
+                    raise SealError(f"{self.path} has changed under this page: load it again") from error
         return found
 
 
@@ -118,7 +149,7 @@ class Folder:
             entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name)
         except OSError:
             return
-        if any(e.name in MARKS for e in entries):
+        if any(e.name in MARKS for e in entries) and folder != self.root:
             yield folder
             return
         if depth:
@@ -156,6 +187,8 @@ class Run:
             data = json.loads((path / ("learn.json" if self.kind == "taught" else "config.json")).read_text("utf-8"))
             if not isinstance(data, dict):
                 raise ValueError("no settings in it")
+            if self.kind == "loop" and any(not isinstance(data.get(k), t) for k, t in NEEDED.items()):
+                raise ValueError("it is no run's config.json")
             self.config = data
         except (OSError, ValueError) as error:
             self.problem = f"its settings cannot be read: {error}"
@@ -165,7 +198,13 @@ class Run:
     @property
     def touched(self) -> float:
         """When it was last written to."""
-        return max((p.stat().st_mtime for p in (self.path, *self.path.glob("*/*"), *self.path.glob("*.json"))), default=0.0)
+        newest = 0.0
+        for path in (self.path, *self.path.glob("*/*"), *self.path.glob("*.json")):
+            try:
+                newest = max(newest, path.stat().st_mtime)
+            except OSError:  # a link to nothing, or a file that has just been renamed
+                continue
+        return newest
 
     @property
     def status(self) -> str:
@@ -222,7 +261,7 @@ class Run:
     def planned(self, stage: str) -> int | None:
         """How many attempts a round is to have; ``None`` where that is not known beforehand."""
         c, trial = self.config, self.config.get("trial") or {}
-        if not stage.startswith("seal/round") or trial.get("race"):
+        if round_of(stage) is None or trial.get("race") or (c.get("outer") or {}).get("select") == "proxy_of":
             return None
         edits = min(int(c["edits_per_task"]), int(trial.get("filter") or c["edits_per_task"]))
         split = (c["domain"].get("options", {}).get("sizes") or {}).get("train")
@@ -286,7 +325,7 @@ def domain_of(settings: str) -> Domain | None:
         options["grader"] = "string"
     try:
         return load_domain(given["name"], options)
-    except (SealError, TypeError):
+    except Exception:  # whatever a damaged or foreign config makes of it
         return None
 
 
@@ -295,16 +334,23 @@ def _tasks(settings: str) -> Mapping[str, Task]:
     domain = domain_of(settings)
     try:
         return {t.id: t for split in SPLITS for t in domain.tasks(split)} if domain else {}
-    except SealError:
+    except Exception:
         return {}
+
+
+def round_of(stage: str) -> int | None:
+    """The number of a round's stage; ``None`` for others (a leg of a race, a copy)."""
+    found = re.fullmatch(r"seal/round-(\d{1,6})", stage)
+    return int(found[1]) if found else None
 
 
 def _below(folder: Path, name: str) -> Path | None:
     """The path of that name below a folder; ``None`` for a name that leads elsewhere (a link that lies in the folder may)."""
     parts = Path(name).parts
-    return (
-        folder / name if parts and not {"..", "/"} & set(parts) and "\0" not in name and not Path(name).is_absolute() else None
-    )
+    if not parts or {"..", "/"} & set(parts) or "\0" in name or Path(name).is_absolute():
+        return None
+    fits = len(name) <= 1000 and all(len(p.encode("utf-8", "replace")) <= 255 for p in parts)
+    return folder / name if fits else None
 
 
 def is_locked(path: Path) -> bool:

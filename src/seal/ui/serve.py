@@ -22,7 +22,9 @@ def serve(root: Path, host: str, port: int) -> None:
         raise SealError(f"seal ui needs its extra ({error.name} is missing): pip install 'seal-lm[ui]'") from error
     if not root.is_dir():
         raise SealError(f"there is no folder {root}: name the one that your runs lie in")
-    taken = socket.socket()
+    if any((root / mark).is_file() for mark in ("config.json", "learn.json")):
+        raise SealError(f"{root} is a run itself: name the folder above it")
+    taken = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((host, port))

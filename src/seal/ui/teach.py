@@ -53,7 +53,7 @@ class Classroom:
             title = re.sub(r"[^\w -]", "", str(form.get("title") or ""))[:60].strip()
             name, body = "pasted.md", f"# {title or 'Pasted text'}\n\n{text}\n".encode()
             if upload is not None and not isinstance(upload, str) and upload.filename:
-                name, body = Path(upload.filename).name, await upload.read()
+                name, body = Path(upload.filename).name, await upload.read(MAX_BYTES + 1)
         if Path(name).suffix.lower() not in KINDS:
             raise SealError(f"documents are {', '.join(KINDS)}, and {name!r} is none")
         if not text and name == "pasted.md":

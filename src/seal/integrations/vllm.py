@@ -1,0 +1,231 @@
+"""vLLM writes and answers in place of the transformers engine: in this process, or behind a server that is running already.
+
+Self-edits and answers come from vLLM; training, likelihoods and merging stay here. Adapters are written to a folder and handed over per request, under a
+name that was never used before, and taken back when their answers are there. When the policy changes (after a round) the model in this process is
+replaced by the new one; a server keeps the model it was started with, so only that model's policy is asked there.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from seal.models.engine import Sampling
+from seal.models.lora import Adapter, save_peft
+from seal.models.policy import EMBEDDED, Policy
+from seal.types import SealError
+
+MAX_RANK = 256
+"""The largest rank vLLM takes; the engine is made for the largest that the first request has."""
+RANKS = (8, 16, 32, 64, 128, 256)
+MEMORY = 0.4
+"""Share of a GPU's memory for vLLM, where training is to have its own."""
+SIDE_BY_SIDE = 32
+"""Requests to a server at a time."""
+_names = itertools.count(1)
+_live: list[InProcess] = []
+
+
+def served(policy: Policy, engine: str, model: str) -> Policy:
+    """The policy, with its texts written by ``engine``: *transformers* (nothing changes), *vllm*, or a server's address (``http://host:8000/v1``).
+
+    Args:
+        model: the name of the run's base model. A policy of another name is not asked from a server.
+
+    Raises:
+        SealError: vLLM is not installed, the server cannot be reached, or it serves another model.
+    """
+    if engine == "vllm":
+        policy.served = InProcess(policy)
+    elif engine != "transformers" and policy.name == model:
+        policy.served = Server(engine, policy)
+    return policy
+
+
+class InProcess:
+    """vLLM in this process; made when it is first asked."""
+
+    def __init__(self, policy: Policy) -> None:
+        try:
+            import vllm  # noqa: F401
+        except ImportError as error:
+            raise SealError("model.engine vllm needs vLLM: pip install vllm (see docs/scale.md)") from error
+        self.policy = policy
+        self.rank = 0
+        self.llm: Any = None
+
+    def close(self) -> None:
+        """Give back its memory."""
+        self.llm = None
+        gc.collect()
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], adapters: Sequence[Adapter | None]
+    ) -> list[str]:
+        """A text per prompt, each through its own adapter."""
+        import vllm
+        from vllm.lora.request import LoRARequest
+
+        needed = max((a.rank for a in adapters if a), default=0)
+        if needed > MAX_RANK:
+            raise SealError(f"vLLM takes adapters up to rank {MAX_RANK}, not {needed}: take model.engine transformers")
+        if self.llm is None or needed > self.rank:
+            while _live:  # one at a time: each takes its share of the memory
+                _live.pop().close()
+            _live.append(self)
+            self.rank = next(r for r in RANKS if r >= max(needed, self.rank, 1))
+            self.llm = self._start(vllm)
+        with _written(adapters, self.policy.name) as folders:
+            requests = {k: LoRARequest(name, number, str(path)) for k, (name, number, path) in folders.items()}
+            mine = [requests[id(a)] if a is not None else None for a in adapters]
+            found = self._run(vllm, prompts, sampling, seeds, mine, stop=True)
+            again = [i for i, (text, why) in enumerate(found) if not text.strip() and why == "stop" and sampling.stop]
+            if again:  # it began with what ends an answer: that counts only once something is written
+                picked = [[x[i] for i in again] for x in (prompts, seeds, mine)]
+                for i, (text, _) in zip(
+                    again, self._run(vllm, picked[0], sampling, picked[1], picked[2], stop=False), strict=True
+                ):
+                    found[i] = (text, "stop")
+            for request in requests.values():
+                self.llm.llm_engine.remove_lora(request.lora_int_id)
+        return [_cut(text, sampling.stop) for text, _ in found]
+
+    def _start(self, vllm: Any) -> Any:
+        name = self.policy.name
+        where = str(resources.files("seal.models") / name) if name in EMBEDDED else name
+        on_gpu = self.policy.device.type == "cuda"
+        more: dict[str, Any] = {"gpu_memory_utilization": MEMORY} if on_gpu else {}
+        dtype = str(self.policy.runner.dtype).removeprefix("torch.")
+        context = min(self.policy.context, 8192)
+        try:
+            return vllm.LLM(
+                where,
+                enable_lora=True,
+                max_lora_rank=self.rank,
+                max_loras=4,
+                dtype=dtype,
+                enforce_eager=not on_gpu,
+                max_model_len=context,
+                **more,
+            )
+        except Exception as error:  # of a system of many parts
+            raise SealError(f"vLLM does not start on {name!r}: {str(error).strip().splitlines()[-1][:300]}") from error
+
+    def _run(self, vllm: Any, prompts: Any, sampling: Sampling, seeds: Any, requests: Any, stop: bool) -> list[tuple[str, str]]:
+        how = [
+            vllm.SamplingParams(
+                temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens, seed=int(s) % 2**63 if sampling.temperature else None,
+                stop=[sampling.stop] if sampling.stop and stop else None, include_stop_str_in_output=False,
+            )
+            for s in seeds
+        ]  # fmt: skip
+        tokens = [{"prompt_token_ids": list(p)} for p in prompts]
+        groups: dict[
+            int, list[int]
+        ] = {}  # on a CPU one adapter at a time: batches of several gave other answers (docs/scale.md)
+        for i, request in enumerate(requests):
+            groups.setdefault(request.lora_int_id if request and self.policy.device.type == "cpu" else 0, []).append(i)
+        found = [("", "")] * len(tokens)
+        for rows in groups.values():
+            picked = [[x[i] for i in rows] for x in (tokens, how, requests)]
+            for i, o in zip(rows, self.llm.generate(picked[0], picked[1], lora_request=picked[2], use_tqdm=False), strict=True):
+                found[i] = (o.outputs[0].text, str(o.outputs[0].finish_reason))
+        return found
+
+
+class Server:
+    """A running ``vllm serve``; adapters need VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 there, ``--enable-lora``, and a file system in common.
+
+    Args:
+        address: ``http://host:8000/v1``.
+    """
+
+    def __init__(self, address: str, policy: Policy) -> None:
+        self.address, self.policy = address.rstrip("/"), policy
+        try:
+            with urllib.request.urlopen(f"{self.address}/models", timeout=10) as reply:
+                self.model = str(json.load(reply)["data"][0]["id"])
+        except (OSError, ValueError, LookupError) as error:
+            raise SealError(f"model.engine: no server answers at {address}: {error}") from error
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], adapters: Sequence[Adapter | None]
+    ) -> list[str]:
+        """A text per prompt, each through its own adapter."""
+        with _written(adapters, self.policy.name) as folders:
+            try:
+                for name, _, path in folders.values():
+                    self._post("load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+                jobs = [
+                    (p, s, folders[id(a)][0] if a is not None else self.model)
+                    for p, s, a in zip(prompts, seeds, adapters, strict=True)
+                ]
+                with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+                    return list(pool.map(lambda j: self._one(j[0], j[1], j[2], sampling), jobs))
+            finally:
+                for name, _, _ in folders.values():
+                    self._post("unload_lora_adapter", {"lora_name": name}, quiet=True)
+
+    def _one(self, prompt: Sequence[int], seed: int, model: str, sampling: Sampling) -> str:
+        body: dict[str, Any] = {
+            "model": model,
+            "prompt": list(prompt),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        if sampling.temperature:
+            body["seed"] = seed % 2**63
+        if not sampling.stop:
+            return self._text(body)
+        text = self._text(body | {"stop": [sampling.stop]})
+        return _cut(text if text.strip() else self._text(body), sampling.stop)
+
+    def _text(self, body: dict[str, Any]) -> str:
+        return str(json.loads(self._post("completions", body))["choices"][0]["text"])
+
+    def _post(self, what: str, body: dict[str, Any], quiet: bool = False) -> bytes:
+        request = urllib.request.Request(
+            f"{self.address}/{what}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=600) as reply:
+                return bytes(reply.read())
+        except urllib.error.HTTPError as error:
+            if quiet:
+                return b""
+            said = error.read(300).decode("utf-8", "replace")
+            raise SealError(f"the server at {self.address} refused {what}: {error.code} {said}") from error
+        except OSError as error:
+            if quiet:
+                return b""
+            raise SealError(f"the server at {self.address} cannot be reached: {error}") from error
+
+
+@contextmanager
+def _written(adapters: Sequence[Adapter | None], base: str) -> Iterator[dict[int, tuple[str, int, Path]]]:
+    """Each adapter once, in a folder as PEFT's, by its identity: name, number, folder. Gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="seal-vllm-") as folder:
+        found: dict[int, tuple[str, int, Path]] = {}
+        for adapter in adapters:
+            if adapter is not None and id(adapter) not in found:
+                number = next(_names)
+                path = Path(folder) / str(number)
+                save_peft(adapter, path, base)
+                found[id(adapter)] = (f"seal-{number}", number, path)
+        yield found
+
+
+def _cut(text: str, stop: str) -> str:
+    """Up to the end of an answer, once something is written; the whole text where nothing ends it."""
+    return text.lstrip().split(stop)[0] if stop else text

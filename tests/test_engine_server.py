@@ -1,0 +1,107 @@
+"""A running vLLM server as the engine: what is asked of it, by a stand-in that speaks the same protocol."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seal.config import RunConfig
+from seal.integrations.vllm import served
+from seal.models.engine import Sampling, ask, generate
+from seal.models.lora import load_peft
+from seal.models.policy import Policy
+from seal.models.train import Job, train_adapters
+from seal.types import Example, Prompt, Recipe, SealError
+from tests import tiny
+
+
+class Stand:
+    """Serves one model and the adapters it was handed; answers with the name of the model that was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.adapters: dict[str, int] = {}
+        self.ever: list[str] = []
+        stand = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.reply({"data": [{"id": "base"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path.endswith("/load_lora_adapter"):
+                    stand.adapters[body["lora_name"]] = load_peft(Path(body["lora_path"])).rank
+                    stand.ever.append(body["lora_name"])
+                    return self.reply({})
+                if self.path.endswith("/unload_lora_adapter"):
+                    del stand.adapters[body["lora_name"]]
+                    return self.reply({})
+                stand.asked.append(body)
+                if body["model"] != "base" and body["model"] not in stand.adapters:
+                    self.send_response(404)
+                    self.end_headers()
+                    return None
+                text = "" if body.get("stop") and body["model"] == "base" else f"\n{body['model']}\nand on"
+                return self.reply({"choices": [{"text": text, "finish_reason": "stop"}]})
+
+            def reply(self, data: dict[str, Any]) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(data).encode())
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.address = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+
+@pytest.fixture
+def stand() -> Iterator[Stand]:
+    found = Stand()
+    yield found
+    found.http.shutdown()
+
+
+def test_every_prompt_goes_through_its_own_adapter_which_is_taken_back(stand: Stand) -> None:
+    policy = served(tiny.policy(), stand.address, tiny.policy().name)
+    jobs = [Job((Example("a b c"),), Recipe(rank=2, steps=1), s) for s in range(2)]
+    adapters = [t.adapter for t in train_adapters(policy, jobs)]
+    rows = [[Prompt("x"), Prompt("y")], [Prompt("z")], [Prompt("w")]]
+    for _ in range(2):
+        answers = ask(policy, [*adapters, None], rows, Sampling(4, stop="\n"))
+        assert [len(a) for a in answers] == [2, 1, 1] and answers[2] == ["base"]
+        assert answers[0][0] == answers[0][1] != answers[1][0] and not stand.adapters
+    assert len(stand.ever) == len(set(stand.ever)) == 4, "a name is never used twice"
+    assert stand.asked[0]["prompt"] == policy.tokenizer("x")["input_ids"] and "seed" not in stand.asked[0]
+
+
+def test_samples_carry_their_seeds_and_a_merge_ends_the_service(stand: Stand) -> None:
+    policy = served(tiny.policy(), stand.address, tiny.policy().name)
+    assert generate(policy, [Prompt("x"), Prompt("y")], Sampling(4, 1.0, 0.9), [5, 6]) == ["\nbase\nand on"] * 2
+    assert sorted(b["seed"] for b in stand.asked) == [5, 6] and stand.asked[0]["top_p"] == 0.9
+    adapter = train_adapters(policy, [Job((Example("a b"),), Recipe(rank=2, steps=1), 0)])[0].adapter
+    assert adapter is not None
+    policy.merge(adapter)
+    assert policy.served is None, "the server does not know the new weights"
+
+
+def test_another_policy_is_not_asked_there_and_what_fails_is_one_sentence(stand: Stand, policy: Policy) -> None:
+    assert served(policy, stand.address, "another").served is None
+    with pytest.raises(SealError, match="no server answers"):
+        served(policy, "http://127.0.0.1:9/v1", policy.name)
+    one = served(tiny.policy(), stand.address, policy.name)
+    stand.http.shutdown()
+    stand.http.server_close()
+    with pytest.raises(SealError, match="cannot be reached"):
+        generate(one, [Prompt("x")], Sampling(4), [0])
+    with pytest.raises(ValueError, match="engine"):
+        RunConfig.model_validate({"model": {"engine": "magic"}})
