@@ -55,6 +55,7 @@ VARIANTS: dict[str, list[str]] = {
         "--edits_per_task", "15", "--inner.seeds", "3", "--inner.reward", "likelihood", "--trial.proxy", "in-context", "--trial.filter", "5",
     ],
     "sft proxy alone 15": ["--edits_per_task", "15", "--trial.proxy", "in-context", "--outer.select", "proxy_of"],
+    "sft exposure alone 15": ["--edits_per_task", "15", "--trial.proxy", "exposure", "--outer.select", "proxy_of"],
     "sft random": [*FLAT, "--outer.select", "random_of"],
     "sft likelihood 5x3, anchor": [*FLAT, "--inner.reward", "likelihood", "--outer.anchor", "1"],
     "dpo likelihood 5x3": [*FLAT, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
