@@ -71,6 +71,17 @@ VARIANTS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+PAIRS = [
+    ("sft likelihood 5x3", "sft accuracy 5x3"),
+    ("sft likelihood race 8", "sft likelihood 5x3"),
+    ("sft likelihood 15x1", "sft likelihood 5x3"),
+    ("dpo likelihood 5x3", "sft likelihood 5x3"),
+    ("dpo likelihood 5x3", "sft likelihood 15x1"),
+    ("sft exposure alone 15", "sft likelihood 15x1"),
+]
+"""Variants that differ in one thing."""
+
+
 def config_of(variant: str, seed: int, runs: str) -> RunConfig:
     name = "".join(c if c.isalnum() else "-" for c in variant)
     flags = [*COMMON, *VARIANTS[variant], "--seed", str(seed), "--runs", runs, "--name", f"{name}-{seed}"]
@@ -137,11 +148,17 @@ def table(runs: str) -> dict[str, Any]:
         for row in rows:
             if other and row is not other and row["seeds"] == other["seeds"]:
                 row[name] = _numbers(difference(row["scores"], other["scores"]))
+    by_name = {r["variant"]: r for r in rows if not r["variant"].startswith("rounds")}
+    differences = [
+        {"a": a, "b": b, **_numbers(difference(by_name[a]["scores"], by_name[b]["scores"]))}
+        for a, b in PAIRS
+        if a in by_name and b in by_name and by_name[a]["seeds"] == by_name[b]["seeds"]
+    ]
     for row in rows:
         del row["scores"]
     return {
         "command": "python tools/rules/compare.py run --seeds 0 1 2; python tools/rules/compare.py table", "date": date.today().isoformat(),
-        "machine": f"{machine()}, one thread a run", "rows": rows, "reliability": reliabilities(runs), "proxies": proxies(runs),
+        "machine": f"{machine()}, one thread a run", "rows": rows, "differences": differences, "reliability": reliabilities(runs), "proxies": proxies(runs),
     }  # fmt: skip
 
 
@@ -195,7 +212,10 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(1.5, 1))
+    long = any(r["variant"].startswith("rounds") for r in summary["rows"])
+    columns = {"width_ratios": (1.5, 1)} if long else {}
+    figure, axes_ = plt.subplots(1, 1 + long, figsize=(12 if long else 8, 4.6), layout="constrained", squeeze=False, **columns)
+    left, right = axes_[0, 0], axes_[0, -1]
     rows = [r for r in summary["rows"] if not r["variant"].startswith("rounds")]
     for place, row in enumerate(rows):
         a = row["accuracy"]
@@ -216,10 +236,11 @@ def draw(summary: dict[str, Any], path: Path) -> None:
             x, [r["accuracy"]["low"] for r in mine], [r["accuracy"]["high"] for r in mine], color=colour, alpha=0.15
         )
         right.plot(x, [r["likeness of siblings"] for r in mine], "x:", color=colour)
-    right.plot([], [], "x:", color="black", label="likeness of siblings")
-    right.set_xlabel("round")
-    right.set_ylabel("held-out accuracy, likeness")
-    right.legend(frameon=False, fontsize=8)
+    if long:
+        right.plot([], [], "x:", color="black", label="likeness of siblings")
+        right.set_xlabel("round")
+        right.set_ylabel("held-out accuracy, likeness")
+        right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
