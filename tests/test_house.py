@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "controls": {"types", "store"},
     "proxy": {"types", "endpoint", "domains", "models", "features"},
     "trials": {"types", "config", "store", "domains", "models", "attempts", "proxy", "quiz"},
-    "integrations": {"types", "config", "store", "domains", "models", "attempts"},
+    "integrations": {"types", "config", "store", "domains", "models", "restem", "attempts"},
     "rules": {"types", "config", "models", "restem", "integrations"},
     "loop": {
         "types",
