@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,11 @@ class Pages:
         }  # fmt: skip
         results = run.file("results.json") or {}
         writers = [(s["setting"], means_of(tuple(s["scores"])), s) for s in results.get("settings", ())]
+        by_round = [(0, i) for n, i, _ in writers if n == "no RL"]
+        by_round += [(int(n.rsplit(" ", 1)[1]), i) for n, i, _ in writers if re.fullmatch(r"SEAL round \d{1,6}", n)]
+        curves["accuracy"] = charts.lines(
+            {"SEAL (0: no RL)": by_round} if len(by_round) > 1 else {}, "held-out accuracy by round", "round"
+        )
         table = charts.bars([(n, i) for n, i, _ in writers], "accuracy on held-out tasks by writer")
         live = run.status == "running"
         return self.show(
@@ -342,8 +348,6 @@ def _difference(a: str, b: str) -> list[tuple[str, str]]:
 
 
 def _words(text: str) -> list[str]:
-    import re
-
     return re.findall(r"\s+|[^\s]+", text[:8000])
 
 
