@@ -84,6 +84,9 @@ results: .venv/.installed
 	$(BIN)/seal continual @ configs/continual-long.toml
 	$(BIN)/seal report runs/continual-long --json docs/results/continual-long.json --figure docs/continual-long.png
 	$(BIN)/python tools/documents/when.py --json docs/results/when-to-adapt.json
+	$(BIN)/python tools/documents/memory.py --json docs/results/learn-memory.json
+	$(BIN)/python tools/rules/compare.py run --seeds 0 1 2
+	$(BIN)/python tools/rules/compare.py table --json docs/results/learning-rules.json --figure docs/learning-rules.png
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -89,7 +89,7 @@ MAY_IMPORT = {
     "results": {"types", "config", "store", "stats", "evaluate"},
     "released": {"types", "config", "store", "domains", "evaluate", "results", "restem"},
     "report": {"types", "config", "store", "domains", "features", "stats", "evaluate", "results"},
-    "publish": {"types", "store", "results", "report"},
+    "publish": {"types", "store", "domains", "features", "results", "report"},
     "show": {"types", "config", "store", "domains", "models", "writers", "attempts", "progress"},
 }
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}

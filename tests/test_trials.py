@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -153,6 +154,14 @@ def test_every_rule_changes_the_policy_and_goes_on_where_it_was(rule: str, polic
     assert any(not p.equal(weights[n]) for n, p in after.model.named_parameters())
     record = json.loads((tmp_path / "run/seal/round-1/outer.json").read_text())
     assert record["steps"] >= 1 and not record["diverged"]
+    stage = tmp_path / "run/seal/round-1"
+    weights_file = (stage / "policy/model.safetensors").read_bytes()
+    held = (stage / "attempts.jsonl").read_bytes()
+    shutil.rmtree(stage / "policy")
+    (stage / "outer.json").unlink()
+    run(settings, Store(settings))  # as if it had been killed within the finetune
+    assert (stage / "policy/model.safetensors").read_bytes() == weights_file
+    assert (stage / "attempts.jsonl").read_bytes() == held, "no attempt is made again"
 
 
 def test_what_is_kept_is_replayed_in_later_rounds(tmp_path: Path) -> None:

@@ -21,13 +21,8 @@ CONTROLS = {
 """Name → branch of the run, selection."""
 
 
-def kept_by_seal(store: Store, r: int) -> list[Selected]:
-    """What SEAL kept in a round; empty before it has run."""
-    return kept_in(store, "seal", r)
-
-
 def kept_in(store: Store, branch: str, r: int) -> list[Selected]:
-    """What a branch of the run kept in a round; empty before it has run."""
+    """What a branch of the run (``seal``, or a control's) kept in a round; empty before it has run."""
     path = store.folder / f"{branch}/round-{r}/kept.json"
     return [Selected(**k) for k in read_json(path)] if path.exists() else []
 

@@ -14,6 +14,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    """A port's number, for argparse."""
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
+    return int(text)
+
+
 Flags = tuple[tuple[str, ...], dict[str, Any]]
 JSON: Flags = (("--json",), {"type": Path, "help": "also write the figures here"})
 MODEL: Flags = (("--model",), {"default": "atlas", "help": "hub name or folder of a causal LM (default: the embedded one)"})
@@ -167,7 +174,7 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         "It listens on this machine alone, and only reads run folders. Needs the extra: pip install 'seal-lm[ui]'.",
         [
             (("runs",), {"nargs": "?", "type": Path, "default": Path("runs"), "help": "the folder that runs lie in (runs)"}),
-            (("--port",), {"type": _positive, "choices": range(1, 65536), "metavar": "PORT", "default": 8765}),
+            (("--port",), {"type": _port, "default": 8765}),
             (("--host",), {"default": "127.0.0.1", "help": "another address opens it to the network; there is no password"}),
         ],
     ),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from seal.attempts import Crew, fingerprints, open_domain, write_edits
 from seal.config import RunConfig
-from seal.controls import as_many, by_chance, exchanged, kept_by_seal, kept_in
+from seal.controls import as_many, by_chance, exchanged, kept_in
 from seal.domains.base import Domain
 from seal.integrations.vllm import served
 from seal.models.policy import Policy, load_policy
@@ -36,7 +36,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
             rule, seed = config.outer.select, seed_of(config.seed, r)
             attempts: list[Attempt] = []
             if rule == "others_of":
-                kept = exchanged(kept_by_seal(store, r), seed)
+                kept = exchanged(kept_in(store, "seal", r), seed)
             else:
                 texts_P_E = write(policy, domain, tasks_P, config, stage, r)
                 learner = policy if config.inner.start == "policy" else load_base(config)
@@ -46,7 +46,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
                     if rule == "random_of"
                     else try_siblings(learner, domain, tasks_P, texts_P_E, config, stage, seed, label, crew)
                 )
-                count = as_many(kept_by_seal(store, r)) if branch != "seal" else None
+                count = as_many(kept_in(store, "seal", r)) if branch != "seal" else None
                 kept = select(attempts, rule, config.outer.keep, seed, count)
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
             earlier = [k for q in range(1, r) for k in kept_in(store, branch, q)]

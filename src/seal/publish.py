@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal.report import accuracy_figure, attempts_of, changes_figure, reward_figure, round_rewards, writers_features
+from seal.domains import load_domain
+from seal.features import mean_features
+from seal.report import accuracy_figure, attempts_of, changes_figure, reward_figure, round_rewards, texts_of
 from seal.results import load_runs, summarise, table_lines
-from seal.store import write_whole
+from seal.store import read_json, write_whole
 from seal.types import SealError
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -53,7 +55,10 @@ def figures_of(folder: Path) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     records = load_runs([folder])
     summary = summarise(records, records[0]["command"])
     rewards = round_rewards(folder, "seal", summary["rounds"])
-    changes = writers_features(folder, summary)
+    settings = read_json(folder / "config.json")["domain"]
+    domain = load_domain(settings["name"], settings["options"])
+    tasks = list(domain.tasks("eval"))
+    changes = {name: mean_features(tasks, texts, domain.features) for name, texts in texts_of(folder, summary).items()}
     accuracy = [
         {k: r[k] for k in ("setting", "accuracy", "low", "high", "n_passages", "silent", "tokens")} for r in summary["rows"]
     ]

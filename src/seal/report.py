@@ -28,8 +28,8 @@ def write_report(folder: Path) -> Path:
     summary = summarise(records, records[0]["command"])
     domain = load_domain(config["domain"]["name"], config["domain"]["options"])
     tasks = list(domain.tasks("eval"))
-    texts = _texts(folder, summary)
-    changes = writers_features(folder, summary)
+    texts = texts_of(folder, summary)
+    changes = {name: mean_features(tasks, t, domain.features) for name, t in texts.items()}
     rewards = round_rewards(folder, "seal", config["rounds"])
     example = _example(folder, domain, tasks, texts)
     write_whole(folder / "report.md", _markdown(summary, rewards, changes, example, config, environment))
@@ -43,15 +43,7 @@ def write_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def writers_features(folder: Path, summary: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """What can be said of each writer's edits of the held-out tasks."""
-    config = read_json(folder / "config.json")
-    domain = load_domain(config["domain"]["name"], config["domain"]["options"])
-    tasks = list(domain.tasks("eval"))
-    return {name: mean_features(tasks, t, domain.features) for name, t in _texts(folder, summary).items()}
-
-
-def _texts(folder: Path, summary: dict[str, Any]) -> dict[str, list[list[str]]]:
+def texts_of(folder: Path, summary: dict[str, Any]) -> dict[str, list[list[str]]]:
     """The edits that the policies wrote for the evaluation tasks."""
     texts = {}
     names = [NO_RL, EXTERNAL, CONTROL, *(f"SEAL round {r + 1}" for r in range(summary["rounds"]))]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from seal.attempts import Crew, trials_of, try_edits, understand, work_through
+from seal.attempts import Crew, trials_of, understand, work_through
 from seal.config import InnerConfig, RunConfig
 from seal.domains.base import Domain
 from seal.models.policy import Policy
@@ -44,11 +44,9 @@ def try_siblings(
         alive = [_first(texts, row, trial.filter) for texts, row in zip(alive, scores, strict=True)]
     if trial.race:
         attempts = race(policy, domain, tasks, alive, inner, trial.race, stage, seed, label, crew)
-    elif trial.filter:
+    else:
         trials = trials_of(domain, tasks, alive, inner, seed, range(inner.seeds))
         attempts = work_through(policy, domain, tasks, trials, inner, stage, label, crew)
-    else:
-        attempts = try_edits(policy, domain, tasks, texts_P_E, inner, stage, seed, label, crew)
     if scores is not None and trial.prior:
         known = {(t.id, e): s for t, row in zip(tasks, scores, strict=True) for e, s in enumerate(row)}
         attempts = with_prior(attempts, known, trial.prior)

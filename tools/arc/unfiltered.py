@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def main() -> None:
         scores["oracle"].append(tried(base, domain, tasks, texts, config.inner.recipe, config.seed))
         print(run, {k: sum(v[-1]) / len(tasks) for k, v in scores.items()}, flush=True)
     record = {
-        "command": f"PYTHONPATH=tools/arc python tools/arc/unfiltered.py {' '.join(map(str, args.runs))}", "date": date.today().isoformat(),
+        "command": " ".join(["PYTHONPATH=tools/arc python", *sys.argv]), "date": date.today().isoformat(),
         "machine": machine(), "puzzles": args.puzzles, "seeds": len(args.runs),
         "rows": {k: vars(interval(v)) for k, v in scores.items()},
         "differences": {f"{a} - {b}": vars(difference(scores[a], scores[b])) for a, b in (("SEAL", "no RL"), ("SEAL", "random control"), ("SEAL", "in context"), ("no RL", "in context"))},

@@ -207,10 +207,9 @@ def _workplace(outer: OuterConfig, seed: int, n_steps: int) -> Iterator[dict[str
     """A folder for the trainer, and what its arguments have in common."""
     folder = tempfile.mkdtemp(prefix="seal-trl-")
     r = outer.recipe
-    schedule = {"linear": "linear", "cosine": "cosine", "constant": "constant"}[r.schedule]
     try:
         yield {
-            "output_dir": folder, "max_steps": n_steps, "learning_rate": r.learning_rate, "lr_scheduler_type": schedule, "warmup_steps": r.warmup * n_steps,
+            "output_dir": folder, "max_steps": n_steps, "learning_rate": r.learning_rate, "lr_scheduler_type": r.schedule, "warmup_steps": r.warmup * n_steps,
             "weight_decay": r.weight_decay, "max_grad_norm": r.clip or 0.0, "seed": seed % 2**32, "report_to": [], "save_strategy": "no",
             "logging_steps": 1, "disable_tqdm": True, "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
         }  # fmt: skip

@@ -43,7 +43,7 @@ def served(policy: Policy, engine: str, model: str) -> Policy:
         model: the name of the run's base model. A policy of another name is not asked from a server.
 
     Raises:
-        SealError: vLLM is not installed, the server cannot be reached, or it serves another model.
+        SealError: vLLM is not installed, or the server cannot be reached. Whether it serves this very model is not known.
     """
     if engine == "vllm":
         policy.served = InProcess(policy)
@@ -130,9 +130,8 @@ class InProcess:
             for s in seeds
         ]  # fmt: skip
         tokens = [{"prompt_token_ids": list(p)} for p in prompts]
-        groups: dict[
-            int, list[int]
-        ] = {}  # on a CPU one adapter at a time: batches of several gave other answers (docs/scale.md)
+        groups: dict[int, list[int]] = {}
+        # On a CPU one adapter at a time: batches of several gave other answers (docs/scale.md).
         for i, request in enumerate(requests):
             groups.setdefault(request.lora_int_id if request and self.policy.device.type == "cpu" else 0, []).append(i)
         found = [("", "")] * len(tokens)

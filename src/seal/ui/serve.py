@@ -33,7 +33,7 @@ def serve(root: Path, host: str, port: int) -> None:
     finally:
         taken.close()
     local = host in ("127.0.0.1", "localhost", "::1")
-    print(f"seal ui: http://{host}:{port}  ({root.resolve()}; Ctrl-C ends it)", flush=True)
+    print(f"seal ui: http://{f'[{host}]' if ':' in host else host}:{port}  ({root.resolve()}; Ctrl-C ends it)", flush=True)
     if not local:
         print(f"seal ui: anyone who reaches {host} can read these runs and teach documents: there is no password", flush=True)
     uvicorn.run(make_app(root, LOCAL if local else ["*"]), host=host, port=port, log_level="warning")
