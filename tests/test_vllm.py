@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -12,7 +20,7 @@ from seal.domains.knowledge import Knowledge
 from seal.integrations.vllm import served
 from seal.models.engine import Sampling, ask, generate
 from seal.models.lora import load_peft, save_peft
-from seal.models.policy import load_policy
+from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, train_adapters
 from seal.types import Edit, Recipe, Task
 
@@ -51,8 +59,52 @@ def test_vllm_answers_through_an_exported_adapter_as_we_do(tmp_path: Path) -> No
     assert changed > total / 2  # the adapter was there
 
 
-def test_vllm_writes_and_answers_in_place_of_transformers(tmp_path: Path) -> None:
-    plain, policy = load_policy("atlas"), served(load_policy("atlas"), "vllm", "atlas")
+@contextmanager
+def serving(log: Path) -> Iterator[str]:
+    """``vllm serve`` on the embedded model; its address. One sequence at a time: batches that mix adapters are wrong on its CPU build."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(resources.files("seal.models") / "atlas"), "--host", "127.0.0.1",
+        "--port", str(port), "--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--enable-lora", "--max-lora-rank", "16",
+        "--max-num-seqs", "1"]  # fmt: skip
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
+            start_new_session=True,
+        )
+    try:
+        for _ in range(900):
+            assert server.poll() is None, log.read_text()[-2000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+@pytest.mark.parametrize("where", ["vllm serve", "in this process"])
+def test_vllm_writes_and_answers_in_place_of_transformers(tmp_path: Path, where: str) -> None:
+    if where == "vllm serve":
+        with serving(tmp_path / "log") as address:
+            agrees(served(load_policy("atlas"), address, "atlas"))
+            with urllib.request.urlopen(f"{address}/models") as reply:
+                assert b"seal-" not in reply.read(), "adapters are taken back"
+        return
+    policy = served(load_policy("atlas"), "vllm", "atlas")
+    agrees(policy)
+    assert not policy.served.llm.llm_engine.list_loras(), "adapters are taken back"
+
+
+def agrees(policy: Policy) -> None:
+    plain = load_policy("atlas")
     domain = Knowledge()
     tasks = [Task(r["id"], r) for r in (atlas.record("select", 900 + i) for i in range(6))]
     prompts = [domain.prompt(t) for t in tasks]
@@ -75,4 +127,3 @@ def test_vllm_writes_and_answers_in_place_of_transformers(tmp_path: Path) -> Non
         f"greedy self-edits that agree in their first 20 words: {agree} of 6; answers through adapters: {same} of {sum(map(len, asked))}"
     )
     assert agree >= 5 and same >= 0.95 * sum(map(len, asked))
-    assert not policy.served.llm.llm_engine.list_loras(), "adapters are taken back"

@@ -32,7 +32,7 @@ class ModelConfig(Part):
     """Hub name or local folder of a causal LM; ``atlas`` (passages) and ``grids`` (puzzles) are the models that ship with the
     package."""
     device: str = "cpu"
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``cuda*4``: spread over four, for a model that one does not hold."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen weights."""
     bf16: bool | Literal["auto"] = False
@@ -179,7 +179,11 @@ class RunConfig(Part):
 
     @model_validator(mode="after")
     def _goes_together(self) -> RunConfig:
-        trial, outer = self.trial, self.outer
+        trial, outer, model = self.trial, self.outer, self.model
+        if "*" in model.device and (outer.rule != "sft" or self.eval.pool == "full" or model.engine == "vllm"):
+            raise ValueError(
+                f"model.device = {model.device} goes with outer.rule = sft, without eval.pool = full, and with vLLM as a server"
+            )
         if not trial.proxy and (trial.filter or trial.prior or outer.select == "proxy_of"):
             raise ValueError("trial.filter, trial.prior and outer.select = proxy_of need a trial.proxy")
         if trial.prior and outer.select not in ("best_of", "random_of", "worst_of", "others_of"):

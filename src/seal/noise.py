@@ -138,7 +138,7 @@ def read_scores(path: Path, kind: str = "accuracy") -> list[Scores]:
             rows = [r for f in sorted(path.glob("seal/round-*/attempts.jsonl")) for r in _attempts(f)]
             return list(
                 _tables(
-                    (r["round"], r["task"], r["edit"], r["seed"], _scored(r, kind))
+                    (r["round"], r["task"], r["edit"], r["seed"], rewarded(r, kind))
                     for r in rows
                     if r["scores"] and r.get("status") not in ("ungraded", "failed")
                 )
@@ -156,7 +156,7 @@ def read_scores(path: Path, kind: str = "accuracy") -> list[Scores]:
         raise SealError(f"{path} is neither a run folder nor a SEAL result file: {type(error).__name__}: {error}") from error
 
 
-def _scored(row: dict[str, Any], kind: str) -> list[float]:
+def rewarded(row: dict[str, Any], kind: str) -> list[float]:
     """The scores of an attempt's questions; a bad edit, or one that diverged, has no likelihoods, and is worth nothing."""
     if kind == "accuracy":
         return list(row["scores"])

@@ -18,6 +18,7 @@ from typing import Any
 from seal.attempts import Trial, open_domain, try_wave
 from seal.config import InnerConfig, RunConfig
 from seal.models.fit import Room
+from seal.models.memory import spread
 from seal.models.policy import Policy, load_policy
 from seal.types import Attempt, Grade, SealError
 
@@ -43,7 +44,7 @@ class _Worker:
     ) -> list[Attempt]:
         if name not in self.policies:
             m = self.config.model
-            device = "cuda" if m.device.startswith("cuda") else m.device  # Ray shows a worker its own device alone
+            device = "cuda" if m.device.startswith("cuda:") else m.device  # Ray shows a worker its own devices alone
             quantize = m.quantize if name == m.name else None
             self.policies = {name: load_policy(name, device, m.dtype, m.bf16, m.threads, quantize)}
         return try_wave(self.policies[name], self.domain, trials, before, inner, room)
@@ -63,7 +64,10 @@ class RayCrew:
         config = config.model_copy(update={"model": config.model.model_copy(update={"threads": share})})
         n_cpus = share if config.cluster else 0  # here the operating system shares the cores out
         self._start(config)
-        needs = {"num_cpus": n_cpus, "num_gpus": int(config.model.device.startswith("cuda"))}
+        needs = {
+            "num_cpus": n_cpus,
+            "num_gpus": spread(config.model.device)[1] if config.model.device.startswith("cuda") else 0,
+        }
         self.kind = self.ray.remote(max_restarts=0, max_task_retries=0, **needs)(_Worker)
         self.config = config.model_dump_json()
         self.free = [self._hire() for _ in range(config.workers)]

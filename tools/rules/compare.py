@@ -1,4 +1,4 @@
-"""Rules of the outer loop and estimators of its reward, at equal numbers of inner loops, on the embedded world's passages.
+"""Rules of the outer loop and estimators of its reward, at equal numbers of inner loops, on the embedded models of both domains.
 
     python tools/rules/compare.py run --seeds 0 1 2            # resumable; --only sft-race … for some
     python tools/rules/compare.py table --json docs/results/learning-rules.json --figure docs/learning-rules.png
@@ -6,6 +6,11 @@
 Every variant goes through the same rounds on the same tasks: at most 15 inner loops a task and round, however it spends them. Its policy after the
 last round then writes edits of the same held-out passages, which are tried under the same seeds. *rounds* variants go on for six rounds (five
 inner loops a task) and are looked at after each: does it go on learning, and what becomes of the diversity?
+
+*budget* variants spend 240 inner loops a round, over many passages or over many edits of few: what a default should do.
+
+*arc* variants are one round on the embedded model's puzzles (eight edits each, one inner loop an edit). Their first round's edits and trials are the
+same whatever the reward and the rule, so they are made once per seed, and every variant is given them with its own reward, from the same records.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import json
 import sys
 import time
 from datetime import date
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +29,7 @@ from seal.config import RunConfig, load_config
 from seal.evaluate import NO_RL, Evaluation
 from seal.features import mean_features
 from seal.loop import load_round, run
-from seal.noise import estimators
+from seal.noise import estimators, rewarded
 from seal.proxy import PROXIES, proxy_scores, rank_correlation
 from seal.results import machine
 from seal.stats import difference, interval
@@ -43,6 +49,7 @@ COMMON = [
     "3",
 ]
 FLAT = ["--edits_per_task", "5", "--inner.seeds", "3"]
+SMALL = ["--tasks_per_round"]
 LONG = ["--rounds", "6", "--edits_per_task", "5"]
 VARIANTS: dict[str, list[str]] = {
     "no RL": ["--rounds", "0"],
@@ -65,10 +72,29 @@ VARIANTS: dict[str, list[str]] = {
         "--outer.recipe.epochs", "2", "--outer.recipe.learning_rate", "3e-4",
     ],
     "sft likelihood 5x3, directives": [*FLAT, "--inner.reward", "likelihood", "--write.explore", "true"],
+    "budget: 48 x 5 accuracy": [*SMALL, "48", "--edits_per_task", "5", "--inner.reward", "accuracy"],
+    "budget: 48 x 5 likelihood": [*SMALL, "48", "--edits_per_task", "5", "--inner.reward", "likelihood"],
+    "budget: 24 x 10 likelihood": [*SMALL, "24", "--edits_per_task", "10", "--inner.reward", "likelihood"],
+    "budget: 16 x 15 likelihood": [*SMALL, "16", "--edits_per_task", "15", "--inner.reward", "likelihood"],
     "rounds: sft likelihood": [*LONG, "--inner.reward", "likelihood"],
     "rounds: sft likelihood, anchor": [*LONG, "--inner.reward", "likelihood", "--outer.anchor", "1"],
+    "rounds: dpo likelihood": [*LONG, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
     "rounds: sft random": [*LONG, "--outer.select", "random_of"],
+    "arc: no RL": ["--rounds", "0"],
+    "arc: sft solved": [],
+    "arc: sft random": ["--outer.select", "random_of"],
+    "arc: sft likelihood": ["--inner.reward", "likelihood", "--outer.select", "best_of"],
+    "arc: dpo likelihood": ["--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "dpo"],
+    "arc: dpo likelihood, rate / 10": [
+        "--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "dpo", "--outer.recipe.learning_rate", "1e-3",
+    ],
+    "arc: grpo likelihood, rate / 10": [
+        "--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "grpo", "--outer.recipe.learning_rate", "1e-3",
+        "--outer.recipe.batch_size", "64", "--outer.beta", "0.02",
+    ],
 }  # fmt: skip
+ARC_DONOR = "arc: sft solved"
+"""Whose trials the other ARC variants of the same seed take over."""
 
 
 PAIRS = [
@@ -84,8 +110,10 @@ PAIRS = [
 
 def config_of(variant: str, seed: int, runs: str) -> RunConfig:
     name = "".join(c if c.isalnum() else "-" for c in variant)
-    flags = [*COMMON, *VARIANTS[variant], "--seed", str(seed), "--runs", runs, "--name", f"{name}-{seed}"]
-    config = load_config(HERE / "configs/atlas.toml", flags)
+    arc = variant.startswith("arc")
+    common = ["--model.threads", "1"] if arc else COMMON
+    flags = [*common, *VARIANTS[variant], "--seed", str(seed), "--runs", runs, "--name", f"{name}-{seed}"]
+    config = load_config(HERE / f"configs/{'arc' if arc else 'atlas'}.toml", flags)
     if "directives" in variant:
         domain = config.domain.model_copy(update={"options": {**config.domain.options, "directives": True}})
         config = config.model_copy(update={"domain": domain})
@@ -98,10 +126,14 @@ def one(variant: str, seed: int, runs: str) -> None:
     path = config.folder / "rules.json"
     if path.exists():
         return
-    start = time.monotonic()
     store = Store(config)
+    spent_before = 0.0
+    if variant.startswith("arc") and variant != ARC_DONOR and config.rounds and config.outer.select != "random_of":
+        one(ARC_DONOR, seed, runs)
+        spent_before = take_over(config_of(ARC_DONOR, seed, runs), config)
+    start = time.monotonic()
     run(config, store)
-    trained = time.monotonic() - start
+    trained = time.monotonic() - start + spent_before
     evaluation = Evaluation(config, store, "eval")
     rounds = range(1, config.rounds + 1) if variant.startswith("rounds") else [config.rounds]
     names = [(f"SEAL round {r}", load_round(config, store.stage(f"seal/round-{r}"))) for r in rounds if r]
@@ -111,11 +143,33 @@ def one(variant: str, seed: int, runs: str) -> None:
         result = evaluation.policy_edits(name, policy, policy if config.inner.start == "policy" else evaluation.base)
         texts = evaluation.stage(name).once("texts", list)
         features = mean_features(evaluation.tasks, texts, evaluation.domain.features)
+        features.setdefault("likeness", sum(same_pairs(t) for t in texts) / len(texts))
         scored.append({"setting": name, "scores": result.scores, "bad": result.bad, "features": features})
     loops = sum(1 for f in config.folder.glob("seal/round-*/**/attempts.jsonl") for _ in f.open())
     spent = {"seconds": round(trained, 1), "inner_loops": loops}
     write_whole(path, json.dumps({"variant": variant, "seed": seed, **spent, "settings": scored}, indent=1))
     print(f"{variant} {seed}: {[round(sum(s['scores']) / len(s['scores']), 3) for s in scored]}, {trained:.0f} s", flush=True)
+
+
+def take_over(donor: RunConfig, config: RunConfig) -> float:
+    """Give a run the edits and trials of another's first round, rewarded its own way. Returns the seconds they took."""
+    source, target = (c.folder / "seal/round-1" for c in (donor, config))
+    rows = [json.loads(line) for line in (source / "attempts.jsonl").read_text("utf-8").splitlines()]
+    for row in rows:
+        if row["status"] == "ok":
+            row["reward"] = sum(rewarded(row, config.inner.reward)) / len(row["scores"])
+    if not (target / "attempts.jsonl").exists():
+        for file in source.glob("*.json"):
+            if file.name not in ("kept.json", "outer.json"):
+                write_whole(target / file.name, file.read_text("utf-8"))
+        write_whole(target / "attempts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return float(sum(row["seconds"] for row in rows))
+
+
+def same_pairs(texts: list[str]) -> float:
+    """Share of pairs of siblings that are the same: likeness where an edit is a set of choices."""
+    pairs = list(combinations(texts, 2))
+    return sum(a == b for a, b in pairs) / max(1, len(pairs))
 
 
 def table(runs: str) -> dict[str, Any]:

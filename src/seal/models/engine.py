@@ -292,7 +292,7 @@ class _Batch:
         logits: Tensor = out.logits[:, -1].float()
         if len(logits) < len(self.rows):  # the prompts have been read: one row for each of their samples
             index = torch.tensor(self.repeats, device=logits.device)
-            self.cache.batch_select_indices(index)
+            self._select(index)
             self.mask, self.positions, logits = self.mask[index], self.positions[index], logits[index]
         return logits
 
@@ -302,7 +302,7 @@ class _Batch:
         if len(keep) <= 0.7 * len(self.rows):
             index = torch.tensor(keep, device=tokens.device)
             self.rows = [self.rows[i] for i in keep]
-            self.cache.batch_select_indices(index)
+            self._select(index)
             tokens, self.mask, self.positions = tokens[index], self.mask[index], self.positions[index]
             if self.room:
                 slots = list(dict.fromkeys(row // self.wide for row in self.rows))
@@ -311,6 +311,12 @@ class _Batch:
         self.ids = tokens[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         self.positions = self.positions[:, -1:] + 1
+
+    def _select(self, index: Tensor) -> None:
+        """These rows of the cache, whose layers may lie on several devices."""
+        for layer in self.cache.layers:
+            keys = getattr(layer, "keys", None)
+            layer.batch_select_indices(index if keys is None else index.to(keys.device))
 
     def _worth_keeping(self, open_rows: set[int]) -> list[int]:
         """Places of the rows still open; with adapters, as many for every slot that has any (filled up with stopped ones)."""

@@ -39,7 +39,7 @@ def room_for(policy: Policy, recipes: Sequence[Recipe]) -> Room:
     Half of it for the adapters and their optimiser state, half for activations: what a token keeps for the backward pass is
     counted in a trial of one small row, and doubled for what comes and goes.
     """
-    free = free_memory(policy.device)
+    free = min(map(free_memory, policy.devices))
     widest = max(recipes, key=lambda r: r.rank * (10**6 if r.targets == "all-linear" else len(r.targets)), default=Recipe())
     adapter = init_adapter(adapted_modules(policy.runner, widest), widest, 0)
     weights = sum(a.numel() + b.numel() for a, b in adapter.weights.values())

@@ -168,17 +168,20 @@ class Slots:
         work = torch.empty(len(chosen), self.flat.shape[1], dtype=dtype, device=self.flat.device)
         torch._foreach_copy_(list(work.unbind()), [self.flat[slot] for slot in chosen])
         scale = torch.stack([self.scale[slot] for slot in chosen]).to(dtype)
-        pieces = {
-            n: (a.contiguous().requires_grad_(grad), b.contiguous().requires_grad_(grad))
-            for n, (a, b) in self.pieces(work).items()
+        pieces = {  # each where its module is, which for a model on several devices is not where the slots are
+            n: (_leaf(a, self.modules[n], grad), _leaf(b, self.modules[n], grad)) for n, (a, b) in self.pieces(work).items()
         }
         inputs = _Inputs(len(chosen), rectangle)
-        undo = [_adapt(module, *pieces[name], scale, inputs) for name, module in self.modules.items()]
+        undo = [_adapt(module, *pieces[name], scale.to(module.weight.device), inputs) for name, module in self.modules.items()]
         try:
             yield [weight for pair in pieces.values() for weight in pair]
         finally:
             for restore in undo:
                 restore()
+
+
+def _leaf(weight: Tensor, module: nn.Linear, grad: bool) -> Tensor:
+    return weight.to(module.weight.device).contiguous().requires_grad_(grad)
 
 
 class _Inputs:
@@ -188,14 +191,21 @@ class _Inputs:
         self.n_slots, self.rectangle = n_slots, rectangle
         self._last: tuple[Tensor, Tensor] | None = None
 
+    def on(self, device: torch.device) -> Rectangle | None:
+        """The rectangle, there."""
+        if self.rectangle is not None:
+            self.rectangle = self.rectangle.on(device)  # layers of one device follow each other
+        return self.rectangle
+
     @torch.no_grad()
     def of(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        if self.rectangle is None:
+        rectangle = self.on(x.device)
+        if rectangle is None:
             return flat.view(self.n_slots, -1, x.shape[-1])
         if self._last is None or self._last[0] is not x:
-            padded = flat.index_select(0, self.rectangle.index).index_fill_(0, self.rectangle.holes, 0)
-            self._last = x, padded.view(*self.rectangle.shape, -1)
+            padded = flat.index_select(0, rectangle.index).index_fill_(0, rectangle.holes, 0)
+            self._last = x, padded.view(*rectangle.shape, -1)
         return self._last[1]
 
 
@@ -204,7 +214,7 @@ def _adapt(module: nn.Linear, a: Tensor, b: Tensor, scale: Tensor, inputs: _Inpu
     if type(module) is nn.Linear and "forward" not in module.__dict__:
 
         def forward(x: Tensor) -> Any:
-            return _adapted(x, inputs.of(x), module.weight, module.bias, a, b, scale, inputs.rectangle)
+            return _adapted(x, inputs.of(x), module.weight, module.bias, a, b, scale, inputs.on(x.device))
 
         module.__dict__["forward"] = forward
         return lambda: module.__dict__.pop("forward") and None
@@ -212,7 +222,7 @@ def _adapt(module: nn.Linear, a: Tensor, b: Tensor, scale: Tensor, inputs: _Inpu
     def add_update(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         """For a quantised layer, or one that something else has wrapped: the update alone, on top of its output."""
         x = args[0].to(a.dtype)
-        update: Tensor = _adapted(x, inputs.of(x), None, None, a, b, scale, inputs.rectangle)
+        update: Tensor = _adapted(x, inputs.of(x), None, None, a, b, scale, inputs.on(x.device))
         return out + update.to(out.dtype)
 
     return module.register_forward_hook(add_update).remove

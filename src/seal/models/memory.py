@@ -27,12 +27,19 @@ def weights_bytes(config: PretrainedConfig, dtype: str, quantize: str | None = N
     return n * ((4 if dtype == "float32" else 2) + (2 if copy else 0))
 
 
+def spread(device: str) -> tuple[str, int]:
+    """The kind of device, and over how many of them a model is spread: ``cuda*4`` → cuda, 4; ``cuda:1`` → cuda:1, 1."""
+    kind, _, number = device.partition("*")
+    return (kind, int(number)) if number.isdigit() and int(number) > 1 else (device, 1)
+
+
 def must_fit(name: str, needed: int, device: str) -> None:
     """
     Raises:
         SealError: the weights alone will not fit in the memory that is free.
     """
-    free = free_memory(torch.device(device))
+    kind, n = spread(device)
+    free = sum(free_memory(torch.device(kind, i)) for i in range(n)) if n > 1 else free_memory(torch.device(device))
     if needed > free:
         raise SealError(
             f"the weights of {name!r} take about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}: "

@@ -37,6 +37,12 @@ class Rectangle:
     back: Tensor
     """(n,) where each token of the sequence went."""
 
+    def on(self, device: torch.device) -> Rectangle:
+        """The same on another device; itself where it is there."""
+        if self.index.device == device:
+            return self
+        return Rectangle(self.shape, self.index.to(device), self.holes.to(device), self.back.to(device))
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -141,7 +147,6 @@ class _Rows:
     """The rows of a step sorted into rectangles of like width, and the way there and back: indices for x (N · H, D)."""
 
     def __init__(self, lines: Lines) -> None:
-        self.device = lines.ids.device
         self.n = lines.ids.numel()
         self.longest = max(stop - start for start, stop in lines.spans)
         self.shapes: list[tuple[int, int]] = []  # rows, width
@@ -159,13 +164,13 @@ class _Rows:
             # a hole repeats its row's last token: finite, and nothing real attends to it
             self._parts.append((starts + np.minimum(column, np.maximum(lengths - 1, 0)), column < lengths))
             self.shapes.append((len(mine), width))
-        self._indices: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
-        self._masks: dict[int, Tensor] = {}
+        self._indices: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._masks: dict[tuple[int, torch.device], Tensor] = {}
 
-    def indices(self, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def indices(self, heads: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """For so many heads: (rows · H · width) places in the lines; which of them are holes; and the way back, (N · H), with
         those that no row covers."""
-        if heads not in self._indices:
+        if (heads, device) not in self._indices:
             head = np.arange(heads)[None, :, None]
             index = np.concatenate([(part[:, None, :] * heads + head).reshape(-1) for part, _ in self._parts])
             real = np.concatenate(
@@ -175,14 +180,14 @@ class _Rows:
             back[index[real]] = np.flatnonzero(real)
             bare = np.flatnonzero(back < 0)
             back[bare] = 0
-            self._indices[heads] = tuple(send(x, self.device) for x in (index, np.flatnonzero(~real), back, bare))  # type: ignore[assignment]
-        return self._indices[heads]
+            self._indices[heads, device] = tuple(send(x, device) for x in (index, np.flatnonzero(~real), back, bare))  # type: ignore[assignment]
+        return self._indices[heads, device]
 
-    def mask(self, width: int, dtype: torch.dtype) -> Tensor:
+    def mask(self, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Causal, additive, (1, width, width)."""
-        if width not in self._masks:
-            self._masks[width] = torch.full((1, width, width), -torch.inf, dtype=dtype, device=self.device).triu_(1)
-        return self._masks[width]
+        if (width, device) not in self._masks:
+            self._masks[width, device] = torch.full((1, width, width), -torch.inf, dtype=dtype, device=device).triu_(1)
+        return self._masks[width, device]
 
 
 _rows: list[_Rows] = []  # of the forward that is running; see `rows_apart`
@@ -238,7 +243,7 @@ def _rows_attention(
     out = [
         _causal(q, k, v, scale, rows).reshape(-1, v.shape[-1]) for q, k, v in zip(*apart, strict=True)
     ]  # each (rows · H · width, D)
-    index, holes, back, _bare = rows.indices(query.shape[1])
+    index, holes, back, _bare = rows.indices(query.shape[1], query.device)
     whole: Tensor = _gather(out[0] if len(out) == 1 else torch.cat(out), back, index, holes)
     return whole.view(1, rows.n, query.shape[1], -1), None
 
@@ -246,7 +251,7 @@ def _rows_attention(
 def _apart(x: Tensor, rows: _Rows) -> list[Tensor]:
     """(1, H, N, D) → (rows, H, width, D) for every rectangle."""
     heads = x.shape[1]
-    index, _holes, back, bare = rows.indices(heads)
+    index, _holes, back, bare = rows.indices(heads, x.device)
     found: Tensor = _gather(x.transpose(1, 2).reshape(-1, x.shape[-1]), index, back, bare)
     parts = torch.split(found, [n * heads * width for n, width in rows.shapes])
     return [part.view(n, heads, width, -1) for part, (n, width) in zip(parts, rows.shapes, strict=True)]
@@ -260,7 +265,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, rows: _Rows) -> Tenso
         k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and width <= 2048:
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        out: Tensor = plain_causal(q * scale, k, v, rows.mask(min(width, CHUNK), q.dtype))
+        out: Tensor = plain_causal(q * scale, k, v, rows.mask(min(width, CHUNK), q.dtype, q.device))
         return out.view(n, heads, width, -1)
     return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=heads != k.shape[1])
 

@@ -28,11 +28,13 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seal.models.lora import Adapter
-from seal.models.memory import must_fit, weights_bytes
+from seal.models.memory import free_memory, must_fit, spread, weights_bytes
 from seal.models.packing import Lines, chunked_loss, pack, rows_apart
 from seal.models.tokens import Row
 from seal.types import SealError
 
+SHARE = 0.6
+"""Of each device's free memory, what weights may take where a model is spread: adapters and activations need the rest (assumed)."""
 EMBEDDED = ("atlas", "grids")
 """The models that ship with the package."""
 
@@ -59,7 +61,13 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.runner.device)
+        """Where what goes in is put; of several devices, that of the embedding."""
+        return torch.device(self.runner.get_input_embeddings().weight.device)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """All that hold a part of the model."""
+        return list(dict.fromkeys(p.device for p in self.runner.parameters()))
 
     @property
     def chat(self) -> bool:
@@ -88,10 +96,13 @@ class Policy:
         inputs = {"input_ids": lines.ids, "position_ids": lines.positions, "use_cache": False}
         if self.plain and max(stop - start for start, stop in lines.spans) <= self._window:
             with rows_apart(self.runner.config, lines):
-                hidden = self._body(**inputs).last_hidden_state  # (K, T, H)
                 weight, bias = self._head
+                there = weight.device
+                hidden = self._body(**inputs).last_hidden_state.to(there)  # (K, T, H)
+                at, targets, share = lines.at.to(there), lines.targets.to(there), lines.share.to(there)
                 chunk = max(64, (1 << (20 if self.device.type == "cpu" else 27)) // len(weight))  # 4 MiB of logits, or 512
-                yield chunked_loss(hidden.flatten(0, 1)[lines.at], weight, bias, lines.targets, lines.share, chunk)
+                total, each = chunked_loss(hidden.flatten(0, 1)[at], weight, bias, targets, share, chunk)
+                yield total, each.to(self.device)
         else:
             logits = self.forward(**inputs).logits
             each = cross_entropy(logits.flatten(0, 1)[lines.at].float(), lines.targets, reduction="none")
@@ -187,7 +198,7 @@ def load_policy(
 
     ``bf16="auto"`` computes in bf16 where the hardware multiplies it natively; ``threads="auto"`` takes the cores that this process
     may use, ``None`` leaves torch's choice. ``quantize="4bit"`` keeps the frozen weights in
-    NF4 and computes in bf16.
+    NF4 and computes in bf16. ``device="cuda*4"`` spreads the layers over four devices (accelerate's ``device_map``), for a model that one does not hold.
 
     Raises:
         SealError: there is no such model, or it cannot be read.
@@ -204,7 +215,17 @@ def load_policy(
             raise SealError("4-bit weights need the package bitsandbytes: pip install 'seal-lm[4bit]'")
         nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
         how = {"dtype": torch.bfloat16, "quantization_config": nf4, "device_map": {"": device}}
-    native = native_bf16(device) if bf16 == "auto" else bf16
+    kind, n_devices = spread(device)
+    if n_devices > 1:
+        if bf16 is True:
+            raise SealError(
+                f"bf16 over fp32 weights is a second copy, which {device} does not hold: take --model.dtype bfloat16"
+            )
+        if find_spec("accelerate") is None:
+            raise SealError("a model over several devices needs the package accelerate: pip install accelerate")
+        most = {i: int(SHARE * free_memory(torch.device(kind, i))) for i in range(n_devices)}
+        how |= {"device_map": "auto", "max_memory": most}
+    native = native_bf16(device) if bf16 == "auto" and n_devices == 1 else bool(bf16 is True)
     try:
         shape = AutoConfig.from_pretrained(where)
         must_fit(str(name), weights_bytes(shape, dtype, quantize, native and dtype == "float32"), device)
@@ -218,7 +239,12 @@ def load_policy(
         raise SealError(
             f"the tokenizer of {str(name)!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do not belong together"
         )
-    if quantize:
+    elsewhere = {str(d) for d in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
+    if n_devices > 1 and elsewhere:
+        raise SealError(
+            f"{str(name)!r} does not fit on {device} with room for training: part of it would lie on {elsewhere.pop()}"
+        )
+    if quantize or n_devices > 1:
         return Policy(model, tokenizer, str(name))
     return Policy(model.to(device), tokenizer, str(name), native)
 
@@ -263,14 +289,15 @@ def _check_device(name: str) -> None:
         SealError: there is no such device on this machine.
     """
     kind, _, number = name.partition(":")
+    kind, n_devices = spread(kind)
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = {
         "cpu": not number,
-        "cuda": cuda > 0 and (not number or (number.isdigit() and int(number) < cuda)),
+        "cuda": cuda >= n_devices and (not number or (number.isdigit() and int(number) < cuda and n_devices == 1)),
         "mps": torch.backends.mps.is_available(),
     }
     if kind not in there:
-        raise SealError(f"no device is named {name!r}: say cpu, cuda, cuda:1 or mps")
+        raise SealError(f"no device is named {name!r}: say cpu, cuda, cuda:1, cuda*2 (over two) or mps")
     if not there[kind]:
         raise SealError(
             f"the device {name!r} is not on this machine" + (f" (it has {cuda} CUDA devices)" if kind == "cuda" else "")
