@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from seal.config import RunConfig
-from seal.integrations.vllm import served
+from seal.integrations.vllm import InProcess, served
 from seal.models.engine import Sampling, ask, generate
 from seal.models.lora import load_peft
 from seal.models.policy import Policy
@@ -105,3 +108,35 @@ def test_another_policy_is_not_asked_there_and_what_fails_is_one_sentence(stand:
         generate(one, [Prompt("x")], Sampling(4), [0])
     with pytest.raises(ValueError, match="engine"):
         RunConfig.model_validate({"model": {"engine": "magic"}})
+
+
+def test_on_cuda_the_engine_sleeps_between_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class LLM:
+        def __init__(self, model: str, **settings: Any) -> None:
+            said.append(f"starts, sleep mode {settings['enable_sleep_mode']}")
+
+        def generate(self, prompts: list[Any], *_: Any, **__: Any) -> list[Any]:
+            said.append("writes")
+            return [SimpleNamespace(outputs=[SimpleNamespace(text="x", finish_reason="length")]) for _ in prompts]
+
+        def sleep(self, level: int) -> None:
+            said.append("sleeps")
+
+        def wake_up(self) -> None:
+            said.append("wakes")
+
+    names = {"LLM": LLM, "SamplingParams": lambda **settings: settings, "LoRARequest": None}
+    names["current_platform"] = SimpleNamespace(is_sleep_mode_available=lambda: True)
+    for module in ("vllm", "vllm.lora", "vllm.lora.request", "vllm.platforms"):
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**names))
+    tiny_one = tiny.policy()
+    policy: Any = SimpleNamespace(
+        device=torch.device("cuda"), name="tiny", context=64, runner=tiny_one.runner, model=tiny_one.model
+    )
+    engine = InProcess(policy)
+    for _ in range(2):
+        assert engine.complete([[2, 3]], Sampling(2), [0], [None]) == ["x"]
+    assert said == ["starts, sleep mode True", "writes", "sleeps", "wakes", "writes", "sleeps"]
+    engine.close()

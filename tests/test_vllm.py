@@ -127,3 +127,29 @@ def agrees(policy: Policy) -> None:
         f"greedy self-edits that agree in their first 20 words: {agree} of 6; answers through adapters: {same} of {sum(map(len, asked))}"
     )
     assert agree >= 5 and same >= 0.95 * sum(map(len, asked))
+
+
+def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> None:
+    first = served(load_policy("atlas"), "vllm", "atlas")
+    domain = Knowledge()
+    tasks = [Task(r["id"], r) for r in (atlas.record("select", 950 + i) for i in range(4))]
+    prompts = [q.prompt for t in tasks for q in domain.queries(t)]
+    generate(first, prompts[:1], Sampling(4), [0])
+    engine = first.served.llm
+    recipe = Recipe(rank=16, alpha=32, targets="all-linear", learning_rate=6e-3, tokens=1500, batch_size=8)
+    edits = [domain.parse(t, domain.oracle(t) or "") for t in tasks]
+    changed = load_policy("atlas")
+    adapter = train_adapters(changed, [Job(tuple(x for e in edits if isinstance(e, Edit) for x in e.examples), recipe, 0)])[
+        0
+    ].adapter
+    assert adapter is not None
+    before = generate(changed, prompts, Sampling(8), [0] * len(prompts))
+    changed.merge(adapter)
+    changed.save(tmp_path / "policy")
+    second = served(load_policy(tmp_path / "policy"), "vllm", "atlas")
+    expected = generate(changed, prompts, Sampling(8), [0] * len(prompts))
+    found = generate(second, prompts, Sampling(8), [0] * len(prompts))
+    same, old = (sum(a.split() == b.split() for a, b in zip(x, found, strict=True)) for x in (expected, before))
+    print(f"the same as the new policy: {same} of {len(prompts)}; as the old one: {old}", found[:3], expected[:3])
+    assert same >= 0.95 * len(prompts)
+    assert second.served.llm is engine, "the engine was not started again"

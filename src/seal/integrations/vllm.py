@@ -1,8 +1,9 @@
 """vLLM writes and answers in place of the transformers engine: in this process, or behind a server that is running already.
 
 Self-edits and answers come from vLLM; training, likelihoods and merging stay here. Adapters are written to a folder and handed over per request, under a
-name that was never used before, and taken back when their answers are there. When the policy changes (after a round) the model in this process is
-replaced by the new one; a server keeps the model it was started with, so only that model's policy is asked there.
+name that was never used before, and taken back when their answers are there. When the policy changes (after a round) the engine in this process gets the
+new weights, or is replaced where vLLM cannot do that; a server keeps the model it was started with, so only that model's policy is asked there. On
+CUDA the engine sleeps between two calls, so that training has its memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from seal.models.engine import Sampling
 from seal.models.lora import Adapter, save_peft
@@ -63,6 +66,8 @@ class InProcess:
         self.policy = policy
         self.rank = 0
         self.llm: Any = None
+        self.sleeps = False
+        """Whether it gives its memory to training between two calls: vLLM's sleep mode, on CUDA."""
 
     def close(self) -> None:
         """Give back its memory."""
@@ -79,12 +84,16 @@ class InProcess:
         needed = max((a.rank for a in adapters if a), default=0)
         if needed > MAX_RANK:
             raise SealError(f"vLLM takes adapters up to rank {MAX_RANK}, not {needed}: take model.engine transformers")
+        if self.llm is not None and self.sleeps:
+            self._wake()
         if self.llm is None or needed > self.rank:
-            while _live:  # one at a time: each takes its share of the memory
-                _live.pop().close()
+            before = _live.pop() if _live else None  # one at a time: each takes its share of the memory
             _live.append(self)
-            self.rank = next(r for r in RANKS if r >= max(needed, self.rank, 1))
-            self.llm = self._start(vllm)
+            if before is None or needed > before.rank or not self._take_over(before):
+                if before is not None:
+                    before.close()
+                self.rank = next(r for r in RANKS if r >= max(needed, self.rank, 1))
+                self.llm = self._start(vllm)
         with _written(adapters, self.policy.name) as folders:
             requests = {k: LoRARequest(name, number, str(path)) for k, (name, number, path) in folders.items()}
             mine = [requests[id(a)] if a is not None else None for a in adapters]
@@ -98,18 +107,44 @@ class InProcess:
                     found[i] = (text, "stop")
             for request in requests.values():
                 self.llm.llm_engine.remove_lora(request.lora_int_id)
+        if self.sleeps:
+            self.llm.sleep(level=1)  # weights go to the host's memory, the KV cache is dropped
         return [_cut(text, sampling.stop) for text, _ in found]
 
-    def _start(self, vllm: Any) -> Any:
+    def _wake(self) -> None:
+        torch.cuda.empty_cache()  # what training has given back, but its allocator still holds
+        self.llm.wake_up()
+
+    @property
+    def _where(self) -> str:
         name = self.policy.name
-        where = str(resources.files("seal.models") / name) if name in EMBEDDED else name
+        return str(resources.files("seal.models") / name) if name in EMBEDDED else name
+
+    def _take_over(self, before: InProcess) -> bool:
+        """The engine of another policy of the same shape, with this one's weights put in; false where vLLM cannot do that."""
+        if before.llm is None or not Path(self._where).is_dir() or _shape(before.policy) != _shape(self.policy):
+            return False
+        try:
+            if before.sleeps:
+                before._wake()
+            before.llm.collective_rpc("reload_weights", kwargs={"weights_path": self._where})
+            before.llm.reset_prefix_cache()
+        except Exception:  # of a system of many parts, and not in every version
+            return False
+        self.llm, self.rank, self.sleeps, before.llm = before.llm, before.rank, before.sleeps, None
+        return True
+
+    def _start(self, vllm: Any) -> Any:
+        from vllm.platforms import current_platform
+
         on_gpu = self.policy.device.type == "cuda"
-        more: dict[str, Any] = {"gpu_memory_utilization": MEMORY} if on_gpu else {}
+        self.sleeps = on_gpu and bool(current_platform.is_sleep_mode_available())
+        more: dict[str, Any] = {"gpu_memory_utilization": MEMORY, "enable_sleep_mode": self.sleeps} if on_gpu else {}
         dtype = str(self.policy.runner.dtype).removeprefix("torch.")
         context = min(self.policy.context, 8192)
         try:
             return vllm.LLM(
-                where,
+                self._where,
                 enable_lora=True,
                 max_lora_rank=self.rank,
                 max_loras=4,
@@ -119,7 +154,9 @@ class InProcess:
                 **more,
             )
         except Exception as error:  # of a system of many parts
-            raise SealError(f"vLLM does not start on {name!r}: {str(error).strip().splitlines()[-1][:300]}") from error
+            raise SealError(
+                f"vLLM does not start on {self.policy.name!r}: {str(error).strip().splitlines()[-1][:300]}"
+            ) from error
 
     def _run(self, vllm: Any, prompts: Any, sampling: Sampling, seeds: Any, requests: Any, stop: bool) -> list[tuple[str, str]]:
         how = [
@@ -209,6 +246,12 @@ class Server:
             if quiet:
                 return b""
             raise SealError(f"the server at {self.address} cannot be reached: {error}") from error
+
+
+def _shape(policy: Policy) -> dict[str, Any]:
+    """What two policies have in common if one's weights fit where the other's are."""
+    given = policy.model.config.to_dict() | {"dtype": str(policy.runner.dtype)}
+    return {k: v for k, v in given.items() if k not in ("_name_or_path", "transformers_version", "torch_dtype")}
 
 
 @contextmanager
