@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from seal import endpoint
 from seal.cli import main
 from seal.domains.knowledge import Knowledge
 from seal.endpoint import Endpoint, EndpointJudge
@@ -18,6 +19,7 @@ from seal.models.judge import LocalJudge
 from seal.models.policy import Policy
 from seal.types import SealError
 from tests import tiny
+from tests.runs import command, content
 
 EXAMPLES = Path(__file__).parents[1] / "examples/documents"
 
@@ -152,6 +154,39 @@ def test_a_judge_grades_a_run_and_ungraded_is_not_wrong(server: Server, tmp_path
     inner = inner.model_copy(update={"recipe": Recipe(rank=2, steps=5, learning_rate=0.1)})
     bad = try_edits(policy, domain, [task], [["another fact"]], inner, Stage(tmp_path / "bad"), 0)[0]
     assert (bad.status, bad.reward) == ("ungraded", None)
+
+
+def test_a_judge_that_drops_out_in_the_middle_costs_nothing(
+    server: Server, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.reply = lambda prompt: "yes" if len(prompt) % 3 else "no"
+
+    def run(name: str) -> int:
+        options = {"grader": server.name, "sizes": {"train": 4, "select": 1, "eval": 3}}
+        words = [w for w in command(model, tmp_path, name)[3:] if "domain.options" not in w]
+        return main([*words, f"--domain.options={json.dumps(options)}"])
+
+    assert run("whole") == 0
+    asked = len(server.requests)
+    monkeypatch.setattr(endpoint, "PATIENCE", 1)
+    for name, failures in (("moment", 1), ("longer", 10**9)):
+        (tmp_path / "cache/seal/endpoint.sqlite").unlink()
+        before = len(server.requests)
+
+        def drop(body: dict[str, object], before: int = before, failures: int = failures) -> bool:
+            if len(server.requests) == before + asked // 2:
+                server.failures = failures
+            return False
+
+        server.fail = drop
+        code = run(name)
+        server.failures = 0
+        assert code == (2 if failures > 1 else 0)
+        if code:
+            assert "no longer answers" in capsys.readouterr().err
+            server.fail = lambda body: False
+            assert run(name) == 0
+        assert content(tmp_path / name) == content(tmp_path / "whole")
 
 
 def test_seal_judge_takes_a_judge(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,11 @@ from seal.types import SealError
 
 SIDE_BY_SIDE = 8
 RETRIES = 5
+PATIENCE = 12
+"""Retries once it has answered: with the client's pauses of at most 8 s, more than a minute."""
 TIMEOUT = 120.0
+GONE = {401, 403, 404, 408, 429, 500, 502, 503, 504}
+"""Answers that are about the endpoint, not about the prompt; so is no answer at all."""
 """Seconds."""
 CHARS_PER_TOKEN = 20
 """A reply longer than so many characters for each token asked for is cut: the other side may say anything."""
@@ -61,6 +65,7 @@ class Endpoint:
             raise SealError("a model behind an endpoint needs the package openai: pip install 'seal-lm[endpoint]'") from error
         openai_key = os.environ.get("OPENAI_API_KEY") if local == "api.openai.com" else None
         self.key = os.environ.get("SEAL_API_KEY") or openai_key or "none"
+        self.answered = False
         self.client = OpenAI(base_url=self.url, api_key=self.key, max_retries=retries, timeout=TIMEOUT)
         self.cache = _Cache(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seal/endpoint.sqlite")
 
@@ -72,13 +77,14 @@ class Endpoint:
         sample: int = 0,
         usable: Callable[[str], bool] = bool,
     ) -> list[str | None]:
-        """One text per prompt, in order; ``None`` where no answer came. ``sample`` tells apart draws of one prompt; an answer that is not
+        """One text per prompt, in order; ``None`` where the endpoint refused one of them. ``sample`` tells apart draws of one prompt; an answer that is not
         ``usable`` is given all the same, but not kept.
 
         Raises:
-            SealError: the first request did not come through: why.
+            SealError: the first request did not come through, or the endpoint is gone: why. What was answered until then is kept.
         """
         reasons: list[str] = []
+        gone: list[str] = []
 
         def one(prompt: str) -> str | None:
             key = json.dumps([self.url, self.model, prompt, max_tokens, temperature, sample])
@@ -87,8 +93,12 @@ class Endpoint:
             try:
                 answer = self._send(prompt, max_tokens, temperature, sample)
             except Exception as error:  # of a client and a server of someone else's
-                reasons.append(f"{type(error).__name__}: {error}".replace(self.key, "(key)"))
+                reason = f"{type(error).__name__}: {error}".replace(self.key, "(key)")
+                reasons.append(reason)
+                if getattr(error, "status_code", 503) in GONE:
+                    gone.append(reason)
                 return None
+            self.answered = True
             if usable(answer):
                 self.cache.put(key, answer)
             return answer
@@ -97,10 +107,17 @@ class Endpoint:
         if reasons:
             raise SealError(f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}")
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-            return [*first, *pool.map(one, prompts[1:])]
+            rest = list(pool.map(lambda p: None if gone else one(p), prompts[1:]))
+        if gone:  # not of this prompt: the others would fare no better, and no verdict is not a verdict
+            raise SealError(
+                f"{self.url} (model {self.model}) no longer answers: {' '.join(gone[0].split())[:240]}; what is finished is saved, and the "
+                "same command goes on"
+            )
+        return [*first, *rest]
 
     def _send(self, prompt: str, max_tokens: int, temperature: float, sample: int) -> str:
-        reply: Any = self.client.chat.completions.create(
+        client = self.client.with_options(max_retries=max(PATIENCE, self.client.max_retries)) if self.answered else self.client
+        reply: Any = client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": prompt}],
             max_tokens=max_tokens,
