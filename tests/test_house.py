@@ -90,6 +90,7 @@ MAY_IMPORT = {
     "released": {"types", "config", "store", "domains", "evaluate", "results", "restem"},
     "report": {"types", "config", "store", "domains", "features", "stats", "evaluate", "results"},
     "publish": {"types", "store", "domains", "features", "results", "report"},
+    "sheets": {"types", "store", "stats", "evaluate", "results", "report", "publish"},
     "show": {"types", "config", "store", "domains", "models", "writers", "attempts", "progress"},
 }
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from seal.cli import main
 from seal.integrations.trackers import flat
-from seal.publish import csv_text, latex_table, metrics_of
+from seal.publish import csv_text, metrics_of
+from seal.sheets import Sheet, latex
 
 
 def test_tables_and_figures_in_every_form(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,17 +41,50 @@ def test_tables_and_figures_in_every_form(unbroken: Path, tmp_path: Path, capsys
 
 
 def test_latex_keeps_its_special_characters_in_check() -> None:
-    row = {
-        "setting": "50 % of $_{x}\\&",
-        "note": "",
-        "accuracy": 0.5,
-        "low": 0.4,
-        "high": 0.6,
-        "kinds": {},
-        "silent": 0.0,
-        "tokens": 1,
-    }
-    assert r"50 \% of \$\_\{x\}\textbackslash{}\&" in latex_table({"rows": [row], "differences": []})
+    sheet = Sheet("x", "y", {}, ["a"], [["50 % of $_{x}\\&"]], [])
+    assert r"50 \% of \$\_\{x\}\textbackslash{}\&" in latex(sheet)
+
+
+def another(unbroken: Path, folder: Path, seed: int, **recipe: object) -> None:
+    """A copy of a run, as one of another experiment whose last round is worth a tenth more on every task."""
+    shutil.copytree(unbroken, folder)
+    results = json.loads((folder / "results.json").read_text())
+    results["seed"] = seed
+    if recipe:
+        results["of"]["inner"]["recipe"] |= recipe
+        last = next(s for s in results["settings"] if s["setting"] == "SEAL round 2")
+        last["scores"] = [x + 0.1 for x in last["scores"]]
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_several_experiments_make_one_report(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        another(unbroken, tmp_path / f"plain-seed-{seed}", seed)
+        another(unbroken, tmp_path / f"hot-seed-{seed}", seed, learning_rate=0.5)
+    runs = [str(p) for p in sorted(tmp_path.iterdir())]
+    out = {k: tmp_path / f"x.{k}" for k in ("json", "html", "md", "latex", "pdf")}
+    assert (
+        main(["report", *runs, *(w for k, p in out.items() for w in (f"--{k}", str(p))), "--figure", str(tmp_path / "x.png")])
+        == 0
+    )
+    told = capsys.readouterr().out
+    record = json.loads(out["json"].read_text())
+    assert [(e["name"], e["seeds"]) for e in record["experiments"]] == [("hot", [0, 1]), ("plain", [0, 1])]
+    assert record["experiments"][0]["settings"] == {"inner.recipe.learning_rate": 0.5}
+    found = {d["setting"]: d for d in record["differences"]}
+    assert found["SEAL, last round"]["mean"] == pytest.approx(-0.1) and found["no RL"]["mean"] == 0
+    assert found["SEAL, last round"]["low"] == pytest.approx(-0.1), "paired: what both share is no part of it"
+    note = "SEAL, last round: plain − hot: -0.100 [-0.100, -0.100]"
+    assert all(note in x for x in (told, out["html"].read_text(), out["md"].read_text(), out["latex"].read_text()))
+    assert "<svg" in out["html"].read_text() and out["pdf"].read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_one_experiment_has_a_page_over_its_seeds(unbroken: Path, tmp_path: Path) -> None:
+    another(unbroken, tmp_path / "plain-seed-1", 1)
+    assert main(["report", str(unbroken), str(tmp_path / "plain-seed-1"), "--html", str(tmp_path / "x.html")]) == 0
+    page = (tmp_path / "x.html").read_text()
+    assert "seeds 0, 1" in page and "SEAL − no RL" in page
 
 
 def test_numbers_by_round(unbroken: Path) -> None:

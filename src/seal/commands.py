@@ -138,41 +138,42 @@ def ui(args: Namespace) -> int:
 
 def report(args: Namespace) -> int:
     """``seal report``: pages of runs, and the table over them."""
-    from seal.report import accuracy_figure, write_report
-    from seal.results import load_runs, summarise
+    from seal.publish import write_figures
+    from seal.report import write_report
+    from seal.sheets import latex, markdown, page, sheet_of, write_pdf
     from seal.store import write_whole
 
-    figure = args.figure
-    targets = [p for p in (args.json, figure, args.latex, args.pdf, args.figures) if p]
+    targets = [p for p in (args.json, args.html, args.md, args.latex, args.pdf, args.figure, args.figures) if p]
     must_be_new(*targets)
     if len(set(targets)) < len(targets):
         raise SealError("two outputs have one name: nothing is overwritten")
     if any((run / "continual.json").exists() for run in args.runs):
-        if args.latex or args.pdf or args.figures:
-            raise SealError(
-                "--latex, --pdf and --figures are of runs of the outer loop; of continual runs there are --json and --figure"
-            )
-        report_continual(args.runs, args.json, figure, args.beside)
+        if any(p for p in targets if p not in (args.json, args.figure)):
+            raise SealError("of continual runs there are --json and --figure; the other forms are of runs of the outer loop")
+        report_continual(args.runs, args.json, args.figure, args.beside)
         return 0
-    if figure and (figure.suffix not in (".png", ".svg", ".pdf") or not figure.parent.is_dir()):
-        raise SealError(f"cannot draw {figure}: the folder must be there, and the name end in .png, .svg or .pdf")
-    summary = summarise(load_runs(args.runs), command_line())
-    print_table(summary)
+    if args.figure and (args.figure.suffix not in (".png", ".svg", ".pdf") or not args.figure.parent.is_dir()):
+        raise SealError(f"cannot draw {args.figure}: the folder must be there, and the name end in .png, .svg or .pdf")
+    sheet = sheet_of(args.runs, command_line())
+    if "experiments" in sheet.record:
+        print_lines([sheet.head, *sheet.rows])
+        print(*(f"  {note}" for note in sheet.notes), sep="\n")
+    else:
+        print_table(sheet.record)
     if args.json:
-        write_whole(args.json, json.dumps(summary, indent=1) + "\n")
-    if figure:
+        write_whole(args.json, json.dumps(sheet.record, indent=1) + "\n")
+    for out, form in ((args.html, page), (args.md, markdown), (args.latex, latex)):
+        if out:
+            write_whole(out, form(sheet))
+    if args.figure:
         try:
-            accuracy_figure(summary).savefig(figure, dpi=160)
+            sheet.figure().savefig(args.figure, dpi=160)
         except (OSError, ValueError) as error:
-            raise SealError(f"cannot draw {figure}: {error}") from error
-    from seal.publish import latex_table, write_figures, write_pdf
-
-    if args.latex:
-        write_whole(args.latex, latex_table(summary))
+            raise SealError(f"cannot draw {args.figure}: {error}") from error
     if args.figures:
         write_figures(args.runs[0], args.figures)
     if args.pdf:
-        write_pdf(args.runs, summary, args.pdf)
+        write_pdf(sheet, args.runs, args.pdf)
     for run in args.runs:
         if not (run / "report.html").exists():
             write_report(run)

@@ -191,12 +191,15 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         ],
     ),
     "report": (
-        "one page per run, and the table over several runs (seeds)",
-        "",
+        "one page per run, and the table over several: seeds of one experiment, or several experiments beside each other",
+        "Runs that differ in their seeds alone make one table; others are put side by side, with what differs in their settings and the\n"
+        "difference to the first, paired over the seeds and tasks that both have.",
         [
             (("runs",), {"nargs": "+", "type": Path, "help": "run folders"}),
             JSON,
             (("--figure",), {"type": Path, "help": "also draw the table here (.png, .svg or .pdf)"}),
+            (("--html",), {"type": Path, "help": "also write the table and its figure as a page of its own"}),
+            (("--md",), {"type": Path, "help": "also write the table as Markdown"}),
             (("--latex",), {"type": Path, "help": "also write the table for LaTeX (booktabs)"}),
             (("--pdf",), {"type": Path, "help": "also write table and figures as a PDF"}),
             (

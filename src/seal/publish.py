@@ -1,4 +1,4 @@
-"""A run's tables and figures in the forms that papers and trackers take: CSV, LaTeX, PDF, SVG, and numbers by step."""
+"""What leaves a run for papers and trackers: its figures as SVG with their data as CSV, and its numbers by round."""
 
 from __future__ import annotations
 
@@ -11,39 +11,9 @@ from typing import Any
 from seal.domains import load_domain
 from seal.features import mean_features
 from seal.report import accuracy_figure, attempts_of, changes_figure, reward_figure, round_rewards, texts_of
-from seal.results import load_runs, summarise, table_lines
+from seal.results import load_runs, summarise
 from seal.store import read_json, write_whole
 from seal.types import SealError
-
-SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}",
-    "−": "$-$",
-    "…": "--",
-}
-
-
-def latex_table(summary: dict[str, Any]) -> str:
-    """The table of writers for booktabs, with the paired differences under it."""
-    head, *rows = table_lines(summary)
-    columns = "l" + "r" * (len(head) - 1)
-    lines = [
-        r"\begin{tabular}{" + columns + "}",
-        r"\toprule",
-        _latex_row(head),
-        r"\midrule",
-        *map(_latex_row, rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    for d in summary["differences"]:
-        lines.append(f"% {d['a']} - {d['b']}: {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] (95 %, paired)")
-    return "\n".join(lines) + "\n"
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join("".join(SPECIAL.get(c, c) for c in cell) for cell in cells) + r" \\"
 
 
 def figures_of(folder: Path) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
@@ -95,46 +65,6 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def write_pdf(folders: Sequence[Path], summary: dict[str, Any], out: Path) -> None:
-    """Table and figures as one PDF: the table over all runs, then each run's figures.
-
-    Raises:
-        SealError: it cannot be written.
-    """
-    from matplotlib.backends.backend_pdf import PdfPages
-
-    head, *rows = table_lines(summary)
-    figures = [accuracy_figure(summary)]
-    figures += [figure for folder in folders for name, (figure, _) in figures_of(folder).items() if name != "accuracy"]
-    try:
-        with PdfPages(out, metadata={"Title": "SEAL: " + ", ".join(f.name for f in folders)}) as pdf:
-            pdf.savefig(_table_page(summary, head, rows), bbox_inches="tight")
-            for figure in figures:
-                pdf.savefig(figure, bbox_inches="tight")
-    except OSError as error:
-        raise SealError(f"cannot write {out}: {error.strerror}") from error
-
-
-def _table_page(summary: dict[str, Any], head: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(1.25 * len(head) + 2, 0.28 * (len(rows) + 3) + 1))
-    axes.axis("off")
-    table = axes.table(cellText=[list(r) for r in rows], colLabels=list(head), loc="center", cellLoc="right")
-    table.auto_set_font_size(False)
-    table.set_fontsize(8)
-    table.auto_set_column_width(list(range(len(head))))
-    for (row, column), cell in table.get_celld().items():
-        cell.set_linewidth(0.4 if row == 0 else 0)
-        cell.visible_edges = "B" if row == 0 else ""
-        cell.get_text().set_parse_math(False)
-        cell.set_text_props(ha="left" if column == 0 else "right", weight="bold" if row == 0 else "normal")
-    axes.set_title(
-        f"{summary['command']}\n{summary['date']}, {summary['machine']}, seeds {summary['seeds']}", fontsize=8, parse_math=False
-    )
-    return figure
 
 
 def metrics_of(folder: Path) -> Iterator[tuple[int, str, float]]:

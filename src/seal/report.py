@@ -122,7 +122,7 @@ def _example(folder: Path, domain: Domain, tasks: Sequence[Task], texts: dict[st
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def plain_axes(width: float, height: float) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,7 +138,7 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 def accuracy_figure(summary: dict[str, Any]) -> Any:
     """Accuracy by writer with 95 % intervals; one mark per kind of question beside."""
     rows = summary["rows"]
-    figure, axes = _axes(8.5, 0.42 * len(rows) + 1.3)
+    figure, axes = plain_axes(8.5, 0.42 * len(rows) + 1.3)
     kinds = list(dict.fromkeys(k for r in rows for k in r["kinds"]))
     for y, row in enumerate(reversed(rows)):
         colour = ACCENT if row["setting"].startswith("SEAL") else SECOND if row["setting"] == CONTROL else MUTED
@@ -161,7 +161,7 @@ def accuracy_figure(summary: dict[str, Any]) -> Any:
 
 def reward_figure(rewards: Sequence[dict[str, float]]) -> Any:
     """Mean and best reward of the edits tried in each round."""
-    figure, axes = _axes(6, 3.2)
+    figure, axes = plain_axes(6, 3.2)
     x = [r["round"] for r in rewards]
     axes.plot(x, [r["best"] for r in rewards], "^--", color=MUTED, label="best of each task's edits (flattered by luck)")
     axes.errorbar(
@@ -185,7 +185,7 @@ def reward_figure(rewards: Sequence[dict[str, float]]) -> Any:
 def changes_figure(changes: dict[str, dict[str, float]]) -> Any:
     """Features of the edits before the loop, after the control and after each round."""
     shown = [k for k in next(iter(changes.values())) if k not in ("lines", "words")]
-    figure, axes = _axes(8.5, 0.45 * len(shown) + 1.2)
+    figure, axes = plain_axes(8.5, 0.45 * len(shown) + 1.2)
     palette = {NO_RL: MUTED, CONTROL: SECOND}
     blues = ["#7fb8d1", ACCENT, "#06384f"]
     marks = "os^vD"
@@ -203,7 +203,7 @@ def changes_figure(changes: dict[str, dict[str, float]]) -> Any:
     return figure
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
     import matplotlib.pyplot as plt
 
     buffer = io.StringIO()
@@ -232,7 +232,7 @@ def _markdown(
         "",
         "## Held-out tasks",
         "",
-        *_md_table(head, rows),
+        *md_table(head, rows),
         "",
         *(f"- {line}" for line in difference_lines(summary)),
         "",
@@ -240,7 +240,7 @@ def _markdown(
         "",
         "## Rewards, round by round",
         "",
-        *_md_table(
+        *md_table(
             ["round", "mean reward", "95 % interval", "best of siblings", "unadapted", "bad edits", "attempts"],
             [
                 [
@@ -258,7 +258,7 @@ def _markdown(
         "",
         "## What changed in the edits",
         "",
-        *_md_table(
+        *md_table(
             ["", *changes],
             [[k, *(f"{c[k]:.3f}" if k in c else "–" for c in changes.values())] for k in next(iter(changes.values()), {})],
         ),
@@ -273,11 +273,11 @@ def _markdown(
     return "\n".join(out)
 
 
-def _md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(r)} |" for r in (head, ["---"] * len(head), *rows)]
 
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--soft:#f4f6f8;--line:#dfe3e8;--good:#2c7a3f;--bad:#b3372f}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--paper:#15181c;--soft:#1f242a;--line:#343b43;--good:#7fd08f;--bad:#f0938c}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:2rem auto;padding:0 1rem}
@@ -303,14 +303,14 @@ def _html(
     table = "".join(f"<tr>{''.join(f'<td>{e(c)}</td>' for c in r)}</tr>" for r in rows)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>{e(config['name'])}: SEAL report</title><style>{_STYLE}</style>",
+        f"<title>{e(config['name'])}: SEAL report</title><style>{STYLE}</style>",
         f"<h1>{e(config['name'])}</h1><p class=meta><code>{e(summary['command'])}</code> · {e(summary['date'])} · "
         f"{e(summary['machine'])} · seed {summary['seeds'][0]} · model {e(config['model']['name'])}</p>",
         f"<h2>Held-out tasks</h2><div class=scroll><table><tr>{''.join(f'<th>{e(c)}</th>' for c in head)}</tr>{table}</table></div>",
         "<ul>" + "".join(f"<li>{e(line)}</li>" for line in difference_lines(summary)) + "</ul>",
         "<p class=meta>Intervals: 95 %, bootstrap over tasks; differences are paired over tasks. <em>silent</em>: share "
         "of empty answers. <em>tokens</em>: training tokens per adapter.</p>",
-        *(f"<figure><figcaption>{e(title)}</figcaption>{_svg(figure)}</figure>" for title, figure in figures),
+        *(f"<figure><figcaption>{e(title)}</figcaption>{svg(figure)}</figure>" for title, figure in figures),
     ]
     if example:
         parts.append(
