@@ -137,6 +137,19 @@ def test_the_edit_browser_marks_right_and_wrong_and_ranks(browser: Any, address:
     page.close()
 
 
+def test_drafted_questions_are_shown(address: str, root: Path) -> None:
+    httpx = pytest.importorskip("httpx")
+    folder = make_run(
+        root, "drafted", attempt("t", 0, 0.5, scores=[1.0, 0.0], kinds=["all", "drafted"], answers=["yes", "red"])
+    )
+    (folder / "seal/round-1/drafted.json").write_text(json.dumps({"t": [{"question": "Which colour?", "answer": "blue"}]}))
+    try:
+        text = httpx.get(f"{address}/task?name=drafted&stage=seal/round-1&task=t").text
+        assert "Which colour?" in text and "blue" in text and "test 1" in text and "test 2" not in text
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_keys_alone_will_do(browser: Any, address: str) -> None:
     page = browser.new_page()
     page.goto(address)
@@ -204,7 +217,7 @@ def test_other_hosts_other_pages_and_paths_outside_are_refused(address: str, roo
     httpx = pytest.importorskip("httpx")
     assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 400
     told = httpx.post(f"{address}/teach", data={"text": "x"}, headers={"Origin": "http://evil.example"})
-    assert told.status_code == 404 and "another page" in told.text
+    assert told.status_code == 403 and "another page" in told.text
     (root.parent / "secret").mkdir(exist_ok=True)
     (root.parent / "secret/config.json").write_text("{}")
     for name in ("../secret", str(root.parent / "secret"), "whole/../../secret", "\0", ""):

@@ -89,14 +89,14 @@ def _first(texts: Mapping[int, str], scores: Sequence[float], n: int) -> dict[in
 def with_drafts(policy: Policy, domain: Domain, tasks: Sequence[Task], n: int, stage: Stage, seed: int) -> list[Task]:
     """The tasks with ``n`` questions more, at most: drafted by the model with the passage in view, answered by it the same way again."""
 
-    def compute() -> list[list[dict[str, Any]]]:
+    def compute() -> dict[str, list[dict[str, Any]]]:
         records = draft_quiz(policy, [{**t.data, "id": t.id} for t in tasks], n, seed_of("drafted", seed))
-        return [[{k: q[k] for k in ("question", "answer")} for q in r["questions"]] for r in records]
+        return {r["id"]: [{k: q[k] for k in ("question", "answer")} for q in r["questions"]] for r in records}
 
     if any("context" not in t.data for t in tasks):
         raise SealError("trial.drafted: questions are drafted from a passage, and these tasks have none")
     drafted = stage.once("drafted", compute)
-    return [domain.with_questions(t, questions) for t, questions in zip(tasks, drafted, strict=True)]
+    return [domain.with_questions(t, drafted[t.id]) for t in tasks]
 
 
 # ---------------------------------------------------------------------------------------------------------------- racing

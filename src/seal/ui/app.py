@@ -24,7 +24,7 @@ from seal.stats import Interval, difference
 from seal.types import SealError
 from seal.ui import charts
 from seal.ui.data import AttemptsFile, Folder, Run, means_of, round_of
-from seal.ui.teach import Classroom
+from seal.ui.teach import Classroom, Refused
 
 PAGE = 50
 """Rows of a list on one page."""
@@ -82,7 +82,7 @@ class Pages:
         )
 
     async def sorry(self, request: Request, error: Exception) -> Response:
-        return self.show("sorry.html", 404, message=str(error))
+        return self.show("sorry.html", 403 if isinstance(error, Refused) else 404, message=str(error))
 
     async def broken(self, request: Request, error: Exception) -> Response:
         return self.show(
@@ -173,9 +173,11 @@ class Pages:
         task, domain = run.tasks().get(task_id), run.domain
         before = _before(run, name, file, task_id)
         kept = {k.get("text") for k in run.file(f"{name}/kept.json") or () if k.get("task") == task_id}
+        drafts = run.file(f"{name.split('/leg-')[0]}/drafted.json")
+        drafted = drafts.get(task_id, []) if isinstance(drafts, dict) else []
         for edit in edits:
-            questions = (task.data.get("questions") if task else None) or [{} for _ in edit["scores"]]
-            edit["asked"] = _answers(edit, list(questions), before)
+            given = (task.data.get("questions") if task else None) or [{}] * (len(edit["scores"]) - len(drafted))
+            edit["asked"] = _answers(edit, [*given, *drafted], before)
             edit["kept"] = edit["text"] in kept
             edit["rows_made"] = _rows_made(domain, task, edit["text"])
             edit["picture"] = Markup(domain.picture(task, edit["text"], before, edit["answers"])) if domain and task else ""

@@ -138,15 +138,19 @@ class Classroom:
         return found
 
 
+class Refused(SealError):
+    """Not to be done for whoever asks."""
+
+
 def _same_origin(request: Request) -> None:
     """Only the app's own pages may make it work.
 
     Raises:
-        SealError: the request comes from another page.
+        Refused: the request comes from another page.
     """
     origin = request.headers.get("origin")
     if origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host', '')}":
-        raise SealError("this came from another page, and is not done")
+        raise Refused("this came from another page, and is not done")
 
 
 def _quiz(questions: list[dict[str, Any]], answers: dict[str, Any] | None) -> list[dict[str, Any]]:
