@@ -219,6 +219,8 @@ def test_what_a_user_gets_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.C
         assert main(["train", *flags, "--outer.rule", "dpo", *odd]) == 2
         told = capsys.readouterr().err
         assert "dpo" in told and "Value error" not in told and len(told.splitlines()) == 1
+    assert main(["train", *flags, "--outer.select", "solved"]) == 2
+    assert "take accuracy" in capsys.readouterr().err
     assert main(["train", *flags, "--outer.rule", "dpo", "--controls", "worst"]) == 2
     assert "imitates" in capsys.readouterr().err
     assert OuterConfig().rule == "sft"

@@ -65,8 +65,9 @@ class InnerConfig(Part):
     """How an adapter is trained on one self-edit."""
     seeds: Count = 1
     """Training seeds per edit; sibling edits share them."""
-    reward: Literal["accuracy", "likelihood", "mixed"] = "accuracy"
-    """``likelihood``: mean over questions of the gold answer's probability per token; ``mixed``: the mean of both."""
+    reward: Literal["accuracy", "likelihood", "mixed"] = "likelihood"
+    """``likelihood``: mean over questions of the gold answer's probability per token, which is less a matter of luck and needs no judge
+    (docs/rewards.md); ``accuracy``: share of right answers, the paper's; ``mixed``: the mean of both."""
     start: Literal["policy", "base"] = "policy"
     """What the adapters are trained on: the current policy (as in the paper) or the model as it was before any round."""
     answer_tokens: Count = 64
@@ -203,6 +204,10 @@ class RunConfig(Part):
                 raise ValueError(
                     f"outer.replay, outer.anchor and outer.recipe.tokens are of outer.rule = sft, not of {outer.rule}"
                 )
+        if outer.select == "solved" and self.inner.reward != "accuracy":
+            raise ValueError(
+                f"outer.select = solved keeps what earned 1, which inner.reward = {self.inner.reward} never gives: take accuracy"
+            )
         return self
 
     @property

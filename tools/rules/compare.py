@@ -9,8 +9,9 @@ inner loops a task) and are looked at after each: does it go on learning, and wh
 
 *budget* variants spend 240 inner loops a round, over many passages or over many edits of few: what a default should do.
 
-*arc* variants are one round on the embedded model's puzzles (eight edits each, one inner loop an edit). Their first round's edits and trials are the
-same whatever the reward and the rule, so they are made once per seed, and every variant is given them with its own reward, from the same records.
+*arc* variants are one round on the embedded model's puzzles (eight edits each, one inner loop an edit).
+
+Where two variants would write and try the same edits in their first round, that is done once per seed, and the other is given the records, with its own reward.
 """
 
 from __future__ import annotations
@@ -71,6 +72,10 @@ VARIANTS: dict[str, list[str]] = {
         "--edits_per_task", "15", "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
         "--outer.recipe.epochs", "2", "--outer.recipe.learning_rate", "3e-4",
     ],
+    "grpo likelihood 15x1, rate 1e-3": [
+        "--edits_per_task", "15", "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
+        "--outer.recipe.epochs", "4",
+    ],
     "sft likelihood 5x3, directives": [*FLAT, "--inner.reward", "likelihood", "--write.explore", "true"],
     "budget: 48 x 5 accuracy": [*SMALL, "48", "--edits_per_task", "5", "--inner.reward", "accuracy"],
     "budget: 48 x 5 likelihood": [*SMALL, "48", "--edits_per_task", "5", "--inner.reward", "likelihood"],
@@ -93,8 +98,14 @@ VARIANTS: dict[str, list[str]] = {
         "--outer.recipe.batch_size", "64", "--outer.beta", "0.02",
     ],
 }  # fmt: skip
-ARC_DONOR = "arc: sft solved"
-"""Whose trials the other ARC variants of the same seed take over."""
+DONORS = {
+    v: "arc: sft solved"
+    for v in VARIANTS
+    if (v.startswith("arc: ") and "--outer.rule" in VARIANTS[v]) or v == "arc: sft likelihood"
+}
+DONORS |= {v: "sft likelihood 5x3" for v in ("ipo likelihood 5x3", "sft mixed 5x3", "sft likelihood 5x3, anchor")}
+DONORS |= {"grpo likelihood 15x1, rate 1e-3": "sft likelihood 15x1"}
+"""Whose edits and trials of the first round a variant of the same seed takes over: they are the same, but for how they are rewarded."""
 
 
 PAIRS = [
@@ -128,9 +139,9 @@ def one(variant: str, seed: int, runs: str) -> None:
         return
     store = Store(config)
     spent_before = 0.0
-    if variant.startswith("arc") and variant != ARC_DONOR and config.rounds and config.outer.select != "random_of":
-        one(ARC_DONOR, seed, runs)
-        spent_before = take_over(config_of(ARC_DONOR, seed, runs), config)
+    if variant in DONORS:
+        one(DONORS[variant], seed, runs)
+        spent_before = take_over(config_of(DONORS[variant], seed, runs), config)
     start = time.monotonic()
     run(config, store)
     trained = time.monotonic() - start + spent_before
