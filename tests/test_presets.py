@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from seal.cli import main
+from seal.config import load_config
 from seal.domains import atlas
 from seal.domains.knowledge import read_passages
 from seal.types import SealError
@@ -124,3 +126,15 @@ def test_a_model_that_cannot_be_had_says_why(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
         with pytest.raises(SealError, match=says):
             load_policy("someone/model")
+
+
+def test_the_recipes_for_clusters_are_commands_of_ours() -> None:
+    yaml = pytest.importorskip("yaml")
+    text = (CONFIGS.parent / "docs/scale.md").read_text("utf-8")
+    job = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert job["kind"] == "RayJob" and len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) == 1
+    script = text.split("srun ")[1].split("```")[0].replace("\\\n", " ")
+    for words in (shlex.split(job["spec"]["entrypoint"]), shlex.split(script)[shlex.split(script).index("--") + 1 :]):
+        assert words[:3] == ["seal", "train", "@"]
+        config = load_config(CONFIGS.parent / words[3], words[4:])
+        assert (config.workers, config.cluster, config.runs) == (32, "auto", "/shared/runs")
