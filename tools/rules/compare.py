@@ -115,6 +115,14 @@ PAIRS = [
     ("dpo likelihood 5x3", "sft likelihood 5x3"),
     ("dpo likelihood 5x3", "sft likelihood 15x1"),
     ("sft exposure alone 15", "sft likelihood 15x1"),
+    ("sft likelihood 5x3, directives", "sft likelihood 5x3"),
+    ("ipo likelihood 5x3", "dpo likelihood 5x3"),
+    ("grpo likelihood 15x1, rate 1e-3", "sft likelihood 15x1"),
+    ("budget: 48 x 5 likelihood", "budget: 48 x 5 accuracy"),
+    ("budget: 48 x 5 likelihood", "budget: 24 x 10 likelihood"),
+    ("budget: 48 x 5 likelihood", "budget: 16 x 15 likelihood"),
+    ("arc: sft likelihood", "arc: sft solved"),
+    ("arc: grpo likelihood, rate / 10", "arc: sft solved"),
 ]
 """Variants that differ in one thing."""
 
@@ -177,6 +185,12 @@ def take_over(donor: RunConfig, config: RunConfig) -> float:
     return float(sum(row["seconds"] for row in rows))
 
 
+def tried_for(folder: Path) -> float:
+    """Seconds of all inner loops of a run's rounds."""
+    files = folder.glob("seal/round-*/**/attempts.jsonl")
+    return sum(json.loads(line)["seconds"] for f in files for line in f.read_text("utf-8").splitlines())
+
+
 def same_pairs(texts: list[str]) -> float:
     """Share of pairs of siblings that are the same: likeness where an edit is a set of choices."""
     pairs = list(combinations(texts, 2))
@@ -187,12 +201,13 @@ def table(runs: str) -> dict[str, Any]:
     """A row per variant, over its seeds."""
     rows: list[dict[str, Any]] = []
     for variant in VARIANTS:
-        found = [read_json(p) for p in sorted(Path(runs).glob("*/rules.json")) if read_json(p)["variant"] == variant]
+        paths = [p for p in sorted(Path(runs).glob("*/rules.json")) if read_json(p)["variant"] == variant]
+        found = [read_json(p) | {"tried for": tried_for(p.parent)} for p in paths]
         if not found:
             continue
         found.sort(key=lambda f: f["seed"])
         for f in found:
-            f["settings"] = [s for s in f["settings"] if s["setting"] != NO_RL or variant == "no RL"]
+            f["settings"] = [s for s in f["settings"] if s["setting"] != NO_RL or variant.endswith("no RL")]
         for place in range(len(found[0]["settings"])):
             after = [f["settings"][place]["scores"] for f in found]
             features = [f["settings"][place]["features"] for f in found]
@@ -203,14 +218,18 @@ def table(runs: str) -> dict[str, Any]:
             }
             row["accuracy"] = _numbers(interval(after))
             row["likeness of siblings"] = round(sum(f.get("likeness", 0) for f in features) / len(features), 3)
+            row["cannot be used"] = round(sum(f["settings"][place]["bad"] for f in found) / len(found), 3)
             row["words"] = round(sum(f.get("words", 0) for f in features) / len(features), 1)
             row["inner loops"] = round(sum(f["inner_loops"] for f in found) / len(found))
-            row["seconds"] = round(sum(f["seconds"] for f in found) / len(found))
+            row["seconds"] = round(
+                sum(max(f["seconds"], f["tried for"]) for f in found) / len(found)
+            )  # a run may have been resumed
             row["scores"] = after
             rows.append(row)
     for name, variant in (("minus no RL", "no RL"), ("minus random control", "sft random")):
-        other = next((r for r in rows if r["variant"] == variant), None)
         for row in rows:
+            domain = "arc: " if row["variant"].startswith("arc: ") else ""
+            other = next((r for r in rows if r["variant"] == domain + variant), None)
             if other and row is not other and row["seeds"] == other["seeds"]:
                 row[name] = _numbers(difference(row["scores"], other["scores"]))
     by_name = {r["variant"]: r for r in rows if not r["variant"].startswith("rounds")}
@@ -271,42 +290,48 @@ def _numbers(found: Any) -> dict[str, float]:
 
 
 def draw(summary: dict[str, Any], path: Path) -> None:
-    """Accuracy by variant, and the long runs round by round."""
+    """Accuracy by variant in both domains, and the long runs round by round."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    long = any(r["variant"].startswith("rounds") for r in summary["rows"])
-    columns = {"width_ratios": (1.5, 1)} if long else {}
-    figure, axes_ = plt.subplots(1, 1 + long, figsize=(12 if long else 8, 4.6), layout="constrained", squeeze=False, **columns)
-    left, right = axes_[0, 0], axes_[0, -1]
-    rows = [r for r in summary["rows"] if not r["variant"].startswith("rounds")]
-    for place, row in enumerate(rows):
-        a = row["accuracy"]
-        colour = "#8a929c" if "random" in row["variant"] else "#0b6e99"
-        left.errorbar(
-            a["mean"], place, xerr=[[a["mean"] - a["low"]], [a["high"] - a["mean"]]], fmt="o", color=colour, capsize=3
-        )
-    left.set_yticks(range(len(rows)), [r["variant"] for r in rows], fontsize=9)
-    left.invert_yaxis()
-    left.set_xlabel("held-out accuracy after two rounds, 95 % interval")
-    left.axvline(rows[0]["accuracy"]["mean"], color="#d98c21", linestyle="--", linewidth=1)
-    for number, variant in enumerate(dict.fromkeys(r["variant"] for r in summary["rows"] if r["variant"].startswith("rounds"))):
-        mine = [r for r in summary["rows"] if r["variant"] == variant]
+    every = summary["rows"]
+    long = [r for r in every if r["variant"].startswith("rounds")]
+    puzzles = [r for r in every if r["variant"].startswith("arc")]
+    passages = [r for r in every if r not in long and r not in puzzles]
+    figure, columns = plt.subplots(1, 2, figsize=(13, 7), layout="constrained", width_ratios=(1.25, 1))
+    right = columns[1].get_subplotspec().subgridspec(2, 1, height_ratios=(max(1, len(puzzles)), 7))
+    columns[1].remove()
+    below, curves = figure.add_subplot(right[0]), figure.add_subplot(right[1])
+    for axes, rows, title in (
+        (columns[0], passages, "passages: held-out accuracy after two rounds"),
+        (below, puzzles, "puzzles: solved after one round"),
+    ):
+        for place, row in enumerate(rows):
+            a = row["accuracy"]
+            colour = "#8a929c" if "random" in row["variant"] or "no RL" in row["variant"] else "#0b6e99"
+            span = [[a["mean"] - a["low"]], [a["high"] - a["mean"]]]
+            axes.errorbar(a["mean"], place, xerr=span, fmt="o", color=colour, capsize=3)
+        axes.set_yticks(range(len(rows)), [r["variant"].removeprefix("arc: ") for r in rows], fontsize=9)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{title}, 95 % interval")
+        for row in rows:
+            if "random" in row["variant"]:
+                axes.axvline(row["accuracy"]["mean"], color="#d98c21", linestyle="--", linewidth=1)
+    for number, variant in enumerate(dict.fromkeys(r["variant"] for r in long)):
+        mine = [r for r in long if r["variant"] == variant]
         x = range(1, len(mine) + 1)
-        colour = ("#0b6e99", "#7a9e3f", "#8a929c")[number % 3]
-        right.plot(x, [r["accuracy"]["mean"] for r in mine], "o-", color=colour, label=variant.removeprefix("rounds: "))
-        right.fill_between(
-            x, [r["accuracy"]["low"] for r in mine], [r["accuracy"]["high"] for r in mine], color=colour, alpha=0.15
-        )
-        right.plot(x, [r["likeness of siblings"] for r in mine], "x:", color=colour)
-    if long:
-        right.plot([], [], "x:", color="black", label="likeness of siblings")
-        right.set_xlabel("round")
-        right.set_ylabel("held-out accuracy, likeness")
-        right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
+        colour = ("#0b6e99", "#7a9e3f", "#8a929c", "#d98c21")[number % 4]
+        low, high = ([r["accuracy"][k] for r in mine] for k in ("low", "high"))
+        curves.plot(x, [r["accuracy"]["mean"] for r in mine], "o-", color=colour, label=variant.removeprefix("rounds: "))
+        curves.fill_between(x, low, high, color=colour, alpha=0.15)
+        curves.plot(x, [r["likeness of siblings"] for r in mine], "x:", color=colour)
+    curves.plot([], [], "x:", color="black", label="likeness of siblings")
+    curves.set_xlabel("round (passages, five inner loops each)")
+    curves.set_ylabel("held-out accuracy, likeness")
+    curves.legend(frameon=False, fontsize=8)
+    for axes in (columns[0], below, curves):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
