@@ -84,6 +84,10 @@ VARIANTS: dict[str, list[str]] = {
     "rounds: sft likelihood": [*LONG, "--inner.reward", "likelihood"],
     "rounds: sft likelihood, anchor": [*LONG, "--inner.reward", "likelihood", "--outer.anchor", "1"],
     "rounds: dpo likelihood": [*LONG, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
+    "rounds: grpo likelihood": [
+        *LONG, "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
+        "--outer.recipe.epochs", "4",
+    ],
     "rounds: sft random": [*LONG, "--outer.select", "random_of"],
     "arc: no RL": ["--rounds", "0"],
     "arc: sft solved": [],
