@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from seal.models import train
 from seal.models.engine import Sampling, ask, generate
 from seal.models.fit import Room, room_for
 from seal.models.memory import free_memory
-from seal.models.policy import Policy
+from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, train_adapters
 from seal.types import Example, Prompt, Recipe
 from tests import tiny
@@ -75,3 +77,14 @@ def test_room_and_samples() -> None:
     assert generate(policy, prompts, sampling, [1, 2, 3]) == [
         generate(policy, [p], sampling, [s])[0] for p, s in zip(prompts, (1, 2, 3), strict=True)
     ]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second GPU")
+def test_a_model_over_two_gpus_learns_what_it_learns_on_one(tmp_path: Path) -> None:
+    name = tiny.save(tmp_path / "model")
+    one, two = load_policy(name, "cuda"), load_policy(name, "cuda*2")
+    assert len(two.devices) == 2 and len(one.devices) == 1
+    for a, b in zip(*(train_adapters(p, JOBS, Room(3, 1000)) for p in (one, two)), strict=True):
+        assert close(a.adapter, b.adapter, 5e-4)
+    prompts = [Prompt("one"), Prompt("two")]
+    assert generate(one, prompts, Sampling(8), [0, 0]) == generate(two, prompts, Sampling(8), [0, 0])
