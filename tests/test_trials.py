@@ -16,14 +16,16 @@ from seal.check import check_domain
 from seal.cli import main
 from seal.config import InnerConfig, OuterConfig, RunConfig, load_config
 from seal.domains.knowledge import Knowledge
+from seal.integrations.trl import preference
 from seal.loop import run
+from seal.models.engine import log_likelihood
 from seal.models.policy import Policy, load_policy
 from seal.noise import estimators
 from seal.proxy import proxy_scores, rank_correlation, rating_of
 from seal.restem import pairs_of, select
 from seal.store import Stage, Store
 from seal.trials import plan_race, race, try_siblings, with_prior
-from seal.types import Attempt, BadEdit, Edit, Recipe, SealError
+from seal.types import Attempt, BadEdit, Edit, Prompt, Query, Recipe, SealError, Selected
 from tests import tiny
 from tests.runs import FLAGS
 
@@ -164,6 +166,20 @@ def test_every_rule_changes_the_policy_and_goes_on_where_it_was(rule: str, polic
     assert (stage / "attempts.jsonl").read_bytes() == held, "no attempt is made again"
 
 
+def test_imitation_beside_preference_keeps_the_best_edit_likely(policy: Policy) -> None:
+    pytest.importorskip("trl")
+    prompts = {"a": Prompt("Write:")}
+    pairs = [(Selected("a", "red red red blue", 1.0), Selected("a", "red red red green", 0.0))]
+    recipe = Recipe(rank=8, targets="all-linear", learning_rate=3e-2, steps=12, batch_size=1)
+    found = []
+    for weight in (0.0, 1.0):
+        outer = OuterConfig(rule="dpo", imitate=weight, recipe=recipe)
+        adapter, _ = preference(policy, prompts, pairs, outer, 0)
+        found.append(log_likelihood(policy, [adapter], [[Query(prompts["a"], x.text) for x in pairs[0]]])[0])
+    (chosen, rejected), (chosen_too, rejected_too) = found
+    assert chosen > rejected and chosen_too > rejected_too and chosen_too > chosen
+
+
 def test_what_is_kept_is_replayed_in_later_rounds(tmp_path: Path) -> None:
     name = tiny.save(tmp_path / "model")
     flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}", "--rounds=2", "--outer.replay=1"]
@@ -219,6 +235,8 @@ def test_what_a_user_gets_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.C
         assert main(["train", *flags, "--outer.rule", "dpo", *odd]) == 2
         told = capsys.readouterr().err
         assert "dpo" in told and "Value error" not in told and len(told.splitlines()) == 1
+    assert main(["train", *flags, "--outer.imitate", "1"]) == 2
+    assert "outer.imitate is of" in capsys.readouterr().err
     assert main(["train", *flags, "--outer.select", "solved"]) == 2
     assert "take accuracy" in capsys.readouterr().err
     assert main(["train", *flags, "--outer.rule", "dpo", "--controls", "worst"]) == 2

@@ -111,6 +111,9 @@ class OuterConfig(Part):
     its worst (DPO, IPO), or weigh all siblings by their advantage (GRPO)."""
     beta: Annotated[float, Field(ge=0, le=100)] = 0.1
     """Strength of the pull towards the policy before the round (DPO, IPO, GRPO)."""
+    imitate: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Weight of imitating the best edit beside preferring it (DPO, IPO; as in Pang et al., *Iterative Reasoning Preference Optimization*, 2024):
+    without it both of a pair may become less likely, the best one too (docs/rewards.md)."""
     replay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """For every kept edit, so many kept in earlier rounds are imitated too."""
     anchor: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -204,6 +207,8 @@ class RunConfig(Part):
                 raise ValueError(
                     f"outer.replay, outer.anchor and outer.recipe.tokens are of outer.rule = sft, not of {outer.rule}"
                 )
+        if outer.imitate and outer.rule not in ("dpo", "ipo"):
+            raise ValueError(f"outer.imitate is of outer.rule = dpo and ipo, not of {outer.rule}")
         if outer.select == "solved" and self.inner.reward != "accuracy":
             raise ValueError(
                 f"outer.select = solved keeps what earned 1, which inner.reward = {self.inner.reward} never gives: take accuracy"

@@ -67,6 +67,9 @@ VARIANTS: dict[str, list[str]] = {
     "sft random": [*FLAT, "--outer.select", "random_of"],
     "sft likelihood 5x3, anchor": [*FLAT, "--inner.reward", "likelihood", "--outer.anchor", "1"],
     "dpo likelihood 5x3": [*FLAT, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
+    "dpo likelihood 5x3, imitating": [
+        *FLAT, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4", "--outer.imitate", "1",
+    ],
     "ipo likelihood 5x3": [*FLAT, "--inner.reward", "likelihood", "--outer.rule", "ipo", "--outer.recipe.epochs", "4"],
     "grpo likelihood 15x1": [
         "--edits_per_task", "15", "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
@@ -94,6 +97,9 @@ VARIANTS: dict[str, list[str]] = {
     "arc: sft random": ["--outer.select", "random_of"],
     "arc: sft likelihood": ["--inner.reward", "likelihood", "--outer.select", "best_of"],
     "arc: dpo likelihood": ["--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "dpo"],
+    "arc: dpo likelihood, imitating": [
+        "--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "dpo", "--outer.imitate", "1",
+    ],
     "arc: dpo likelihood, rate / 10": [
         "--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "dpo", "--outer.recipe.learning_rate", "1e-3",
     ],
@@ -107,7 +113,10 @@ DONORS = {
     for v in VARIANTS
     if (v.startswith("arc: ") and "--outer.rule" in VARIANTS[v]) or v == "arc: sft likelihood"
 }
-DONORS |= {v: "sft likelihood 5x3" for v in ("ipo likelihood 5x3", "sft mixed 5x3", "sft likelihood 5x3, anchor")}
+DONORS |= {
+    v: "sft likelihood 5x3"
+    for v in ("dpo likelihood 5x3, imitating", "ipo likelihood 5x3", "sft mixed 5x3", "sft likelihood 5x3, anchor")
+}
 DONORS |= {"grpo likelihood 15x1, rate 1e-3": "sft likelihood 15x1"}
 """Whose edits and trials of the first round a variant of the same seed takes over: they are the same, but for how they are rewarded."""
 
@@ -121,6 +130,8 @@ PAIRS = [
     ("sft exposure alone 15", "sft likelihood 15x1"),
     ("sft likelihood 5x3, directives", "sft likelihood 5x3"),
     ("ipo likelihood 5x3", "dpo likelihood 5x3"),
+    ("dpo likelihood 5x3, imitating", "dpo likelihood 5x3"),
+    ("arc: dpo likelihood, imitating", "arc: sft likelihood"),
     ("grpo likelihood 15x1, rate 1e-3", "sft likelihood 15x1"),
     ("budget: 48 x 5 likelihood", "budget: 48 x 5 accuracy"),
     ("budget: 48 x 5 likelihood", "budget: 24 x 10 likelihood"),

@@ -129,7 +129,11 @@ def preference(
     with _workplace(outer, seed, n_steps) as arguments:
         arguments |= {"per_device_train_batch_size": outer.recipe.batch_size, "max_length": longest + 8}
         loss = {"dpo": "sigmoid", "ipo": "ipo"}[outer.rule]
-        args = trl.DPOConfig(**arguments, beta=outer.beta, loss_type=[loss], use_cpu=policy.device.type == "cpu")
+        if outer.imitate:
+            arguments |= {"loss_type": [loss, "sft"], "loss_weights": [1.0, outer.imitate]}
+        else:
+            arguments |= {"loss_type": [loss]}
+        args = trl.DPOConfig(**arguments, beta=outer.beta, use_cpu=policy.device.type == "cpu")
         model = _model(policy)
         trainer = trl.DPOTrainer(
             model, args=args, train_dataset=_data_set(rows), processing_class=policy.tokenizer, peft_config=_lora(policy, outer)
