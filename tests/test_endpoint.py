@@ -98,7 +98,7 @@ def test_keys_stay_out_of_addresses_messages_and_hosts_that_are_not_theirs(
     assert "secret-key" not in str(error.value)
     monkeypatch.delenv("SEAL_API_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", "openai-key")
-    assert Endpoint(server.name).key == "none"
+    assert Endpoint(server.name).key == ""
     assert Endpoint("https://api.openai.com/v1#m").key == "openai-key"
 
 
@@ -154,6 +154,27 @@ def test_a_judge_grades_a_run_and_ungraded_is_not_wrong(server: Server, tmp_path
     inner = inner.model_copy(update={"recipe": Recipe(rank=2, steps=5, learning_rate=0.1)})
     bad = try_edits(policy, domain, [task], [["another fact"]], inner, Stage(tmp_path / "bad"), 0)[0]
     assert (bad.status, bad.reward) == ("ungraded", None)
+
+
+def test_what_is_about_one_prompt_ends_nothing_and_what_is_about_the_endpoint_does(server: Server) -> None:
+    one = Endpoint(server.name, retries=0)
+    server.fail = lambda body: "bad" in str(body)  # answered by 400
+    with pytest.raises(SealError, match="does not answer"):
+        one.write(["bad"], 5)
+    assert one.write(["a", "bad 1"], 5) == ["yes", None]
+    assert one.write(["bad 2", "b"], 5) == [None, "yes"], "nor where it stands first"
+    server.fail = lambda body: False
+    for status in (402, 409, 501, 529):
+        server.status = status
+        with pytest.raises(SealError, match="answer"):
+            Endpoint(server.name, retries=0).write([f"c{status}", f"d{status}"], 5)
+    server.status = 200
+
+
+def test_a_key_that_no_header_takes_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEAL_API_KEY", "k\nx")
+    with pytest.raises(SealError, match="SEAL_API_KEY"):
+        Endpoint(server.name)
 
 
 def test_a_judge_that_drops_out_in_the_middle_costs_nothing(

@@ -40,6 +40,10 @@ class Stand:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path.endswith("/load_lora_adapter"):
+                    if body["lora_name"] in stand.adapters:
+                        self.send_response(400)
+                        self.end_headers()
+                        return None
                     stand.adapters[body["lora_name"]] = load_peft(Path(body["lora_path"])).rank
                     stand.ever.append(body["lora_name"])
                     return self.reply({})

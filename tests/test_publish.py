@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_tables_and_figures_in_every_form(unbroken: Path, tmp_path: Path, capsys
 
 
 def test_latex_keeps_its_special_characters_in_check() -> None:
-    sheet = Sheet("x", "y", {}, ["a"], [["50 % of $_{x}\\&"]], [])
+    sheet = Sheet("x", "y", {}, ["a"], [["50 % of $_{x}\\&"]], [], [])
     assert r"50 \% of \$\_\{x\}\textbackslash{}\&" in latex(sheet)
 
 
@@ -74,10 +75,53 @@ def test_several_experiments_make_one_report(unbroken: Path, tmp_path: Path, cap
     found = {d["setting"]: d for d in record["differences"]}
     assert found["SEAL, last round"]["mean"] == pytest.approx(-0.1) and found["no RL"]["mean"] == 0
     assert found["SEAL, last round"]["low"] == pytest.approx(-0.1), "paired: what both share is no part of it"
-    note = "SEAL, last round: plain − hot: -0.100 [-0.100, -0.100]"
+    note = "SEAL, last round: plain − hot: -0.100 [-0.100, -0.100] (seeds in common: 0, 1)"
     assert all(note in x for x in (told, out["html"].read_text(), out["md"].read_text(), out["latex"].read_text()))
     assert "<svg" in out["html"].read_text() and out["pdf"].read_bytes().startswith(b"%PDF")
     assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_odd_names_are_shown_and_do_not_collide(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rate in (("_a$^$|<b>1-0", 0.1), ("_a$^$|<b>1-1", 0.1), ("_a$^$|<b>2-0", 0.2), ("_a$^$|<b>2-1", 0.2)):
+        another(unbroken, tmp_path / name, int(name[-1]), learning_rate=rate)
+    runs = [str(p) for p in sorted(tmp_path.iterdir())]
+    assert (
+        main(
+            [
+                "report",
+                *runs,
+                "--md",
+                str(tmp_path / "x.md"),
+                "--html",
+                str(tmp_path / "x.html"),
+                "--json",
+                str(tmp_path / "x.json"),
+            ]
+        )
+        == 0
+    )
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert [e["name"] for e in record["experiments"]] == ["_a$^$|<b>1", "_a$^$|<b>2"]
+    assert "<b>" not in (tmp_path / "x.html").read_text() + (tmp_path / "x.md").read_text()
+    head, line = (tmp_path / "x.md").read_text().splitlines()[4:6]
+    assert len(re.split(r"(?<!\\)\|", head)) == len(line.split("|")) == 5
+    capsys.readouterr()
+    for odd in (["--pdf", str(tmp_path / "none/x.pdf")], ["--beside", "x.json"], ["--figure", "x.gif"]):
+        assert main(["report", *runs, "--latex", str(tmp_path / "y.tex"), *odd]) == 2
+        assert not (tmp_path / "y.tex").exists(), "nothing is half done"
+    assert main(["report", runs[0], runs[0]]) == 2
+    assert "named twice" in capsys.readouterr().err
+
+
+def test_settings_of_a_later_version_do_not_split_an_experiment(unbroken: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        another(unbroken, tmp_path / f"x-{seed}", seed)
+    file = tmp_path / "x-1/results.json"
+    results = json.loads(file.read_text())
+    del results["of"]["outer"]["imitate"]
+    file.write_text(json.dumps(results | {"of": results["of"] | {"workers": 0}}))
+    assert main(["report", str(tmp_path / "x-0"), str(tmp_path / "x-1"), "--json", str(tmp_path / "x.json")]) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["seeds"] == [0, 1]
 
 
 def test_one_experiment_has_a_page_over_its_seeds(unbroken: Path, tmp_path: Path) -> None:

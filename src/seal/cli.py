@@ -236,8 +236,8 @@ def _train(config: Any, own: dict[str, Any]) -> int:
             run(control_of(config, name), store, CONTROLS[name][0], crew)
     for row in round_rewards(store.folder, "seal", config.rounds):
         print(
-            f"round {row['round']:.0f}: mean reward {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over "
-            f"{row['attempts']:.0f} attempts, unadapted {row['before']:.3f}, bad edits {row['bad']:.1%}"
+            f"round {row['round']:.0f}: mean reward ({config.inner.reward}) {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over "
+            f"{row['attempts']:.0f} attempts, accuracy {row['after']:.3f}, unadapted {row['before']:.3f}, bad edits {row['bad']:.1%}"
         )
     if config.rounds:
         print(f"policy: {store.folder / f'seal/round-{config.rounds}/policy'}")

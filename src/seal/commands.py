@@ -110,10 +110,12 @@ def noise(args: Namespace) -> int:
     """``seal noise``: variance components of a reward."""
     from seal.noise import estimators, read_scores
     from seal.noise import report as noise_report
-    from seal.store import write_whole
+    from seal.store import read_json, write_whole
 
     must_be_new(args.json)
-    found = noise_report(read_scores(args.source, args.reward))
+    config = args.source / "config.json"
+    own = read_json(config)["inner"]["reward"] if config.is_file() else "accuracy"
+    found = {"reward": args.reward or own} | noise_report(read_scores(args.source, args.reward or own))
     if args.source.is_dir():
         found |= {f"by {kind}": row for kind, row in estimators(args.source).items()}
     for name, value in found.items():
@@ -122,7 +124,7 @@ def noise(args: Namespace) -> int:
             for inner, number in value.items():
                 print(f"  {inner:<32} {number:g}")
         else:
-            print(f"{name:<34} {value:g}")
+            print(f"{name:<34} {value:g}" if isinstance(value, float | int) else f"{name:<34} {value}")
     if args.json:
         write_whole(args.json, json.dumps({"command": command_line(), **found}, indent=1) + "\n")
     return 0
@@ -152,19 +154,23 @@ def report(args: Namespace) -> int:
             raise SealError("of continual runs there are --json and --figure; the other forms are of runs of the outer loop")
         report_continual(args.runs, args.json, args.figure, args.beside)
         return 0
-    if args.figure and (args.figure.suffix not in (".png", ".svg", ".pdf") or not args.figure.parent.is_dir()):
+    if args.beside:
+        raise SealError("--beside is of continual runs")
+    if args.figure and args.figure.suffix not in (".png", ".svg", ".pdf"):
         raise SealError(f"cannot draw {args.figure}: the folder must be there, and the name end in .png, .svg or .pdf")
+    if missing := next((p for p in targets if p != args.figures and not p.parent.is_dir()), None):
+        raise SealError(f"cannot write {missing}: its folder is not there")
     sheet = sheet_of(args.runs, command_line())
     if "experiments" in sheet.record:
         print_lines([sheet.head, *sheet.rows])
-        print(*(f"  {note}" for note in sheet.notes), sep="\n")
+        print(*(f"  {line}" for line in (*sheet.differences, *sheet.notes)), sep="\n")
     else:
         print_table(sheet.record)
+    texts = {out: form(sheet) for out, form in ((args.html, page), (args.md, markdown), (args.latex, latex)) if out}
     if args.json:
-        write_whole(args.json, json.dumps(sheet.record, indent=1) + "\n")
-    for out, form in ((args.html, page), (args.md, markdown), (args.latex, latex)):
-        if out:
-            write_whole(out, form(sheet))
+        texts[args.json] = json.dumps(sheet.record, indent=1) + "\n"
+    for out, text in texts.items():
+        write_whole(out, text)
     if args.figure:
         try:
             sheet.figure().savefig(args.figure, dpi=160)

@@ -26,8 +26,8 @@ RETRIES = 5
 PATIENCE = 12
 """Retries once it has answered: with the client's pauses of at most 8 s, more than a minute."""
 TIMEOUT = 120.0
-GONE = {401, 403, 404, 408, 429, 500, 502, 503, 504}
-"""Answers that are about the endpoint, not about the prompt; so is no answer at all."""
+GONE = {401, 402, 403, 404, 408, 409, 429}
+"""Answers that are about the endpoint, not about the prompt; so is 500 and more, and no answer at all."""
 """Seconds."""
 CHARS_PER_TOKEN = 20
 """A reply longer than so many characters for each token asked for is cut: the other side may say anything."""
@@ -64,9 +64,11 @@ class Endpoint:
         except ImportError as error:
             raise SealError("a model behind an endpoint needs the package openai: pip install 'seal-lm[endpoint]'") from error
         openai_key = os.environ.get("OPENAI_API_KEY") if local == "api.openai.com" else None
-        self.key = os.environ.get("SEAL_API_KEY") or openai_key or "none"
+        self.key = (os.environ.get("SEAL_API_KEY") or openai_key or "").strip()
+        if not self.key.isascii() or not self.key.isprintable():
+            raise SealError("SEAL_API_KEY holds a character that no key has (a line break, or one that is not ASCII)")
         self.answered = False
-        self.client = OpenAI(base_url=self.url, api_key=self.key, max_retries=retries, timeout=TIMEOUT)
+        self.client = OpenAI(base_url=self.url, api_key=self.key or "none", max_retries=retries, timeout=TIMEOUT)
         self.cache = _Cache(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seal/endpoint.sqlite")
 
     def write(
@@ -93,10 +95,10 @@ class Endpoint:
             try:
                 answer = self._send(prompt, max_tokens, temperature, sample)
             except Exception as error:  # of a client and a server of someone else's
-                reason = f"{type(error).__name__}: {error}".replace(self.key, "(key)")
-                reasons.append(reason)
-                if getattr(error, "status_code", 503) in GONE:
-                    gone.append(reason)
+                reason = f"{type(error).__name__}: {error}"
+                reasons.append(reason.replace(self.key, "(key)") if self.key else reason)
+                if _is_gone(error):
+                    gone.append(reasons[-1])
                 return None
             self.answered = True
             if usable(answer):
@@ -104,7 +106,7 @@ class Endpoint:
             return answer
 
         first = [one(p) for p in prompts[:1]]  # alone: whether anybody answers is known before the others are sent
-        if reasons:
+        if reasons and not (self.answered and not gone):
             raise SealError(f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}")
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             rest = list(pool.map(lambda p: None if gone else one(p), prompts[1:]))
@@ -126,6 +128,15 @@ class Endpoint:
         )
         text = str(reply.choices[0].message.content or "")[: CHARS_PER_TOKEN * max_tokens]
         return text.encode("utf-8", "replace").decode()
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether a failure is the endpoint's, and would be that of any other prompt."""
+    from openai import APIConnectionError, APIStatusError
+
+    if isinstance(error, APIStatusError):
+        return error.status_code >= 500 or error.status_code in GONE
+    return isinstance(error, APIConnectionError)
 
 
 class EndpointJudge:

@@ -89,10 +89,13 @@ class Evaluation:
             policy = load_round(config, self.store.stage(f"{branch}/round-{config.rounds}"))
             adapt = policy if config.inner.start == "policy" else self.base
             results.append(self.policy_edits(f"{name} control", policy, adapt))
+            policy.release()
         for r in range(1, config.rounds + 1):
             policy = load_round(config, self.store.stage(f"seal/round-{r}"))
             name = f"SEAL round {r}"
             results.append(self.policy_edits(name, policy, adapt=policy if config.inner.start == "policy" else self.base))
+            if r < config.rounds:
+                policy.release()
         if config.rounds and config.inner.start == "policy":
             results.append(self.tried(ON_BASE, self.base, self.first(self.stage(name).once("texts", list)), config.inner))
         if config.rounds:

@@ -185,7 +185,10 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             (("source",), {"type": Path}),
             (
                 ("--reward",),
-                {"choices": ["accuracy", "likelihood", "mixed"], "default": "accuracy", "help": "what is looked at (accuracy)"},
+                {
+                    "choices": ["accuracy", "likelihood", "mixed"],
+                    "help": "what is looked at (the run's own; of a result file accuracy)",
+                },
             ),
             JSON,
         ],

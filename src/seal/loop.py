@@ -46,11 +46,14 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
                     if rule == "random_of"
                     else try_siblings(learner, domain, tasks_P, texts_P_E, config, stage, seed, label, crew)
                 )
+                if learner is not policy:
+                    learner.release()
                 count = as_many(kept_in(store, "seal", r)) if branch != "seal" else None
                 kept = select(attempts, rule, config.outer.keep, seed, count)
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
             earlier = [k for q in range(1, r) for k in kept_in(store, branch, q)]
             improve(policy, domain, tasks_P, kept, earlier, attempts, config, stage, r)
+        policy.release()  # and only then the next one
         policy = load_round(config, stage)
     return policy
 
@@ -107,11 +110,11 @@ def improve(
 
 def load_base(config: RunConfig) -> Policy:
     """The model before any round."""
-    m = config.model
-    return served(load_policy(m.name, m.device, m.dtype, m.bf16, m.threads, m.quantize), m.engine, m.name)
+    m, rank = config.model, config.inner.recipe.rank
+    return served(load_policy(m.name, m.device, m.dtype, m.bf16, m.threads, m.quantize), m.engine, m.name, rank)
 
 
 def load_round(config: RunConfig, stage: Stage) -> Policy:
     """The policy that a round saved."""
-    m = config.model
-    return served(load_policy(stage.folder / "policy", m.device, m.dtype, m.bf16, m.threads), m.engine, m.name)
+    m, rank = config.model, config.inner.recipe.rank
+    return served(load_policy(stage.folder / "policy", m.device, m.dtype, m.bf16, m.threads), m.engine, m.name, rank)

@@ -34,7 +34,10 @@ def figures_of(folder: Path) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     ]
     found = {"accuracy": (accuracy_figure(summary), accuracy)}
     if rewards:
-        found["rewards"] = (reward_figure(rewards), [dict(r) for r in rewards])
+        found["rewards"] = (
+            reward_figure(rewards, read_json(folder / "config.json")["inner"]["reward"]),
+            [dict(r) for r in rewards],
+        )
     if changes:
         found["edits"] = (changes_figure(changes), [{"writer": name, **row} for name, row in changes.items()])
     return found
@@ -73,7 +76,7 @@ def metrics_of(folder: Path) -> Iterator[tuple[int, str, float]]:
     rounds = [p for p in (folder / "seal").glob("round-*") if p.is_dir() and p.name[6:].isdigit()]
     for row in round_rewards(folder, "seal", len(rounds)):
         last = int(row["round"])
-        for name in ("mean", "low", "high", "best", "before", "bad", "attempts"):
+        for name in ("mean", "low", "high", "best", "after", "before", "bad", "attempts"):
             yield last, f"reward/{name}", float(row[name])
         rows = attempts_of(folder / f"seal/round-{last}")
         yield last, "attempt/seconds", sum(r["seconds"] for r in rows) / len(rows)

@@ -35,7 +35,7 @@ def write_report(folder: Path) -> Path:
     write_whole(folder / "report.md", _markdown(summary, rewards, changes, example, config, environment))
     figures = [
         ("Accuracy on held-out tasks, by who wrote the self-edit", accuracy_figure(summary)),
-        ("Reward of the sampled self-edits, round by round", reward_figure(rewards)),
+        ("Reward of the sampled self-edits, round by round", reward_figure(rewards, config["inner"]["reward"])),
         ("What reinforcement changed in the edits", changes_figure(changes)),
     ]
     page = _html(summary, figures, example, config, environment)
@@ -68,7 +68,7 @@ def attempts_of(folder: Path) -> list[dict[str, Any]]:
 
 def round_rewards(folder: Path, branch: str, rounds: int) -> list[dict[str, float]]:
     """For each round of the outer loop: mean reward of all edits tried with its interval over tasks, of the best edit of
-    each task, of the unadapted model, and the share of bad edits."""
+    each task; the accuracy after the edits (``after``) and of the unadapted model (``before``); and the share of bad edits."""
     out = []
     for r in range(1, rounds + 1):
         rows = [x for x in attempts_of(folder / branch / f"round-{r}") if x["reward"] is not None]
@@ -86,6 +86,7 @@ def round_rewards(folder: Path, branch: str, rounds: int) -> list[dict[str, floa
                 "low": spread.low,
                 "high": spread.high,
                 "best": sum(max(x["reward"] for x in g) for g in by_task.values()) / len(by_task),
+                "after": sum(x["after"] for x in rows) / len(rows),
                 "before": sum(x["before"] for x in rows) / len(rows),
                 "bad": sum(x["status"] == "bad edit" for x in rows) / len(rows),
                 "attempts": len(rows),
@@ -159,8 +160,8 @@ def accuracy_figure(summary: dict[str, Any]) -> Any:
     return figure
 
 
-def reward_figure(rewards: Sequence[dict[str, float]]) -> Any:
-    """Mean and best reward of the edits tried in each round."""
+def reward_figure(rewards: Sequence[dict[str, float]], kind: str) -> Any:
+    """Mean and best reward (of that ``kind``) of the edits tried in each round, and the accuracy after and before them."""
     figure, axes = plain_axes(6, 3.2)
     x = [r["round"] for r in rewards]
     axes.plot(x, [r["best"] for r in rewards], "^--", color=MUTED, label="best of each task's edits (flattered by luck)")
@@ -173,10 +174,12 @@ def reward_figure(rewards: Sequence[dict[str, float]]) -> Any:
         capsize=4,
         label="all edits tried (95 % interval)",
     )
-    axes.plot(x, [r["before"] for r in rewards], "s:", color=SECOND, label="the same model, unadapted")
+    if kind != "accuracy":
+        axes.plot(x, [r["after"] for r in rewards], "D-", color=THIRD, label="accuracy after them")
+    axes.plot(x, [r["before"] for r in rewards], "s:", color=SECOND, label="accuracy of the same model, unadapted")
     axes.set_xticks(x, [f"round {r}" for r in x])
     axes.set_ylim(0, 1)
-    axes.set_ylabel("mean reward")
+    axes.set_ylabel(f"mean reward: {kind}")
     axes.legend(frameon=False, fontsize=9, loc="best")
     figure.tight_layout()
     return figure
@@ -238,16 +241,17 @@ def _markdown(
         "",
         "Intervals: 95 %, bootstrap over tasks; differences are paired over tasks.",
         "",
-        "## Rewards, round by round",
+        f"## Rewards ({config['inner']['reward']}), round by round",
         "",
         *md_table(
-            ["round", "mean reward", "95 % interval", "best of siblings", "unadapted", "bad edits", "attempts"],
+            ["round", "mean reward", "95 % interval", "best of siblings", "accuracy", "unadapted", "bad edits", "attempts"],
             [
                 [
                     str(r["round"]),
                     f"{r['mean']:.3f}",
                     f"{r['low']:.3f} … {r['high']:.3f}",
                     f"{r['best']:.3f}",
+                    f"{r['after']:.3f}",
                     f"{r['before']:.3f}",
                     f"{r['bad']:.3f}",
                     str(r["attempts"]),
@@ -274,7 +278,8 @@ def _markdown(
 
 
 def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(r)} |" for r in (head, ["---"] * len(head), *rows)]
+    safe = [[c.replace("|", r"\|").replace("<", "&lt;") for c in r] for r in (head, *rows)]
+    return [f"| {' | '.join(r)} |" for r in (safe[0], ["---"] * len(head), *safe[1:])]
 
 
 STYLE = """

@@ -69,6 +69,15 @@ def _experiment(config: RunConfig) -> dict[str, Any]:
     return data
 
 
+def experiment_of(record: dict[str, Any]) -> str:
+    """What seeds of one experiment have in common: settings (those that an earlier version did not know are at their defaults) and tasks."""
+    try:
+        settings = _experiment(RunConfig.model_validate(record.get("of") or {}))
+    except ValueError:  # of a version whose settings are no longer known
+        settings = record["of"]
+    return json.dumps([settings, record.get("tasks")], sort_keys=True)
+
+
 def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The results of several runs.
 
@@ -86,7 +95,7 @@ def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     names = ", ".join(map(str, folders))
     if len({tuple((s["setting"], len(s["scores"])) for s in r["settings"]) for r in records}) > 1:
         raise SealError(f"the runs {names} did not evaluate the same settings on as many tasks")
-    if len({json.dumps([r.get("of"), r.get("tasks")], sort_keys=True) for r in records}) > 1:
+    if len({experiment_of(r) for r in records}) > 1:
         raise SealError(f"the runs {names} are not seeds of one experiment: their settings or their tasks differ")
     return records
 

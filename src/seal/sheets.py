@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from seal.evaluate import NO_RL
 from seal.publish import figures_of
 from seal.report import ACCENT, INK, SECOND, STYLE, THIRD, accuracy_figure, md_table, plain_axes, svg
-from seal.results import difference_lines, load_runs, summarise, table_lines
+from seal.results import difference_lines, experiment_of, load_runs, summarise, table_lines
 from seal.stats import difference
 from seal.types import SealError
 
@@ -38,8 +39,10 @@ class Sheet:
     """Everything, as JSON."""
     head: list[str]
     rows: list[list[str]]
+    differences: list[str]
+    """Paired, with their intervals, a sentence each."""
     notes: list[str]
-    """Differences and what else is to be known, a sentence each."""
+    """What else is to be known."""
 
     def figure(self) -> Any:
         """The table as a picture."""
@@ -53,33 +56,29 @@ def sheet_of(folders: Sequence[Path], command: str) -> Sheet:
         SealError: a folder has no results.
     """
     records = [load_runs([f])[0] for f in folders]
+    if len({f.resolve() for f in folders}) < len(folders):
+        raise SealError("a run is named twice")
     groups: dict[str, list[int]] = {}
     for i, r in enumerate(records):
-        groups.setdefault(json.dumps([r.get("of"), r.get("tasks")], sort_keys=True), []).append(i)
+        groups.setdefault(experiment_of(r), []).append(i)
     if len(groups) == 1:
         summary = summarise(load_runs(folders), command)
         head, *rows = table_lines(summary)
         seeds = ", ".join(map(str, summary["seeds"]))
-        return Sheet(_names(folders), _source(summary) + f", seeds {seeds}", summary, head, rows, difference_lines(summary))
-    named = {_names([folders[i] for i in g]): [folders[i] for i in g] for g in groups.values()}
-    if len(named) < len(groups):
-        raise SealError("two of the experiments would have one name here: give their run folders names that differ")
+        return Sheet(_names(folders), _source(summary) + f", seeds {seeds}", summary, head, rows, difference_lines(summary), [])
+    members = [[folders[i] for i in g] for g in groups.values()]
+    for name in (_names, lambda m: ", ".join(f.resolve().name for f in m), lambda m: ", ".join(map(str, m))):
+        named = {name(m): m for m in members}
+        if len(named) == len(members):
+            break
     return _comparison(named, command)
 
 
 def _names(folders: Sequence[Path]) -> str:
-    """What the folders' names begin with, or all of them."""
+    """What the folders' names are without a seed at their end, where that is the same; or all of them."""
     names = [f.resolve().name for f in folders]
-    common = "".join(next(iter(c)) for c in _common(map(set, zip(*names, strict=False)))).rstrip("-_0123456789")
-    common = common.removesuffix("seed").rstrip("-_") if len(names) > 1 else names[0]
-    return common or ", ".join(names)
-
-
-def _common(columns: Any) -> Any:
-    for letters in columns:
-        if len(letters) > 1:
-            return
-        yield letters
+    stems = {re.sub(r"[-_.]?(seed)?[-_.]?\d+$", "", n) for n in names}
+    return stems.pop() if len(names) > 1 and len(stems) == 1 and "" not in stems else ", ".join(names)
 
 
 def _source(record: Mapping[str, Any]) -> str:
@@ -94,15 +93,18 @@ def _comparison(named: Mapping[str, Sequence[Path]], command: str) -> Sheet:
     summaries = {name: summarise(records, command) for name, records in runs.items()}
     cells = {name: {_alias(r["setting"], s["rounds"]): r for r in s["rows"]} for name, s in summaries.items()}
     settings = [k for k in dict.fromkeys(k for c in cells.values() for k in c) if sum(k in c for c in cells.values()) > 1]
-    differing = _differing({name: records[0].get("of") or {} for name, records in runs.items()})
+    differing = _differing({name: json.loads(experiment_of(records[0]))[0] or {} for name, records in runs.items()})
     first, *others = runs
-    differences, notes = [], []
+    differences: list[dict[str, Any]] = []
+    lines, notes = [], []
     for name in others:
         for setting in (LAST, NO_RL):
             pair = _paired(runs[name], runs[first], setting)
             if pair is not None:
                 differences.append({"a": name, "b": first, "setting": setting, **pair})
-                notes.append(f"{setting}: {name} − {first}: {pair['mean']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]")
+                seeds = ", ".join(map(str, pair["seeds"]))
+                line = f"{setting}: {name} − {first}: {pair['mean']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+                lines.append(f"{line} (seeds in common: {seeds})")
         if not any(d["a"] == name for d in differences):
             notes.append(f"{name} and {first} share no seed with the same tasks: their difference cannot be paired")
     notes += [f"{name}: {', '.join(f'{k} = {v}' for k, v in d.items())}" for name, d in differing.items() if d]
@@ -128,16 +130,17 @@ def _comparison(named: Mapping[str, Sequence[Path]], command: str) -> Sheet:
         [k, *(f"{c[k]['accuracy']:.3f} [{c[k]['low']:.3f}, {c[k]['high']:.3f}]" if k in c else "" for c in cells.values())]
         for k in settings
     ]
-    return Sheet(", ".join(named), _source(record), record, head, rows, notes)
+    return Sheet(", ".join(named), _source(record), record, head, rows, lines, notes)
 
 
 def _alias(setting: str, rounds: int) -> str:
     return LAST if setting == f"SEAL round {rounds}" else setting
 
 
-def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], setting: str) -> dict[str, float] | None:
+def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], setting: str) -> dict[str, Any] | None:
     """The difference over the seeds that both have, on the same tasks; ``None`` where there is no such pair."""
     scores: list[list[Any]] = [[], []]
+    seeds = []
     for mine in a:
         other = next((r for r in b if r["seed"] == mine["seed"] and r.get("tasks") == mine.get("tasks")), None)
         found = [
@@ -146,12 +149,13 @@ def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], setting: s
             if r is not None
         ]
         if len(found) == 2 and None not in found:
+            seeds.append(mine["seed"])
             for row, one in zip(scores, found, strict=True):
                 row.append(one)
     if not scores[0]:
         return None
     d = difference(scores[0], scores[1])
-    return {"mean": round(d.mean, 4), "low": round(d.low, 4), "high": round(d.high, 4), "seeds": len(scores[0])}
+    return {"mean": round(d.mean, 4), "low": round(d.low, 4), "high": round(d.high, 4), "seeds": seeds}
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -183,13 +187,18 @@ def _beside(record: Mapping[str, Any]) -> Any:
                 axes.plot([cell["low"], cell["high"]], [at, at], color=colour, lw=1.6)
                 axes.plot(cell["accuracy"], at, mark, color=colour, ms=5)
     for place, name in enumerate(names):
-        axes.plot([], [], MARKS[place % len(MARKS)][1], color=MARKS[place % len(MARKS)][0], label=name)
+        axes.plot([], [], MARKS[place % len(MARKS)][1], color=MARKS[place % len(MARKS)][0], label=_plain(name))
     axes.set_yticks(range(len(rows)), [r["setting"] for r in reversed(rows)])
     axes.set_xlim(0, 1.03)
     axes.set_xlabel("share of questions answered correctly (line: 95 % interval)")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=min(3, len(names)), frameon=False, fontsize=9)
     figure.tight_layout()
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name as a legend shows it: no formula, and not hidden for the underscore it begins with."""
+    return ("\u200a" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 # ------------------------------------------------------------------------------------------------------------------ forms
@@ -205,7 +214,8 @@ def latex(sheet: Sheet) -> str:
         *map(_latex_row, sheet.rows),
         r"\bottomrule",
         r"\end{tabular}",
-        *(f"% {note} (95 %, paired)" for note in sheet.notes if "[" in note),
+        *(f"% {line} (95 %, paired)" for line in sheet.differences),
+        *(f"% {note}" for note in sheet.notes),
     ]
     return "\n".join(lines) + "\n"
 
@@ -216,8 +226,10 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def markdown(sheet: Sheet) -> str:
     """Title, table, notes."""
-    notes = [f"- {note}" for note in sheet.notes]
-    return "\n".join([f"# {sheet.title}", "", f"`{sheet.source}`", "", *md_table(sheet.head, sheet.rows), "", *notes, ""])
+    title, *notes = (line.replace("<", "&lt;") for line in (sheet.title, *sheet.differences, *sheet.notes))
+    return "\n".join(
+        [f"# {title}", "", f"`{sheet.source}`", "", *md_table(sheet.head, sheet.rows), "", *(f"- {n}" for n in notes), ""]
+    )
 
 
 def page(sheet: Sheet) -> str:
@@ -230,8 +242,8 @@ def page(sheet: Sheet) -> str:
             f"<title>{e(sheet.title)}: SEAL report</title><style>{STYLE}</style>",
             f"<h1>{e(sheet.title)}</h1><p class=meta>{e(sheet.source)}</p>",
             f"<div class=scroll><table><tr>{''.join(f'<th>{e(c)}</th>' for c in sheet.head)}</tr>{table}</table></div>",
-            "<ul>" + "".join(f"<li>{e(note)}</li>" for note in sheet.notes) + "</ul>",
-            "<p class=meta>Intervals: 95 %, bootstrap over tasks and runs; differences are paired over both.</p>",
+            "<ul>" + "".join(f"<li>{e(line)}</li>" for line in (*sheet.differences, *sheet.notes)) + "</ul>",
+            "<p class=meta>Intervals: 95 %, bootstrap over tasks and runs; differences are paired over the tasks and seeds in common.</p>",
             f"<figure><figcaption>Accuracy on held-out tasks, by who wrote the self-edit</figcaption>{svg(sheet.figure())}</figure></html>",
         ]
     )
@@ -246,12 +258,17 @@ def write_pdf(sheet: Sheet, folders: Sequence[Path], out: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.backends.backend_pdf import PdfPages
 
-    figures = [figure for folder in folders for name, (figure, _) in figures_of(folder).items() if name != "accuracy"]
     try:
         with PdfPages(out, metadata={"Title": f"SEAL: {sheet.title}"}) as pdf:
-            for figure in [_table_page(sheet), sheet.figure(), *figures]:
+            for figure in (_table_page(sheet), sheet.figure()):
                 pdf.savefig(figure, bbox_inches="tight")
                 pyplot.close(figure)
+            for folder in folders:
+                for name, (figure, _) in figures_of(folder).items():
+                    if name != "accuracy":
+                        figure.suptitle(folder.resolve().name, y=1.02, fontsize=9, parse_math=False)
+                        pdf.savefig(figure, bbox_inches="tight")
+                    pyplot.close(figure)
     except OSError as error:
         raise SealError(f"cannot write {out}: {error.strerror}") from error
 
@@ -260,7 +277,9 @@ def _table_page(sheet: Sheet) -> Any:
     from matplotlib import pyplot as plt
 
     width = max(1.25, max(map(len, sheet.head)) * 0.075)
-    figure, axes = plt.subplots(figsize=(width * len(sheet.head) + 2, 0.28 * (len(sheet.rows) + len(sheet.notes) + 3) + 1))
+    figure, axes = plt.subplots(
+        figsize=(width * len(sheet.head) + 2, 0.28 * (len(sheet.rows) + len(sheet.differences) + len(sheet.notes) + 3) + 1)
+    )
     axes.axis("off")
     table = axes.table(cellText=sheet.rows, colLabels=sheet.head, loc="center", cellLoc="right")
     table.auto_set_font_size(False)
@@ -272,6 +291,14 @@ def _table_page(sheet: Sheet) -> Any:
         cell.get_text().set_parse_math(False)
         cell.set_text_props(ha="left" if column == 0 else "right", weight="bold" if row == 0 else "normal")
     axes.set_title(sheet.source.replace(" · ", "\n", 1), fontsize=8, parse_math=False)
-    if sheet.notes:
-        axes.text(0, -0.02, "\n".join(sheet.notes), fontsize=8, va="top", transform=axes.transAxes, parse_math=False)
+    if sheet.differences or sheet.notes:
+        axes.text(
+            0,
+            -0.02,
+            "\n".join([*sheet.differences, *sheet.notes]),
+            fontsize=8,
+            va="top",
+            transform=axes.transAxes,
+            parse_math=False,
+        )
     return figure

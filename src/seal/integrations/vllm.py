@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -29,27 +30,30 @@ from seal.models.policy import EMBEDDED, Policy
 from seal.types import SealError
 
 MAX_RANK = 256
-"""The largest rank vLLM takes; the engine is made for the largest that the first request has."""
+"""The largest rank vLLM takes."""
 RANKS = (8, 16, 32, 64, 128, 256)
 MEMORY = 0.4
 """Share of a GPU's memory for vLLM, where training is to have its own."""
 SIDE_BY_SIDE = 32
 """Requests to a server at a time."""
 _names = itertools.count(1)
+_process = uuid4().hex[:12]
+"""In the adapters' names: a server outlives the processes that ask it, and caches by name."""
 _live: list[InProcess] = []
 
 
-def served(policy: Policy, engine: str, model: str) -> Policy:
+def served(policy: Policy, engine: str, model: str, rank: int = 0) -> Policy:
     """The policy, with its texts written by ``engine``: *transformers* (nothing changes), *vllm*, or a server's address (``http://host:8000/v1``).
 
     Args:
         model: the name of the run's base model. A policy of another name is not asked from a server.
+        rank: the largest of the adapters to come, where it is known.
 
     Raises:
         SealError: vLLM is not installed, or the server cannot be reached. Whether it serves this very model is not known.
     """
     if engine == "vllm":
-        policy.served = InProcess(policy)
+        policy.served = InProcess(policy, rank)
     elif engine != "transformers" and policy.name == model:
         policy.served = Server(engine, policy)
     return policy
@@ -58,13 +62,16 @@ def served(policy: Policy, engine: str, model: str) -> Policy:
 class InProcess:
     """vLLM in this process; made when it is first asked."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, rank: int = 0) -> None:
         try:
             import vllm  # noqa: F401
         except ImportError as error:
             raise SealError("model.engine vllm needs vLLM: pip install vllm (see docs/scale.md)") from error
         self.policy = policy
-        self.rank = 0
+        self.rank = rank
+        self.shape, self.on_gpu = _shape(policy), policy.device.type == "cuda"  # the policy may be released before its engine
+        self.made_for = 0
+        """The largest rank that the engine takes."""
         self.llm: Any = None
         self.sleeps = False
         """Whether it gives its memory to training between two calls: vLLM's sleep mode, on CUDA."""
@@ -73,6 +80,8 @@ class InProcess:
         """Give back its memory."""
         self.llm = None
         gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
 
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], adapters: Sequence[Adapter | None]
@@ -86,13 +95,14 @@ class InProcess:
             raise SealError(f"vLLM takes adapters up to rank {MAX_RANK}, not {needed}: take model.engine transformers")
         if self.llm is not None and self.sleeps:
             self._wake()
-        if self.llm is None or needed > self.rank:
+        needed = max(needed, self.rank)
+        if self.llm is None or needed > self.made_for:
             before = _live.pop() if _live else None  # one at a time: each takes its share of the memory
             _live.append(self)
-            if before is None or needed > before.rank or not self._take_over(before):
+            if before is None or needed > before.made_for or not self._take_over(before):
                 if before is not None:
                     before.close()
-                self.rank = next(r for r in RANKS if r >= max(needed, self.rank, 1))
+                self.made_for = next(r for r in RANKS if r >= max(needed, 1))
                 self.llm = self._start(vllm)
         with _written(adapters, self.policy.name) as folders:
             requests = {k: LoRARequest(name, number, str(path)) for k, (name, number, path) in folders.items()}
@@ -122,7 +132,7 @@ class InProcess:
 
     def _take_over(self, before: InProcess) -> bool:
         """The engine of another policy of the same shape, with this one's weights put in; false where vLLM cannot do that."""
-        if before.llm is None or not Path(self._where).is_dir() or _shape(before.policy) != _shape(self.policy):
+        if before.llm is None or not Path(self._where).is_dir() or before.shape != self.shape:
             return False
         try:
             if before.sleeps:
@@ -131,25 +141,26 @@ class InProcess:
             before.llm.reset_prefix_cache()
         except Exception:  # of a system of many parts, and not in every version
             return False
-        self.llm, self.rank, self.sleeps, before.llm = before.llm, before.rank, before.sleeps, None
+        self.llm, self.made_for, self.sleeps = before.llm, before.made_for, before.sleeps
+        before.llm = None
+        gc.collect()  # with it goes the policy before, that held it
         return True
 
     def _start(self, vllm: Any) -> Any:
         from vllm.platforms import current_platform
 
-        on_gpu = self.policy.device.type == "cuda"
-        self.sleeps = on_gpu and bool(current_platform.is_sleep_mode_available())
-        more: dict[str, Any] = {"gpu_memory_utilization": MEMORY, "enable_sleep_mode": self.sleeps} if on_gpu else {}
+        self.sleeps = self.on_gpu and bool(current_platform.is_sleep_mode_available())
+        more: dict[str, Any] = {"gpu_memory_utilization": MEMORY, "enable_sleep_mode": self.sleeps} if self.on_gpu else {}
         dtype = str(self.policy.runner.dtype).removeprefix("torch.")
         context = min(self.policy.context, 8192)
         try:
             return vllm.LLM(
                 self._where,
                 enable_lora=True,
-                max_lora_rank=self.rank,
+                max_lora_rank=self.made_for,
                 max_loras=4,
                 dtype=dtype,
-                enforce_eager=not on_gpu,
+                enforce_eager=not self.on_gpu,
                 max_model_len=context,
                 **more,
             )
@@ -170,7 +181,7 @@ class InProcess:
         groups: dict[int, list[int]] = {}
         # On a CPU one adapter at a time: batches of several gave other answers (docs/scale.md).
         for i, request in enumerate(requests):
-            groups.setdefault(request.lora_int_id if request and self.policy.device.type == "cpu" else 0, []).append(i)
+            groups.setdefault(request.lora_int_id if request and not self.on_gpu else 0, []).append(i)
         found = [("", "")] * len(tokens)
         for rows in groups.values():
             picked = [[x[i] for i in rows] for x in (tokens, how, requests)]
@@ -199,9 +210,11 @@ class Server:
     ) -> list[str]:
         """A text per prompt, each through its own adapter."""
         with _written(adapters, self.policy.name) as folders:
+            loaded = []
             try:
                 for name, _, path in folders.values():
                     self._post("load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+                    loaded.append(name)
                 jobs = [
                     (p, s, folders[id(a)][0] if a is not None else self.model)
                     for p, s, a in zip(prompts, seeds, adapters, strict=True)
@@ -209,7 +222,7 @@ class Server:
                 with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
                     return list(pool.map(lambda j: self._one(j[0], j[1], j[2], sampling), jobs))
             finally:
-                for name, _, _ in folders.values():
+                for name in loaded:
                     self._post("unload_lora_adapter", {"lora_name": name}, quiet=True)
 
     def _one(self, prompt: Sequence[int], seed: int, model: str, sampling: Sampling) -> str:
@@ -264,7 +277,7 @@ def _written(adapters: Sequence[Adapter | None], base: str) -> Iterator[dict[int
                 number = next(_names)
                 path = Path(folder) / str(number)
                 save_peft(adapter, path, base)
-                found[id(adapter)] = (f"seal-{number}", number, path)
+                found[id(adapter)] = (f"seal-{_process}-{number}", number, path)
         yield found
 
 

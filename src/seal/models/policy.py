@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,6 +178,14 @@ class Policy:
             w.copy_((w.float() + update.to(w.device)).to(w.dtype))
             self.runner.get_submodule(name).weight.copy_(w)
 
+    def release(self) -> None:
+        """Give the memory back, before another one is loaded. Nothing can be asked of it afterwards."""
+        on_gpu = self.device.type == "cuda"
+        self.model = self.runner = self.served = None
+        gc.collect()  # what accelerate spread refers to itself
+        if on_gpu:
+            torch.cuda.empty_cache()
+
     def save(self, folder: Path) -> None:
         """Write a folder that :func:`load_policy`, and any ``from_pretrained``, reads."""
         try:
@@ -288,12 +297,14 @@ def _check_device(name: str) -> None:
     Raises:
         SealError: there is no such device on this machine.
     """
-    kind, _, number = name.partition(":")
-    kind, n_devices = spread(kind)
+    whole, n_devices = spread(name)
+    kind, _, number = whole.partition(":")
+    if n_devices > 1 and whole != "cuda":
+        raise SealError(f"only cuda can be spread (cuda*2), not {name!r}")
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = {
         "cpu": not number,
-        "cuda": cuda >= n_devices and (not number or (number.isdigit() and int(number) < cuda and n_devices == 1)),
+        "cuda": cuda >= n_devices and (not number or (number.isdigit() and int(number) < cuda)),
         "mps": torch.backends.mps.is_available(),
     }
     if kind not in there:

@@ -109,9 +109,9 @@ class Pages:
                 {
                     "all edits tried, 95 % interval": [(number[s["stage"]], s["reward"]) for s in rounds],
                     "best of siblings (flattered by luck)": [(number[s["stage"]], s["best"]) for s in rounds],
-                    "unadapted": [(number[s["stage"]], s["before"]) for s in rounds],
+                    "accuracy, unadapted": [(number[s["stage"]], s["before"]) for s in rounds],
                 },
-                "mean reward by round", "round",
+                f"mean reward by round ({run.reward})", "round",
             ),
             "edits": charts.lines(
                 {

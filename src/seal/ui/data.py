@@ -225,6 +225,11 @@ class Run:
         except (OSError, ValueError):
             return None
 
+    @property
+    def reward(self) -> str:
+        """What its edits are rewarded by."""
+        return str((self.config.get("inner") or {}).get("reward", "accuracy"))
+
     def stages(self) -> list[str]:
         """The stages that have edits or attempts, rounds first."""
         found = {p.parent for name in ("attempts.jsonl", "texts.json") for p in self.path.rglob(name)}
