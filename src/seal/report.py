@@ -162,7 +162,7 @@ def accuracy_figure(summary: dict[str, Any]) -> Any:
 
 def reward_figure(rewards: Sequence[dict[str, float]], kind: str) -> Any:
     """Mean and best reward (of that ``kind``) of the edits tried in each round, and the accuracy after and before them."""
-    figure, axes = plain_axes(6, 3.2)
+    figure, axes = plain_axes(7, 3.4)
     x = [r["round"] for r in rewards]
     axes.plot(x, [r["best"] for r in rewards], "^--", color=MUTED, label="best of each task's edits (flattered by luck)")
     axes.errorbar(
@@ -176,11 +176,11 @@ def reward_figure(rewards: Sequence[dict[str, float]], kind: str) -> Any:
     )
     if kind != "accuracy":
         axes.plot(x, [r["after"] for r in rewards], "D-", color=THIRD, label="accuracy after them")
-    axes.plot(x, [r["before"] for r in rewards], "s:", color=SECOND, label="accuracy of the same model, unadapted")
+    axes.plot(x, [r["before"] for r in rewards], "s:", color=SECOND, label="accuracy, unadapted")
     axes.set_xticks(x, [f"round {r}" for r in x])
     axes.set_ylim(0, 1)
     axes.set_ylabel(f"mean reward: {kind}")
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncol=2)
     figure.tight_layout()
     return figure
 

@@ -1,6 +1,7 @@
 """Rules of the outer loop and estimators of its reward, at equal numbers of inner loops, on the embedded models of both domains.
 
     python tools/rules/compare.py run --seeds 0 1 2            # resumable; --only sft-race … for some
+    python tools/rules/compare.py choose                      # ways to spend 480 inner loops, on the selection passages
     python tools/rules/compare.py table --json docs/results/learning-rules.json --figure docs/learning-rules.png
 
 Every variant goes through the same rounds on the same tasks: at most 15 inner loops a task and round, however it spends them. Its policy after the
@@ -136,6 +137,9 @@ PAIRS = [
     ("budget: 48 x 5 likelihood", "budget: 48 x 5 accuracy"),
     ("budget: 48 x 5 likelihood", "budget: 24 x 10 likelihood"),
     ("budget: 48 x 5 likelihood", "budget: 16 x 15 likelihood"),
+    ("rounds: sft likelihood, round 4", "budget: 48 x 5 likelihood"),
+    ("rounds: sft likelihood, round 6", "sft likelihood 15x1"),
+    ("rounds: dpo likelihood, round 6", "rounds: sft likelihood, round 6"),
     ("arc: sft likelihood", "arc: sft solved"),
     ("arc: grpo likelihood, rate / 10", "arc: sft solved"),
 ]
@@ -183,6 +187,25 @@ def one(variant: str, seed: int, runs: str) -> None:
     spent = {"seconds": round(trained, 1), "inner_loops": loops}
     write_whole(path, json.dumps({"variant": variant, "seed": seed, **spent, "settings": scored}, indent=1))
     print(f"{variant} {seed}: {[round(sum(s['scores']) / len(s['scores']), 3) for s in scored]}, {trained:.0f} s", flush=True)
+
+
+CANDIDATES = [("rounds: sft likelihood", 4), *((v, 2) for v in VARIANTS if v.startswith("budget"))]
+"""Ways to spend 480 inner loops on passages, and the round after which they have."""
+
+
+def choose(seed: int, runs: str) -> None:
+    """Score the candidates for a default on the selection passages, which no table reports on, as ``choose.json`` in the run folder."""
+    for variant, r in CANDIDATES:
+        config = config_of(variant, seed, runs)
+        path = config.folder / "choose.json"
+        if path.exists():
+            continue
+        config = RunConfig.model_validate(read_json(config.folder / "config.json"))  # as it was begun
+        store = Store(config)
+        evaluation = Evaluation(config, store, "select")
+        result = evaluation.policy_edits(f"SEAL round {r}", load_round(config, store.stage(f"seal/round-{r}")))
+        write_whole(path, json.dumps({"variant": variant, "after": r, "seed": seed, "scores": result.scores}))
+        print(f"{variant} {seed}, selection passages: {sum(result.scores) / len(result.scores):.3f}", flush=True)
 
 
 def take_over(donor: RunConfig, config: RunConfig) -> float:
@@ -245,9 +268,12 @@ def table(runs: str) -> dict[str, Any]:
         for row in rows:
             domain = "arc: " if row["variant"].startswith("arc: ") else ""
             other = next((r for r in rows if r["variant"] == domain + variant), None)
+            if variant == "sft random" and row["variant"].startswith("rounds"):  # the control of as many rounds
+                other = next((r for r in rows if r["variant"] == "rounds: sft random" and r["after"] == row["after"]), None)
             if other and row is not other and row["seeds"] == other["seeds"]:
                 row[name] = _numbers(difference(row["scores"], other["scores"]))
     by_name = {r["variant"]: r for r in rows if not r["variant"].startswith("rounds")}
+    by_name |= {f"{r['variant']}, {r['after'][5:]}": r for r in rows if r["variant"].startswith("rounds")}
     differences = [
         {"a": a, "b": b, **_numbers(difference(by_name[a]["scores"], by_name[b]["scores"]))}
         for a, b in PAIRS
@@ -257,8 +283,22 @@ def table(runs: str) -> dict[str, Any]:
         del row["scores"]
     return {
         "command": "python tools/rules/compare.py run --seeds 0 1 2; python tools/rules/compare.py table", "date": date.today().isoformat(),
-        "machine": f"{machine()}, one thread a run", "rows": rows, "differences": differences, "reliability": reliabilities(runs), "proxies": proxies(runs),
+        "machine": f"{machine()}, one thread a run", "rows": rows, "differences": differences, "chosen": chosen(runs), "reliability": reliabilities(runs), "proxies": proxies(runs),
     }  # fmt: skip
+
+
+def chosen(runs: str) -> list[dict[str, Any]]:
+    """The candidates for a default on the selection passages, and what the first has over each other."""
+    scores: dict[str, list[list[float]]] = {}
+    for path in sorted(Path(runs).glob("*/choose.json")):
+        found = read_json(path)
+        scores.setdefault(f"{found['variant']}, round {found['after']}", []).append(found["scores"])
+    best = f"{CANDIDATES[0][0]}, round {CANDIDATES[0][1]}"
+    return [
+        {"variant": name, "seeds": len(mine), "accuracy": _numbers(interval(mine))}
+        | ({"below the first by": _numbers(difference(scores[best], mine))} if name != best and best in scores else {})
+        for name, mine in scores.items()
+    ]
 
 
 def reliabilities(runs: str) -> dict[str, Any]:
@@ -353,7 +393,7 @@ def draw(summary: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "table"))
+    parser.add_argument("action", choices=("run", "choose", "table"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--runs", default="runs/rules")
@@ -364,6 +404,10 @@ def main() -> None:
         for seed in args.seeds:
             for variant in args.only:
                 one(variant, seed, args.runs)
+        return
+    if args.action == "choose":
+        for seed in args.seeds:
+            choose(seed, args.runs)
         return
     summary = table(args.runs)
     if not summary["rows"]:
