@@ -145,7 +145,9 @@ def accuracy_figure(summary: dict[str, Any]) -> Any:
         colour = ACCENT if row["setting"].startswith("SEAL") else SECOND if row["setting"] == CONTROL else MUTED
         axes.barh(y, row["accuracy"], color=colour, alpha=0.85, height=0.62)
         axes.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.6)
-        axes.text(row["high"] + 0.012, y, f"{row['accuracy']:.2f}", va="center", fontsize=9)
+        inside = row["accuracy"] > 0.15  # where no mark and no interval is in its way
+        at, ink = (0.012, "white") if inside else (row["high"] + 0.012, INK)
+        axes.text(at, y, f"{row['accuracy']:.2f}", va="center", fontsize=9, color=ink, weight="bold" if inside else "normal")
         if len(kinds) > 1:
             for kind, mark in zip(kinds, "ovsD", strict=False):
                 value = row["kinds"].get(kind, {}).get("mean")
