@@ -282,7 +282,7 @@ def table(runs: str) -> dict[str, Any]:
     for row in rows:
         del row["scores"]
     return {
-        "command": "python tools/rules/compare.py run --seeds 0 1 2; python tools/rules/compare.py table", "date": date.today().isoformat(),
+        "command": "python tools/rules/compare.py run --seeds 0 1 2; python tools/rules/compare.py choose; python tools/rules/compare.py table", "date": date.today().isoformat(),
         "machine": f"{machine()}, one thread a run", "rows": rows, "differences": differences, "chosen": chosen(runs), "reliability": reliabilities(runs), "proxies": proxies(runs),
     }  # fmt: skip
 
@@ -361,7 +361,7 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     below, curves = figure.add_subplot(right[0]), figure.add_subplot(right[1])
     for axes, rows, title in (
         (columns[0], passages, "passages: held-out accuracy after two rounds"),
-        (below, puzzles, "puzzles: solved after one round"),
+        (below, puzzles, "puzzles: solved after a round"),
     ):
         for place, row in enumerate(rows):
             a = row["accuracy"]
@@ -385,7 +385,9 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     curves.plot([], [], "x:", color="black", label="likeness of siblings")
     curves.set_xlabel("round (passages, five inner loops each)")
     curves.set_ylabel("held-out accuracy, likeness")
-    curves.legend(frameon=False, fontsize=8)
+    curves.legend(frameon=False, fontsize=8, loc="upper left", ncol=2)
+    curves.set_ylim(0, 1.15)
+    curves.set_xticks(range(1, 1 + max((int(r["after"].split()[-1]) for r in long), default=1)))
     for axes in (columns[0], below, curves):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
