@@ -161,6 +161,7 @@ def test_what_is_about_one_prompt_ends_nothing_and_what_is_about_the_endpoint_do
     server.fail = lambda body: "bad" in str(body)  # answered by 400
     with pytest.raises(SealError, match="does not answer"):
         one.write(["bad"], 5)
+    assert Endpoint(server.name, retries=0).write(["bad", "z"], 5) == [None, "yes"], "nor before anything was answered"
     assert one.write(["a", "bad 1"], 5) == ["yes", None]
     assert one.write(["bad 2", "b"], 5) == [None, "yes"], "nor where it stands first"
     server.fail = lambda body: False

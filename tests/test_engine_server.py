@@ -144,3 +144,5 @@ def test_on_cuda_the_engine_sleeps_between_two_calls(monkeypatch: pytest.MonkeyP
         assert engine.complete([[2, 3]], Sampling(2), [0], [None]) == ["x"]
     assert said == ["starts, sleep mode True", "writes", "sleeps", "wakes", "writes", "sleeps"]
     engine.close()
+    with pytest.raises(SealError, match="rank 256"):
+        InProcess(policy, 512).complete([[2, 3]], Sampling(2), [0], [None])

@@ -26,9 +26,9 @@ RETRIES = 5
 PATIENCE = 12
 """Retries once it has answered: with the client's pauses of at most 8 s, more than a minute."""
 TIMEOUT = 120.0
+"""Seconds."""
 GONE = {401, 402, 403, 404, 408, 409, 429}
 """Answers that are about the endpoint, not about the prompt; so is 500 and more, and no answer at all."""
-"""Seconds."""
 CHARS_PER_TOKEN = 20
 """A reply longer than so many characters for each token asked for is cut: the other side may say anything."""
 
@@ -83,7 +83,7 @@ class Endpoint:
         ``usable`` is given all the same, but not kept.
 
         Raises:
-            SealError: the first request did not come through, or the endpoint is gone: why. What was answered until then is kept.
+            SealError: no request came through, or the endpoint is gone: why. What was answered until then is kept.
         """
         reasons: list[str] = []
         gone: list[str] = []
@@ -106,7 +106,7 @@ class Endpoint:
             return answer
 
         first = [one(p) for p in prompts[:1]]  # alone: whether anybody answers is known before the others are sent
-        if reasons and not (self.answered and not gone):
+        if gone:
             raise SealError(f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}")
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             rest = list(pool.map(lambda p: None if gone else one(p), prompts[1:]))
@@ -115,6 +115,8 @@ class Endpoint:
                 f"{self.url} (model {self.model}) no longer answers: {' '.join(gone[0].split())[:240]}; what is finished is saved, and the "
                 "same command goes on"
             )
+        if reasons and not self.answered and not any([*first, *rest]):
+            raise SealError(f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}")
         return [*first, *rest]
 
     def _send(self, prompt: str, max_tokens: int, temperature: float, sample: int) -> str:

@@ -160,6 +160,8 @@ def rewarded(row: dict[str, Any], kind: str) -> list[float]:
     """The scores of an attempt's questions; a bad edit, or one that diverged, has no likelihoods, and is worth nothing."""
     if kind == "accuracy":
         return list(row["scores"])
+    if row.get("status") == "ok" and not row["likelihoods"]:
+        raise ValueError(f"no likelihood of gold answers is on record, which {kind} needs")
     likely = list(row["likelihoods"]) or [0.0] * len(row["scores"])
     return likely if kind == "likelihood" else [(x + y) / 2 for x, y in zip(row["scores"], likely, strict=True)]
 

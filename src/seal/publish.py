@@ -25,8 +25,8 @@ def figures_of(folder: Path) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     records = load_runs([folder])
     summary = summarise(records, records[0]["command"])
     rewards = round_rewards(folder, "seal", summary["rounds"])
-    settings = read_json(folder / "config.json")["domain"]
-    domain = load_domain(settings["name"], settings["options"])
+    config = read_json(folder / "config.json")
+    domain = load_domain(config["domain"]["name"], config["domain"]["options"])
     tasks = list(domain.tasks("eval"))
     changes = {name: mean_features(tasks, texts, domain.features) for name, texts in texts_of(folder, summary).items()}
     accuracy = [
@@ -34,10 +34,7 @@ def figures_of(folder: Path) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     ]
     found = {"accuracy": (accuracy_figure(summary), accuracy)}
     if rewards:
-        found["rewards"] = (
-            reward_figure(rewards, read_json(folder / "config.json")["inner"]["reward"]),
-            [dict(r) for r in rewards],
-        )
+        found["rewards"] = (reward_figure(rewards, config["inner"]["reward"]), [dict(r) for r in rewards])
     if changes:
         found["edits"] = (changes_figure(changes), [{"writer": name, **row} for name, row in changes.items()])
     return found

@@ -107,7 +107,7 @@ def _config(data: dict[str, Any], out: Path, n: int, n_edits: int, n_seeds: int)
             "domain": DomainConfig(name="knowledge", options=options).model_dump(),
             "model": {"name": str(data.get("model", "unknown"))},
             "write": WriteConfig().model_dump(),
-            "inner": {"recipe": recipe, "seeds": n_seeds},
+            "inner": {"recipe": recipe, "seeds": n_seeds, "reward": "accuracy"},
             "eval": EvalConfig(edits_per_task=n_edits, siblings=n_edits).model_dump(),
         }
     )

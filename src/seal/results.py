@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,10 @@ def _experiment(config: RunConfig) -> dict[str, Any]:
 
 def experiment_of(record: dict[str, Any]) -> str:
     """What seeds of one experiment have in common: settings (those that an earlier version did not know are at their defaults) and tasks."""
-    try:
-        settings = _experiment(RunConfig.model_validate(record.get("of") or {}))
-    except ValueError:  # of a version whose settings are no longer known
-        settings = record["of"]
+    settings = record.get("of")
+    if settings:
+        with suppress(ValueError):  # of a version whose settings are no longer known
+            settings = _experiment(RunConfig.model_validate(settings))
     return json.dumps([settings, record.get("tasks")], sort_keys=True)
 
 

@@ -90,12 +90,11 @@ class InProcess:
         import vllm
         from vllm.lora.request import LoRARequest
 
-        needed = max((a.rank for a in adapters if a), default=0)
+        needed = max([self.rank, *(a.rank for a in adapters if a)])
         if needed > MAX_RANK:
             raise SealError(f"vLLM takes adapters up to rank {MAX_RANK}, not {needed}: take model.engine transformers")
         if self.llm is not None and self.sleeps:
             self._wake()
-        needed = max(needed, self.rank)
         if self.llm is None or needed > self.made_for:
             before = _live.pop() if _live else None  # one at a time: each takes its share of the memory
             _live.append(self)
@@ -143,7 +142,6 @@ class InProcess:
             return False
         self.llm, self.made_for, self.sleeps = before.llm, before.made_for, before.sleeps
         before.llm = None
-        gc.collect()  # with it goes the policy before, that held it
         return True
 
     def _start(self, vllm: Any) -> Any:
