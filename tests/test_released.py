@@ -9,6 +9,8 @@ import pytest
 
 from seal.cli import main
 from seal.domains.knowledge import Knowledge
+from seal.noise import read_scores
+from seal.types import SealError
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 
@@ -30,6 +32,10 @@ def test_a_result_file_goes_in_and_comes_out_with_the_same_numbers(tmp_path: Pat
     source = result_file(tmp_path / "in.json")
     assert main(["import", str(source), "--out", str(tmp_path / "run")]) == 0
     assert main(["import", str(source), "--out", str(tmp_path / "run")]) == 2
+    assert json.loads((tmp_path / "run/config.json").read_text())["inner"]["reward"] == "accuracy", "as its rewards are"
+    with pytest.raises(SealError, match="no likelihood"):  # not taken for zeros
+        read_scores(tmp_path / "run", "likelihood")
+    assert read_scores(tmp_path / "run")
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out.json")]) == 0
     data = json.loads((tmp_path / "out.json").read_text())
     assert data["overall"]["adapter_mean_accuracy"] == 0.5
