@@ -50,7 +50,7 @@ def atlas(n: int, recipe: Recipe | None, device: str) -> Work:
     tasks = domain.tasks("train")[: -(-n // 5)]
     prompts = [domain.prompt(t) for t in tasks]
     texts = from_policy(policy, prompts, 5, WriteConfig(max_tokens=192), 0)
-    pairs = [(t, domain.parse(t, text)) for t, row in zip(tasks, texts, strict=True) for text in row]
+    pairs = [(t, domain.parse(t, written.text)) for t, row in zip(tasks, texts, strict=True) for written in row]
     good = [(t, e) for t, e in pairs if isinstance(e, Edit)][:n]
     jobs = [Job(e.examples, recipe or config.inner.recipe, seed_of(i)) for i, (_, e) in enumerate(good)]
     questions = [[q.prompt for q in domain.queries(t)] for t, _ in good]
@@ -105,7 +105,7 @@ def embedded_grids(n: int, device: str) -> Work:
     tasks = domain.tasks("train")[: -(-n // 4)]
     prompts = [domain.prompt(t) for t in tasks]
     texts = from_policy(policy, prompts, 5, WriteConfig(max_tokens=40, top_p=1.0), 0)
-    found = [(t, *understand(domain, t, x, config.inner.recipe)) for t, row in zip(tasks, texts, strict=True) for x in row]
+    found = [(t, *understand(domain, t, x.text, config.inner.recipe)) for t, row in zip(tasks, texts, strict=True) for x in row]
     good = [(t, e, recipe) for t, e, recipe in found if isinstance(e, Edit)][:n]
     jobs = [Job(e.examples, recipe, seed_of(i)) for i, (_, e, recipe) in enumerate(good)]
     questions = [[q.prompt for q in domain.queries(t)] for t, _, _ in good]

@@ -141,7 +141,7 @@ def test_on_cuda_the_engine_sleeps_between_two_calls(monkeypatch: pytest.MonkeyP
     )
     engine = InProcess(policy)
     for _ in range(2):
-        assert engine.complete([[2, 3]], Sampling(2), [0], [None]) == ["x"]
+        assert engine.complete([[2, 3]], Sampling(2), [0], [None]) == [("x", True)]
     assert said == ["starts, sleep mode True", "writes", "sleeps", "wakes", "writes", "sleeps"]
     engine.close()
     with pytest.raises(SealError, match="rank 256"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +16,14 @@ from pydantic import ValidationError
 from seal.config import InnerConfig, RunConfig, WriteConfig
 from seal.domains import load_domain
 from seal.domains.base import SPLITS, Domain
-from seal.models.engine import Sampling, ask, generate, log_likelihood
+from seal.models.engine import Sampling, ask, complete, log_likelihood
 from seal.models.fit import Room, room_for
 from seal.models.judge import LocalJudge
 from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, Trained, train_adapters
 from seal.progress import progress
 from seal.store import Stage
-from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, SealError, Task, seed_of
+from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, SealError, Task, Written, seed_of
 from seal.writers import from_policy, sampling_of
 
 
@@ -43,6 +44,8 @@ def open_domain(config: RunConfig) -> Domain:
     if domain.judge_model:
         m = config.model
         domain.judge = LocalJudge(load_policy(domain.judge_model, m.device, m.dtype, m.bf16, m.threads, m.quantize))
+    for note in domain.notes():
+        print(f"seal: {note}", file=sys.stderr)
     return domain
 
 
@@ -61,9 +64,10 @@ def fingerprints(domain: Domain) -> dict[str, str]:
 def write_edits(
     policy: Policy, domain: Domain, tasks: Sequence[Task], n: int, config: WriteConfig, seed: object, stage: Stage
 ) -> list[list[str]]:
-    """``n`` self-edits per task. With ``config.resample`` those that cannot be used are drawn again; the stage keeps the count."""
+    """``n`` self-edits per task. Of one that ``config.max_tokens`` cut off, what is whole of it; the stage's ``cut.json`` says which those
+    are. With ``config.resample`` those that cannot be used are drawn again; the stage keeps the count."""
     prompts = [domain.prompt(t) for t in tasks]
-    texts = from_policy(policy, prompts, n, config, seed, domain.schema())
+    texts, cut = finished(domain, from_policy(policy, prompts, n, config, seed, domain.schema()))
     drawn = 0
     for again in range(1, config.resample + 1):
         places = [(t, task, e) for t, task in enumerate(tasks) for e in range(n)]
@@ -71,13 +75,22 @@ def write_edits(
         if not bad:
             break
         seeds = [seed_of(seed, prompts[i // n].text, i % n, again) for i in bad]
-        again_texts = generate(policy, [prompts[i // n] for i in bad], sampling_of(config, domain.schema()), seeds)
-        for i, text in zip(bad, again_texts, strict=True):
-            texts[i // n][i % n] = text
+        again_texts = complete(policy, [prompts[i // n] for i in bad], sampling_of(config, domain.schema()), seeds)
+        (again_finished,), (again_cut,) = finished(domain, [again_texts])
+        for i, text, broken in zip(bad, again_finished, again_cut, strict=True):
+            texts[i // n][i % n], cut[i // n][i % n] = text, broken
         drawn += len(bad)
     if config.resample:
         stage.once("resampled", lambda: drawn)
+    stage.once("cut", lambda: cut)
     return texts
+
+
+def finished(domain: Domain, written_P_E: Sequence[Sequence[Written]]) -> tuple[list[list[str]], list[list[bool]]]:
+    """What is whole of every edit, and which were cut off. A policy that imitates an edit which breaks off learns to break off, and half a
+    line teaches half a fact (docs/LOG.md)."""
+    texts = [[domain.finished(w.text) if w.cut else w.text for w in row] for row in written_P_E]
+    return texts, [[w.cut for w in row] for row in written_P_E]
 
 
 def try_edits(
@@ -130,7 +143,7 @@ def work_through(
 ) -> list[Attempt]:
     """An attempt per trial, in order; what the stage holds already is not repeated."""
     before = unadapted(policy, domain, tasks, config, stage)
-    attempts = stage.attempts(config.wave, len(trials))
+    attempts = stage.resumed(config.wave, len(trials))
     room = room_of(policy, config, stage)
     with progress(label, len(trials)) as advance:
         advance(len(attempts))

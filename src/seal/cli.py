@@ -237,7 +237,8 @@ def _train(config: Any, own: dict[str, Any]) -> int:
     for row in round_rewards(store.folder, "seal", config.rounds):
         print(
             f"round {row['round']:.0f}: mean reward ({config.inner.reward}) {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over "
-            f"{row['attempts']:.0f} attempts, accuracy {row['after']:.3f}, unadapted {row['before']:.3f}, bad edits {row['bad']:.1%}"
+            f"{row['attempts']:.0f} attempts, accuracy {row['after']:.3f}, unadapted {row['before']:.3f}, bad edits {row['bad']:.1%}, "
+            f"cut off {row['cut']:.1%}"
         )
     if config.rounds:
         print(f"policy: {store.folder / f'seal/round-{config.rounds}/policy'}")
@@ -266,7 +267,7 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     from seal.commands import command_line, must_be_new, print_table
     from seal.evaluate import Evaluation, trained_controls
     from seal.report import write_report
-    from seal.results import run_record, summarise
+    from seal.results import record_text, run_record, summarise
     from seal.store import read_json, write_whole
 
     must_be_new(own["json"])
@@ -284,8 +285,8 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
         with _crew(config) as crew:
             evaluation = Evaluation(config, store, split, crew)
             results = evaluation.table()
-        names = [t.id for t in evaluation.tasks]
-        write_whole(path, json.dumps(run_record(config, results, names, time.monotonic() - start), indent=1))
+        names, groups = [t.id for t in evaluation.tasks], [evaluation.domain.group(t) for t in evaluation.tasks]
+        write_whole(path, record_text(run_record(config, results, names, groups, time.monotonic() - start)))
     record = read_json(path)
     settings = {s["setting"] for s in record["settings"]}
     if missed := next((name for name in controls if f"{name} control" not in settings), None):
@@ -295,7 +296,7 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     summary = summarise([record], command_line())
     print_table(summary)
     if own["json"]:
-        write_whole(Path(own["json"]), json.dumps(summary, indent=1) + "\n")
+        write_whole(Path(own["json"]), record_text(summary))
     if split == "eval":
         if not (store.folder / "report.html").exists():
             write_report(store.folder)

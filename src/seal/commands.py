@@ -142,6 +142,7 @@ def report(args: Namespace) -> int:
     """``seal report``: pages of runs, and the table over them."""
     from seal.publish import write_figures
     from seal.report import write_report
+    from seal.results import record_text
     from seal.sheets import latex, markdown, page, sheet_of, write_pdf
     from seal.store import write_whole
 
@@ -168,7 +169,7 @@ def report(args: Namespace) -> int:
         print_table(sheet.record)
     texts = {out: form(sheet) for out, form in ((args.html, page), (args.md, markdown), (args.latex, latex)) if out}
     if args.json:
-        texts[args.json] = json.dumps(sheet.record, indent=1) + "\n"
+        texts[args.json] = record_text(sheet.record)
     for out, text in texts.items():
         write_whole(out, text)
     if args.figure:

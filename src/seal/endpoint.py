@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from seal.judge import Item, judge_prompt, verdict_of
-from seal.types import SealError
+from seal.types import SealError, Written
 
 SIDE_BY_SIDE = 8
 RETRIES = 5
@@ -79,7 +79,19 @@ class Endpoint:
         sample: int = 0,
         usable: Callable[[str], bool] = bool,
     ) -> list[str | None]:
-        """One text per prompt, in order; ``None`` where the endpoint refused one of them. ``sample`` tells apart draws of one prompt; an answer that is not
+        """The texts of :meth:`complete`, wherever they end."""
+        found = self.complete(prompts, max_tokens, temperature, sample, usable)
+        return [None if written is None else written.text for written in found]
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int,
+        temperature: float = 0.0,
+        sample: int = 0,
+        usable: Callable[[str], bool] = bool,
+    ) -> list[Written | None]:
+        """One text per prompt, in order, each told whether it was cut off; ``None`` where the endpoint refused one of them. ``sample`` tells apart draws of one prompt; an answer that is not
         ``usable`` is given all the same, but not kept.
 
         Raises:
@@ -88,7 +100,7 @@ class Endpoint:
         reasons: list[str] = []
         gone: list[str] = []
 
-        def one(prompt: str) -> str | None:
+        def one(prompt: str) -> Written | None:
             key = json.dumps([self.url, self.model, prompt, max_tokens, temperature, sample])
             if (known := self.cache.get(key)) is not None:
                 return known
@@ -101,7 +113,7 @@ class Endpoint:
                     gone.append(reasons[-1])
                 return None
             self.answered = True
-            if usable(answer):
+            if usable(answer.text):
                 self.cache.put(key, answer)
             return answer
 
@@ -119,7 +131,7 @@ class Endpoint:
             raise SealError(f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}")
         return [*first, *rest]
 
-    def _send(self, prompt: str, max_tokens: int, temperature: float, sample: int) -> str:
+    def _send(self, prompt: str, max_tokens: int, temperature: float, sample: int) -> Written:
         client = self.client.with_options(max_retries=max(PATIENCE, self.client.max_retries)) if self.answered else self.client
         reply: Any = client.chat.completions.create(
             model=self.model,
@@ -128,8 +140,9 @@ class Endpoint:
             temperature=temperature,
             seed=sample,
         )
-        text = str(reply.choices[0].message.content or "")[: CHARS_PER_TOKEN * max_tokens]
-        return text.encode("utf-8", "replace").decode()
+        choice, most = reply.choices[0], CHARS_PER_TOKEN * max_tokens
+        text = str(choice.message.content or "")
+        return Written(text[:most].encode("utf-8", "replace").decode(), choice.finish_reason == "length" or len(text) > most)
 
 
 def _is_gone(error: Exception) -> bool:
@@ -171,18 +184,22 @@ class _Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(path, check_same_thread=False)
             self.db.execute("create table if not exists answers (key text primary key, answer text)")
+            self.db.execute("create table if not exists cut (key text primary key)")
         except (OSError, sqlite3.Error) as error:
             raise SealError(f"answers cannot be kept in {path}: {error}") from error
         self.lock = threading.Lock()
 
-    def get(self, key: str) -> str | None:
+    def get(self, key: str) -> Written | None:
         with self.lock:
             row = self.db.execute("select answer from answers where key = ?", (_hash(key),)).fetchone()
-        return str(row[0]) if row else None
+            cut = self.db.execute("select 1 from cut where key = ?", (_hash(key),)).fetchone()
+        return Written(str(row[0]), cut is not None) if row else None
 
-    def put(self, key: str, answer: str) -> None:
+    def put(self, key: str, answer: Written) -> None:
         with self.lock, self.db:
-            self.db.execute("insert or replace into answers values (?, ?)", (_hash(key), answer))
+            self.db.execute("insert or replace into answers values (?, ?)", (_hash(key), answer.text))
+            if answer.cut:
+                self.db.execute("insert or replace into cut values (?)", (_hash(key),))
 
 
 def _hash(text: str) -> str:

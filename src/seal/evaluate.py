@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seal.attempts import Crew, answering, fingerprints, graded, open_domain, prompts_of, try_edits, unadapted, write_edits
+from seal.attempts import (
+    Crew,
+    answering,
+    fingerprints,
+    finished,
+    graded,
+    open_domain,
+    prompts_of,
+    try_edits,
+    unadapted,
+    write_edits,
+)
 from seal.config import InnerConfig, RunConfig
 from seal.controls import CONTROLS
 from seal.domains.base import Domain
@@ -16,7 +27,6 @@ from seal.models.engine import ask, fits
 from seal.models.policy import Policy
 from seal.pooled import try_pooled
 from seal.store import Stage, Store
-from seal.trials import n_trials
 from seal.types import Attempt, Grade, Query, SealError, Task, seed_of
 from seal.writers import from_another
 
@@ -35,7 +45,8 @@ class Result:
 
     setting: str
     scores: list[float]
-    kinds: dict[str, list[float]]
+    kinds: dict[str, list[float | None]]
+    """``None``: of a task that has no question of the kind."""
     n_questions: int
     silent: float
     tokens: float
@@ -47,6 +58,8 @@ class Result:
     """Share of edits that could not be used."""
     if_trained: float | None = None
     """Mean score over those that could; ``None`` where nothing was to be trained."""
+    cut: float = 0.0
+    """Share of edits that the limit of tokens cut off."""
 
 
 class Evaluation:
@@ -65,7 +78,14 @@ class Evaluation:
 
     def _external(self, source: str, n: int) -> list[list[str]]:
         prompts = [self.domain.prompt(t) for t in self.tasks]
-        texts: list[list[str]] = self.stage(EXTERNAL).once("texts", lambda: from_another(source, self.tasks, prompts, n))
+        stage = self.stage(EXTERNAL)
+
+        def compute() -> list[list[str]]:
+            texts, cut = finished(self.domain, from_another(source, self.tasks, prompts, n))
+            stage.once("cut", lambda: cut)
+            return texts
+
+        texts: list[list[str]] = stage.once("texts", compute)
         return texts
 
     def table(self) -> list[Result]:
@@ -130,11 +150,9 @@ class Evaluation:
 
     def fixed(self) -> str | None:
         """The one edit for all tasks that the first round's trials on the training tasks speak for, where edits are choices."""
-        config = self.config
-        if not config.rounds:
+        if not self.config.rounds:
             return None
-        n = min(config.tasks_per_round, len(self.domain.tasks("train"))) * n_trials(config)
-        return self.domain.fixed(self.store.stage("seal/round-1").attempts(config.inner.wave, n))
+        return self.domain.fixed(self.store.stage("seal/round-1").attempts())
 
     def unedited(self, policy: Policy) -> Result:
         """What the trained policy answers by itself: what it learnt of the tasks by imitating edits, not from an edit."""
@@ -185,7 +203,8 @@ class Evaluation:
             attempts = try_pooled(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, pool == "full")
         else:
             attempts = try_edits(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, setting, self.crew)
-        return from_attempts(setting, self.tasks, attempts, note)
+        flags = [c for row in self.stage(setting).read("cut") or () for c in row[: self.config.eval.edits_per_task]]
+        return replace(from_attempts(setting, self.tasks, attempts, note), cut=sum(flags) / max(1, len(flags)))
 
     def saturation_epochs(self) -> int:
         """How long to train on the passage alone: the length that does best on the selection tasks."""
@@ -216,7 +235,7 @@ def trained_controls(store: Store, rounds: int) -> dict[str, str]:
 
 
 def _from_grades(setting: str, grades: Sequence[Grade], answers: Sequence[Sequence[str]], start: float) -> Result:
-    kinds = {k: _known(_mean_of_kind(g.scores, g.kinds, k) for g in grades) for k in _kinds(grades)}
+    kinds = {k: [_mean_of_kind(g.scores, g.kinds, k) for g in grades] for k in _kinds(grades)}
     all_answers = [a for row in answers for a in row]
     silent = sum(not a.strip() for a in all_answers) / max(1, len(all_answers))
     seconds = (time.monotonic() - start) / max(1, len(grades))
@@ -236,10 +255,7 @@ def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attemp
     if empty := next((i for i, group in by_task.items() if not group), None):
         raise SealError(f"{setting}: every edit of the task {empty} is ungraded or failed, so it has no score")
     groups = list(by_task.values())
-    kinds = {
-        k: [sum(found) / len(found) for g in groups if (found := _known(_mean_of_kind(a.scores, a.kinds, k) for a in g))]
-        for k in _kinds(attempts)
-    }
+    kinds = {k: [_mean([_mean_of_kind(a.scores, a.kinds, k) for a in g]) for g in groups] for k in _kinds(attempts)}
     trained = [a.after for a in attempts if a.status != "bad edit"]
     return Result(
         setting,
@@ -260,10 +276,10 @@ def _kinds(graded: Sequence[Grade] | Sequence[Attempt]) -> list[str]:
 
 
 def _mean_of_kind(scores: Sequence[float], kinds: Sequence[str], kind: str) -> float | None:
-    mine = [s for s, k in zip(scores, kinds, strict=True) if k == kind]
-    return sum(mine) / len(mine) if mine else None
+    return _mean([s for s, k in zip(scores, kinds, strict=True) if k == kind])
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    """Without those of tasks that have no question of the kind."""
-    return [v for v in values if v is not None]
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that there are; ``None`` where there is none."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None

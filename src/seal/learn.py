@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from seal.attempts import try_edits, understand
+from seal.attempts import finished, try_edits, understand
 from seal.card import card_of, write_card
 from seal.config import InnerConfig, WriteConfig
 from seal.domains.documents import read_documents
@@ -214,10 +214,14 @@ def _edits(
 
     def write() -> list[list[str]]:
         if config.writer is None:
-            return from_policy(writer, prompts, config.edits, WriteConfig(max_tokens=512), seed_of("learn", config.seed))
-        return from_another(config.writer, tasks, prompts, config.edits)
+            limit = WriteConfig(max_tokens=512)
+            texts, cut = finished(domain, from_policy(writer, prompts, config.edits, limit, seed_of("learn", config.seed)))
+        else:
+            texts, cut = finished(domain, from_another(config.writer, tasks, prompts, config.edits))
+        stage.once("cut", lambda: of_all(cut))
+        return texts
 
-    def of_all(texts: Sequence[list[str]]) -> list[list[str]]:
+    def of_all(texts: Sequence[list[Any]]) -> list[list[Any]]:
         mine = dict(zip((t.id for t in tasks), texts, strict=True))
         return [mine.get(p["id"], []) for p in passages]
 

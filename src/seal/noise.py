@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seal.store import read_attempts
 from seal.types import SealError
 
 Scores = NDArray[np.float64]
@@ -135,7 +136,8 @@ def read_scores(path: Path, kind: str = "accuracy") -> list[Scores]:
     """
     try:
         if path.is_dir():
-            rows = [r for f in sorted(path.glob("seal/round-*/attempts.jsonl")) for r in _attempts(f)]
+            files = sorted(path.glob("seal/round-*/attempts.jsonl"))
+            rows = [a.to_json() | {"round": f.parent.name} for f in files for a in read_attempts(f)]
             return list(
                 _tables(
                     (r["round"], r["task"], r["edit"], r["seed"], rewarded(r, kind))
@@ -164,11 +166,6 @@ def rewarded(row: dict[str, Any], kind: str) -> list[float]:
         raise ValueError(f"no likelihood of gold answers is on record, which {kind} needs")
     likely = list(row["likelihoods"]) or [0.0] * len(row["scores"])
     return likely if kind == "likelihood" else [(x + y) / 2 for x, y in zip(row["scores"], likely, strict=True)]
-
-
-def _attempts(path: Path) -> Iterable[dict[str, Any]]:
-    for line in path.read_text("utf-8").split("\n")[:-1]:
-        yield {**json.loads(line), "round": path.parent.name}
 
 
 def _tables(rows: Iterable[tuple[Any, Any, int, int, Sequence[float]]]) -> Iterable[Scores]:

@@ -37,7 +37,7 @@ def try_pooled(
     Raises:
         SealError: training diverged, or the judge left a task ungraded.
     """
-    if done := stage.attempts(len(tasks), len(tasks)):
+    if done := stage.resumed(len(tasks), len(tasks)):
         return done
     before = unadapted(policy, domain, tasks, config, stage)
     start = time.monotonic()

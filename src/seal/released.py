@@ -19,8 +19,8 @@ from seal.config import DomainConfig, EvalConfig, RunConfig, WriteConfig
 from seal.domains import load_domain
 from seal.evaluate import BASE, EXTERNAL, Result, from_attempts
 from seal.restem import best_of
-from seal.results import run_record
-from seal.store import Stage, Store, read_json, write_whole
+from seal.results import record_text, run_record
+from seal.store import Stage, Store, read_attempts, read_json, write_whole
 from seal.types import Attempt, SealError, Task
 
 
@@ -69,9 +69,10 @@ def _import(source: Path, out: Path) -> Path:
     n_questions = sum(len(p["questions"]) for p in passages)
     scores = [before[t.id] for t in order]
     silent = mean(not r.strip() for r in replies)
-    untouched = Result(BASE, scores, {"all": scores}, n_questions, silent, 0.0, 0.0)
-    record = run_record(config, [untouched, from_attempts(EXTERNAL, order, attempts)], [t.id for t in order], 0.0)
-    write_whole(out / "results.json", json.dumps(record | {"machine": f"imported from {source.name}"}, indent=1))
+    untouched = Result(BASE, scores, {"all": list(scores)}, n_questions, silent, 0.0, 0.0)
+    results, groups = [untouched, from_attempts(EXTERNAL, order, attempts)], [domain.group(t) for t in order]
+    record = run_record(config, results, [t.id for t in order], groups, 0.0)
+    write_whole(out / "results.json", record_text(record | {"machine": f"imported from {source.name}"}))
     return out
 
 
@@ -230,7 +231,7 @@ def _stage(run: Path, name: str) -> tuple[dict[str, Any], list[Task], list[Attem
     if not path.is_file():
         there = sorted(str(p.parent.relative_to(run)) for p in run.glob("*/*/attempts.jsonl"))
         raise SealError(f"{run} has no attempts under {name!r}; there are: {', '.join(there) or 'none'}")
-    attempts = [Attempt.from_json(json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1]]
+    attempts = read_attempts(path)
     tried = {a.task for a in attempts}
     tasks = [t for s in ("train", "select", "eval") for t in domain.tasks(s) if t.id in tried]
     if any("questions" not in t.data for t in tasks):

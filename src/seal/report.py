@@ -15,7 +15,7 @@ from seal.evaluate import CONTROL, EXTERNAL, NO_RL
 from seal.features import mean_features
 from seal.results import difference_lines, load_runs, summarise, table_lines
 from seal.stats import interval
-from seal.store import read_json, write_whole
+from seal.store import Stage, read_json, write_whole
 from seal.types import Task
 
 INK, MUTED, ACCENT, SECOND, THIRD = "#1b1f24", "#8a929c", "#0b6e99", "#d98c21", "#7a9e3f"
@@ -56,14 +56,7 @@ def texts_of(folder: Path, summary: dict[str, Any]) -> dict[str, list[list[str]]
 
 def attempts_of(folder: Path) -> list[dict[str, Any]]:
     """The attempts of a stage as rows; a torn last line is left out."""
-    path = folder / "attempts.jsonl"
-    rows = []
-    for line in path.read_text("utf-8").split("\n")[:-1] if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    return [a.to_json() for a in Stage(folder).attempts()]
 
 
 def round_rewards(folder: Path, branch: str, rounds: int) -> list[dict[str, float]]:
@@ -89,10 +82,17 @@ def round_rewards(folder: Path, branch: str, rounds: int) -> list[dict[str, floa
                 "after": sum(x["after"] for x in rows) / len(rows),
                 "before": sum(x["before"] for x in rows) / len(rows),
                 "bad": sum(x["status"] == "bad edit" for x in rows) / len(rows),
+                "cut": cut_share(folder / branch / f"round-{r}"),
                 "attempts": len(rows),
             }
         )
     return out
+
+
+def cut_share(stage: Path) -> float:
+    """Share of a stage's edits that the limit of tokens cut off; 0 where an earlier version did not tell."""
+    flags = [c for row in Stage(stage).read("cut") or () for c in row]
+    return float(sum(flags)) / max(1, len(flags))
 
 
 def _example(folder: Path, domain: Domain, tasks: Sequence[Task], texts: dict[str, list[list[str]]]) -> dict[str, Any] | None:
@@ -241,12 +241,22 @@ def _markdown(
         "",
         *(f"- {line}" for line in difference_lines(summary)),
         "",
-        "Intervals: 95 %, bootstrap over tasks; differences are paired over tasks.",
+        "Intervals: 95 %, over tasks (over groups of them that are alike); differences are paired over tasks.",
         "",
         f"## Rewards ({config['inner']['reward']}), round by round",
         "",
         *md_table(
-            ["round", "mean reward", "95 % interval", "best of siblings", "accuracy", "unadapted", "bad edits", "attempts"],
+            [
+                "round",
+                "mean reward",
+                "95 % interval",
+                "best of siblings",
+                "accuracy",
+                "unadapted",
+                "bad edits",
+                "cut off",
+                "attempts",
+            ],
             [
                 [
                     str(r["round"]),
@@ -256,6 +266,7 @@ def _markdown(
                     f"{r['after']:.3f}",
                     f"{r['before']:.3f}",
                     f"{r['bad']:.3f}",
+                    f"{r['cut']:.3f}",
                     str(r["attempts"]),
                 ]
                 for r in rewards
@@ -315,7 +326,7 @@ def _html(
         f"{e(summary['machine'])} · seed {summary['seeds'][0]} · model {e(config['model']['name'])}</p>",
         f"<h2>Held-out tasks</h2><div class=scroll><table><tr>{''.join(f'<th>{e(c)}</th>' for c in head)}</tr>{table}</table></div>",
         "<ul>" + "".join(f"<li>{e(line)}</li>" for line in difference_lines(summary)) + "</ul>",
-        "<p class=meta>Intervals: 95 %, bootstrap over tasks; differences are paired over tasks. <em>silent</em>: share "
+        "<p class=meta>Intervals: 95 %, over tasks (over groups of them that are alike); differences are paired over tasks. <em>silent</em>: share "
         "of empty answers. <em>tokens</em>: training tokens per adapter.</p>",
         *(f"<figure><figcaption>{e(title)}</figcaption>{svg(figure)}</figure>" for title, figure in figures),
     ]

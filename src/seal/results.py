@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -48,8 +49,11 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def run_record(config: RunConfig, results: Sequence[Result], tasks: Sequence[str], seconds: float) -> dict[str, Any]:
-    """What one run's ``results.json`` holds: every setting with its score per task; ``tasks`` are their names."""
+def run_record(
+    config: RunConfig, results: Sequence[Result], tasks: Sequence[str], groups: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    """What one run's ``results.json`` holds: every setting with its score per task; ``tasks`` are their names, ``groups`` what they belong
+    to (:meth:`seal.Domain.group`)."""
     return {
         "command": " ".join(["seal", *sys.argv[1:]]),
         "date": date.today().isoformat(),
@@ -59,6 +63,7 @@ def run_record(config: RunConfig, results: Sequence[Result], tasks: Sequence[str
         "wall_seconds": round(seconds),
         "of": _experiment(config),
         "tasks": list(tasks),
+        "groups": list(groups),
         "settings": [vars(r) for r in results],
     }
 
@@ -102,14 +107,17 @@ def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
-    """One table over runs: rows with 95 % intervals, by kind of question too, and the paired differences."""
+    """One table over runs: rows with 95 % intervals, by kind of question too, and the paired differences. It holds the scores of every run
+    on every task, so that all of it can be computed again."""
     first = records[0]
+    tasks = first.get("tasks") or list(range(len(first["settings"][0]["scores"])))
+    groups = first.get("groups") or tasks
     names = [s["setting"] for s in first["settings"]]
     by_name = {n: [next(s for s in r["settings"] if s["setting"] == n) for r in records] for n in names}
     rows = []
     for name, settings in by_name.items():
-        whole = interval([s["scores"] for s in settings])
-        kinds = {k: interval([s["kinds"][k] for s in settings]) for k in settings[0]["kinds"]}
+        whole = interval(_scores(settings), groups)
+        kinds = {k: _of_kind([s["kinds"][k] for s in settings], groups) for k in settings[0]["kinds"]}
         rows.append(
             {
                 "setting": name,
@@ -122,15 +130,17 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
                 "tokens": round(sum(s["tokens"] for s in settings) / len(settings)),
                 "seconds": round(sum(s["seconds"] for s in settings) / len(settings), 3),
                 "bad": _round(sum(s.get("bad", 0.0) for s in settings) / len(settings)),
+                "cut": _round(sum(s.get("cut", 0.0) for s in settings) / len(settings)),
                 "if_trained": _over([s.get("if_trained") for s in settings]),
                 "kinds": {k: _interval(v) for k, v in kinds.items()},
                 "note": settings[0]["note"],
+                "scores": [[_round(x) for x in row] for row in _scores(settings)],
             }
         )
     final = f"SEAL round {first['rounds']}"
     pairs = [("SEAL", final, NO_RL), ("SEAL", final, CONTROL), ("SEAL", final, FIXED), (NO_RL, NO_RL, PASSAGE_MATCHED)]
     differences = [
-        {"a": label, "b": b, **_interval(difference(_scores(by_name[a]), _scores(by_name[b])))}
+        {"a": label, "b": b, **_interval(difference(_scores(by_name[a]), _scores(by_name[b]), groups))}
         | {"per_seed": [_round(_mean(x) - _mean(y)) for x, y in zip(_scores(by_name[a]), _scores(by_name[b]), strict=True)]}
         for label, a, b in pairs
         if a in by_name and b in by_name
@@ -141,9 +151,25 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
         "machine": first["machine"],
         "seeds": [r["seed"] for r in records],
         "rounds": first["rounds"],
+        "tasks": tasks,
+        "groups": groups,
         "rows": rows,
         "differences": differences,
     }
+
+
+def record_text(record: Any) -> str:
+    """A record as JSON that people can read: indented, with lists of numbers or names on one line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda m: f"[{re.sub(chr(10) + ' +', ' ', m[1])}]", text) + "\n"
+
+
+def _of_kind(scores_S_P: Sequence[Sequence[float | None]], groups: Sequence[Any]) -> Interval:
+    """Over the tasks that have a question of the kind."""
+    places = [i for i, column in enumerate(zip(*scores_S_P, strict=True)) if None not in column]
+    if any(len(row) != len(groups) for row in scores_S_P):  # of a version that left the others out
+        return interval([[float(x or 0.0) for x in row] for row in scores_S_P])
+    return interval([[float(row[i] or 0.0) for i in places] for row in scores_S_P], [groups[i] for i in places])
 
 
 def _over(values: Sequence[float | None]) -> float | None:
@@ -171,8 +197,9 @@ def table_lines(summary: dict[str, Any]) -> list[list[str]]:
     """The table as text cells, header first."""
     kinds = list(dict.fromkeys(k for r in summary["rows"] for k in r["kinds"]))
     show = kinds if len(kinds) > 1 else []
-    some_bad = any(r.get("bad") for r in summary["rows"])
-    lines = [["writer", "accuracy", "95 % interval", *show, *(["bad edits"] if some_bad else []), "silent", "tokens"]]
+    more = {"bad": "bad edits", "cut": "cut off"}
+    more = {key: name for key, name in more.items() if any(r.get(key) for r in summary["rows"])}
+    lines = [["writer", "accuracy", "95 % interval", *show, *more.values(), "silent", "tokens"]]
     for row in summary["rows"]:
         note = f" ({row['note']})" if row["note"] else ""
         lines.append(
@@ -181,7 +208,7 @@ def table_lines(summary: dict[str, Any]) -> list[list[str]]:
                 f"{row['accuracy']:.3f}",
                 f"{row['low']:.3f} … {row['high']:.3f}",
                 *(f"{row['kinds'][k]['mean']:.3f}" if k in row["kinds"] else "" for k in show),
-                *([f"{row['bad']:.3f}"] if some_bad else []),
+                *(f"{row.get(key, 0.0):.3f}" for key in more),
                 f"{row['silent']:.3f}",
                 str(row["tokens"]),
             ]

@@ -14,7 +14,6 @@ from seal.store import read_json
 from seal.types import SealError
 
 Floats = NDArray[np.float64]
-N_BOOTSTRAP = 4000
 
 
 def matrix(steps: Sequence[dict[str, Any]]) -> Floats:
@@ -48,14 +47,12 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
         transfer = _units(whole[:, :, -1, :-1] - own[..., :-1]) if length > 1 else np.zeros_like(final)
         lost = np.stack([r["baseline"]["known"] - np.array(steps[-1]["known"]) for r, steps in runs])
         row = {"setting": result["strategy"], "n_sequences": whole.shape[1], "length": length}
-        for name, values in (
-            ("untouched", untouched),
-            ("diagonal", diagonal),
-            ("final", final),
-            ("backward_transfer", transfer),
-            ("old_knowledge_loss", lost),
-        ):
-            row[name] = _interval(values)
+        scores = {
+            "untouched": untouched, "diagonal": diagonal, "final": final, "backward_transfer": transfer, "old_knowledge_loss": lost,
+        }  # fmt: skip
+        for name, values in scores.items():
+            row[name] = _interval(values, (0.0, 1.0) if name in ("untouched", "diagonal", "final") else (-1.0, 1.0))
+        row["scores"] = {name: values.round(4).tolist() for name, values in scores.items()}
         row["kept"] = _kept(untouched, diagonal, final)
         row["gain_by_age"] = gain_by_age(whole, before)
         row["silent"] = _mean(steps[-1]["silent"] for _, steps in runs)
@@ -150,30 +147,19 @@ def _mean(values: Any) -> float:
     return round(float(np.mean(list(values))), 4)
 
 
-def _interval(values: Floats) -> dict[str, float]:
-    found = interval(values.tolist())
+def _interval(values: Floats, within: tuple[float, float] | None) -> dict[str, float]:
+    found = interval(values.tolist(), within=within)
     return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
 def _kept(untouched: Floats, diagonal: Floats, final: Floats) -> dict[str, float] | None:
-    """Share of the gain right after the own edit that is left at the end: a ratio of means, bootstrapped over runs and sequences.
-    ``None`` where nothing was gained."""
-    if diagonal.mean() == untouched.mean():
+    """Share of the gain right after the own edit that is left at the end: a ratio of means, its interval by linearisation over runs and
+    sequences. ``None`` where nothing was gained, or where there is one of them alone."""
+    gain = float((diagonal - untouched).mean())
+    if not gain or untouched.size == 1:
         return None
-    rng = np.random.default_rng(0)
-    n_runs, n = untouched.shape
-
-    def ratio(r: Any, s: Any) -> float:
-        u, d, f = (x[np.ix_(r, s)].mean() for x in (untouched, diagonal, final))
-        return float((f - u) / (d - u)) if d != u else float("nan")
-
-    draws = [ratio(rng.integers(0, n_runs, n_runs), rng.integers(0, n, n)) for _ in range(N_BOOTSTRAP)]
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return {
-        "mean": round(ratio(np.arange(n_runs), np.arange(n)), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
-    }
+    ratio = float((final - untouched).mean()) / gain
+    return _interval(ratio + ((final - untouched) - ratio * (diagonal - untouched)) / gain, None)
 
 
 def table_lines(summary: dict[str, Any]) -> list[list[str]]:

@@ -141,6 +141,7 @@ def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], setting: s
     """The difference over the seeds that both have, on the same tasks; ``None`` where there is no such pair."""
     scores: list[list[Any]] = [[], []]
     seeds = []
+    groups = None
     for mine in a:
         other = next((r for r in b if r["seed"] == mine["seed"] and r.get("tasks") == mine.get("tasks")), None)
         found = [
@@ -150,11 +151,12 @@ def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], setting: s
         ]
         if len(found) == 2 and None not in found:
             seeds.append(mine["seed"])
+            groups = mine.get("groups")
             for row, one in zip(scores, found, strict=True):
                 row.append(one)
     if not scores[0]:
         return None
-    d = difference(scores[0], scores[1])
+    d = difference(scores[0], scores[1], groups)
     return {"mean": round(d.mean, 4), "low": round(d.low, 4), "high": round(d.high, 4), "seeds": seeds}
 
 

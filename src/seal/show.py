@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from seal.attempts import open_domain, try_edits
+from seal.attempts import finished, open_domain, try_edits
 from seal.config import RunConfig
 from seal.models.policy import load_policy
 from seal.store import Stage
@@ -33,7 +33,9 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
     prompt = domain.prompt(task)
     console.rule(f"task {number}: {task.id}")
     console.print(prompt.text)
-    texts = from_policy(policy, [prompt], config.edits_per_task, config.write, seed_of("try", config.seed), domain.schema())[0]
+    (texts,), (cut,) = finished(
+        domain, from_policy(policy, [prompt], config.edits_per_task, config.write, seed_of("try", config.seed), domain.schema())
+    )
     with tempfile.TemporaryDirectory() as folder:
         attempts = try_edits(policy, domain, [task], [texts], config.inner, Stage(Path(folder)), config.seed)
         before = Stage(Path(folder)).once("before", list)[0]
@@ -42,6 +44,10 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
         reward = "ungraded" if attempt.reward is None else f"{attempt.reward:.2f}"
         console.rule(f"edit {attempt.edit + 1} of {len(texts)}: reward {reward}", style="bold")
         console.print(attempt.text or "(empty)")
+        if cut[attempt.edit]:
+            console.print(
+                f"(cut off at write.max_tokens = {config.write.max_tokens}: what was not whole is left out)", style="dim"
+            )
         if attempt.status != "ok":
             console.print(f"\n{attempt.status}: {attempt.reason}", style="red")
             continue

@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,6 +77,25 @@ def read_json(path: Path) -> Any:
         raise SealError(f"{path} cannot be read: {error}") from error
 
 
+def read_attempts(path: Path) -> list[Attempt]:
+    """The whole lines of an ``attempts.jsonl``.
+
+    Raises:
+        SealError: it cannot be read, or a line is no attempt of this version: which, and why.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SealError(f"{path} cannot be read: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            rows.append(Attempt.from_json(json.loads(line)))
+        except ValueError as error:  # of JSON, of UTF-8, or of what an attempt is
+            raise SealError(f"{path}, line {number}: {error}; nothing has been changed") from error
+    return rows
+
+
 class Stage:
     """One piece of a run's work, in its own folder."""
 
@@ -89,6 +109,11 @@ class Stage:
             write_whole(path, json.dumps(compute(), ensure_ascii=False, indent=1))
             _saved()
         return read_json(path)
+
+    def read(self, name: str) -> Any:
+        """A JSON value that is on disk; ``None`` where it is not. A read writes nothing."""
+        path = self.folder / f"{name}.json"
+        return read_json(path) if path.exists() else None
 
     def once_folder(self, name: str, fill: Callable[[Path], None]) -> Path:
         """A folder, filled aside and renamed when it is complete."""
@@ -105,25 +130,39 @@ class Stage:
             _saved()
         return path
 
-    def attempts(self, wave: int, total: int) -> list[Attempt]:
-        """The attempts on disk, in order. What a kill left of an unfinished wave is cut off: that wave is owed whole."""
+    def attempts(self) -> list[Attempt]:
+        """The attempts on disk, in order; what a kill has torn off the end is none. A read changes nothing.
+
+        Raises:
+            SealError: a line is no attempt of this version: which, and why.
+        """
         path = self.folder / "attempts.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_bytes().splitlines(keepends=True)
-        whole = 0
-        rows: list[Attempt] = []
-        for line in lines:
+        return read_attempts(path) if path.exists() else []
+
+    def resumed(self, wave: int, total: int) -> list[Attempt]:
+        """The attempts of whole waves, for whoever makes the others. What a kill left of an unfinished wave is set aside in
+        ``attempts.torn``: that wave is owed whole.
+
+        Raises:
+            SealError: a line is no attempt of this version. Nothing has been changed then.
+        """
+        rows, path = self.attempts(), self.folder / "attempts.jsonl"
+        whole = len(rows) if len(rows) >= total else len(rows) - len(rows) % wave
+        data = path.read_bytes() if path.exists() else b""
+        keep = sum(map(len, data.splitlines(keepends=True)[:whole]))
+        if keep < len(data):
             try:
-                rows.append(Attempt.from_json(json.loads(line)))
-            except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
-                break
-            whole += 1
-        if whole < total:
-            whole -= whole % wave
-        if whole < len(lines):
-            with path.open("r+b") as file:
-                file.truncate(sum(map(len, lines[:whole])))
+                with path.with_name("attempts.torn").open("ab") as aside, path.open("r+b") as file:
+                    aside.write(data[keep:])
+                    aside.flush()
+                    os.fsync(aside.fileno())
+                    file.truncate(keep)
+            except OSError as error:
+                raise SealError(f"cannot write {path}: {error.strerror}") from error
+            print(
+                f"seal: {path} ends in a wave that was not finished: it is made again, and what there was of it is in attempts.torn",
+                file=sys.stderr,
+            )
         return rows[:whole]
 
     def aside(self, number: int) -> list[Attempt]:

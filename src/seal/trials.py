@@ -53,12 +53,6 @@ def try_siblings(
     return attempts
 
 
-def n_trials(config: RunConfig) -> int:
-    """Attempts per task of a round that lie in its stage: of a race, those of the first leg."""
-    n = min(config.edits_per_task, config.trial.filter or config.edits_per_task)
-    return n * (plan_race(n, config.trial.race)[0][1] if config.trial.race else config.inner.seeds)
-
-
 def untried(
     domain: Domain,
     tasks: Sequence[Task],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -32,6 +32,13 @@ class Prompt:
 
     text: str
     system: str = ""
+
+
+class Written(NamedTuple):
+    """What a model wrote, and whether it was cut off at the limit of tokens: then its last line is no whole one."""
+
+    text: str
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,10 +167,25 @@ class Attempt:
         return asdict(self)
 
     @staticmethod
-    def from_json(row: Mapping[str, Any]) -> Attempt:
-        tuples = ("answers", "scores", "kinds", "likelihoods", "loss")
-        fields: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in row.items()}
-        return Attempt(**fields)
+    def from_json(row: Any) -> Attempt:
+        """
+        Raises:
+            ValueError: it is no attempt of this version: why.
+        """
+        if not isinstance(row, dict):
+            raise ValueError("it holds no attempt")
+        if unknown := next((k for k in row if k not in _FIELDS), None):
+            raise ValueError(f"the field {unknown!r} is of another version of SEAL")
+        if missing := next((k for k, f in _FIELDS.items() if f.default is MISSING and k not in row), None):
+            raise ValueError(f"the field {missing!r} is missing")
+        if wrong := next((k for k in _TUPLES if not isinstance(row.get(k, []), list)), None):
+            raise ValueError(f"the field {wrong!r} is no list")
+        values: dict[str, Any] = {k: tuple(v) if k in _TUPLES else v for k, v in row.items()}
+        return Attempt(**values)
+
+
+_FIELDS = {f.name: f for f in fields(Attempt)}
+_TUPLES = ("answers", "scores", "kinds", "likelihoods", "loss")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 from seal.config import WriteConfig
 from seal.endpoint import Endpoint, is_endpoint
-from seal.models.engine import Sampling, generate
+from seal.models.engine import Sampling, complete
 from seal.models.policy import Policy
-from seal.types import Prompt, SealError, Task, seed_of
+from seal.types import Prompt, SealError, Task, Written, seed_of
 
 MAX_TOKENS = 1024
 """Longest self-edit of a model behind an endpoint."""
@@ -41,27 +41,27 @@ def from_policy(
     config: WriteConfig,
     seed: object,
     schema: Mapping[str, Any] | None = None,
-) -> list[list[str]]:
+) -> list[list[Written]]:
     """``n`` self-edits per prompt, sampled from the policy; each sample has a seed of its own."""
     sampling = sampling_of(config, schema)
     seeds = [seed_of(seed, p.text, e) for p in prompts for e in range(n)]
-    texts = generate(policy, [p for p in prompts for _ in range(n)], sampling, seeds)
+    texts = complete(policy, [p for p in prompts for _ in range(n)], sampling, seeds)
     return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
-def from_another(source: str, tasks: Sequence[Task], prompts: Sequence[Prompt], n: int) -> list[list[str]]:
+def from_another(source: str, tasks: Sequence[Task], prompts: Sequence[Prompt], n: int) -> list[list[Written]]:
     """Edits of another model: one behind an endpoint (``http://host/v1#model``), asked for ``n`` per prompt, or a file of them.
 
     Raises:
         SealError: the file cannot be used, or the endpoint left an edit unwritten.
     """
     if not is_endpoint(source):
-        return from_file(Path(source), tasks, n)
+        return [[Written(text) for text in row] for row in from_file(Path(source), tasks, n)]
     endpoint = Endpoint(source)
-    drawn = [endpoint.write([p.text for p in prompts], MAX_TOKENS, 1.0, sample) for sample in range(n)]
+    drawn = [endpoint.complete([p.text for p in prompts], MAX_TOKENS, 1.0, sample) for sample in range(n)]
     if failed := sum(t is None for texts in drawn for t in texts):
         raise SealError(f"{source} left {failed} edits unwritten; run the same command again to go on")
-    return [[str(texts[i]) for texts in drawn] for i in range(len(tasks))]
+    return [[text for texts in drawn if (text := texts[i])] for i in range(len(tasks))]
 
 
 def from_file(path: Path, tasks: Sequence[Task], n: int) -> list[list[str]]:

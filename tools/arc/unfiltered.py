@@ -21,13 +21,19 @@ from seal.domains import load_domain
 from seal.domains.arc import Arc
 from seal.domains.puzzles import embedded_task
 from seal.models.policy import Policy, load_policy
-from seal.results import machine
+from seal.results import machine, record_text
 from seal.stats import difference, interval
+from seal.store import Stage
 from seal.types import Edit, Recipe, Task, seed_of
 from seal.writers import from_policy
 
-FIRST = 100_000
-"""Puzzle numbers that the search for curated ones never reaches."""
+FIRST = 83 * 3000
+"""The first of 83 puzzle numbers that nobody looked at before, each of a family of its own: neither the search for curated ones reaches them, nor
+has anything been chosen by them."""
+PAIRS = (
+    ("SEAL", "no RL"), ("SEAL", "random control"), ("SEAL", "in context"), ("no RL", "in context"), ("SEAL", "best fixed"),
+    ("by hand", "in context"),
+)  # fmt: skip
 
 
 def tried(policy: Policy, domain: Arc, tasks: list[Task], texts: list[str], recipe: Recipe, seed: int) -> list[float]:
@@ -44,11 +50,19 @@ def tried(policy: Policy, domain: Arc, tasks: list[Task], texts: list[str], reci
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--puzzles", type=int, default=128)
+    parser.add_argument("--puzzles", type=int, default=48)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     tasks = [embedded_task("eval", FIRST + i) for i in range(args.puzzles)]
-    scores: dict[str, list[list[float]]] = {"in context": [], "no RL": [], "random control": [], "SEAL": [], "oracle": []}
+    groups = [str(t.data["family"]) for t in tasks]
+    scores: dict[str, list[list[float]]] = {
+        "in context": [],
+        "no RL": [],
+        "random control": [],
+        "SEAL": [],
+        "best fixed": [],
+        "by hand": [],
+    }
     for run in args.runs:
         config = RunConfig.model_validate(json.loads((run / "config.json").read_text()))
         domain = load_domain(config.domain.name, config.domain.options)
@@ -61,21 +75,23 @@ def main() -> None:
         prompts = [domain.prompt(t) for t in tasks]
         scores["in context"].append([float(x) for x in solved(base, domain, tasks, None, config.seed)])
         for name, policy in (("no RL", base), ("random control", control), ("SEAL", trained)):
-            texts = [x[0] for x in from_policy(policy, prompts, 1, config.write, seed_of("unfiltered", config.seed))]
+            texts = [x[0].text for x in from_policy(policy, prompts, 1, config.write, seed_of("unfiltered", config.seed))]
             adapt = base if config.inner.start == "base" else policy
             scores[name].append(tried(adapt, domain, tasks, texts, config.inner.recipe, config.seed))
-        texts = [str(domain.oracle(t)) for t in tasks]
-        scores["oracle"].append(tried(base, domain, tasks, texts, config.inner.recipe, config.seed))
+        fixed = domain.fixed(Stage(run / "seal/round-1").attempts())
+        for name, choice in (("best fixed", fixed), ("by hand", domain.oracle(tasks[0]))):
+            scores[name].append(tried(base, domain, tasks, [str(choice)] * len(tasks), config.inner.recipe, config.seed))
         print(run, {k: sum(v[-1]) / len(tasks) for k, v in scores.items()}, flush=True)
     record = {
         "command": " ".join(["PYTHONPATH=tools/arc python", *sys.argv]), "date": date.today().isoformat(),
         "machine": machine(), "puzzles": args.puzzles, "seeds": len(args.runs),
-        "rows": {k: vars(interval(v)) for k, v in scores.items()},
-        "differences": {f"{a} - {b}": vars(difference(scores[a], scores[b])) for a, b in (("SEAL", "no RL"), ("SEAL", "random control"), ("SEAL", "in context"), ("no RL", "in context"))},
+        "tasks": [t.id for t in tasks], "groups": groups,
+        "rows": {k: vars(interval(v, groups)) | {"scores": v} for k, v in scores.items()},
+        "differences": {f"{a} - {b}": vars(difference(scores[a], scores[b], groups)) for a, b in PAIRS},
     }  # fmt: skip
-    print(json.dumps(record, indent=1))
+    print(record_text({k: v for k, v in record.items() if k not in ("tasks", "groups")}))
     if args.json:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        args.json.write_text(record_text(record))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from seal.attempts import understand
+from seal.attempts import finished, understand
 from seal.config import WriteConfig, load_config
 from seal.domains import atlas
 from seal.domains.knowledge import Knowledge
@@ -34,7 +34,8 @@ GREEDY = Sampling(32, stop="\n")
 
 
 def edits_of(policy: Policy, domain: Knowledge, tasks: list[Task], n: int, seed: object) -> list[list[str]]:
-    return from_policy(policy, [domain.prompt(t) for t in tasks], n, WriteConfig(max_tokens=192), seed_of("quiz tool", seed))
+    prompts = [domain.prompt(t) for t in tasks]
+    return finished(domain, from_policy(policy, prompts, n, WriteConfig(max_tokens=192), seed_of("quiz tool", seed)))[0]
 
 
 def rows_of(domain: Knowledge, task: Task, texts: list[str]) -> list[Example]:

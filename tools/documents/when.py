@@ -29,7 +29,7 @@ from seal.models.lora import Adapter
 from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, train_adapters
 from seal.quiz import draft_quiz
-from seal.results import machine
+from seal.results import machine, record_text
 from seal.stats import interval
 from seal.types import Task, seed_of
 
@@ -119,7 +119,9 @@ def main() -> None:
         for key, part in (("known", slice(0, args.passages)), ("new", slice(args.passages, None))):
             row[f"trained, {key}"] = round(float(np.mean([r[name]["trained"][part] for r in runs])), 4)
             for what in ("score", "lost"):
-                found = interval([r[name][what][part].tolist() for r in runs])
+                scores = [r[name][what][part].round(4).tolist() for r in runs]
+                found = interval(scores, within=(0, 1) if what == "score" else (-1, 1))
+                row[f"{what}, {key}, scores"] = scores
                 row[f"{what}, {key}"] = [round(x, 4) for x in (found.mean, found.low, found.high)]
         rows.append(row)
         print(json.dumps(row), flush=True)
@@ -132,7 +134,7 @@ def main() -> None:
         "rows": rows,
     }
     if args.json:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        args.json.write_text(record_text(record))
 
 
 if __name__ == "__main__":

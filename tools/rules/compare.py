@@ -22,10 +22,12 @@ import json
 import sys
 import time
 from datetime import date
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from picture import draw
 
 from seal.attempts import open_domain
@@ -35,7 +37,7 @@ from seal.features import mean_features
 from seal.loop import load_round, run
 from seal.noise import estimators, rewarded
 from seal.proxy import PROXIES, proxy_scores, rank_correlation
-from seal.results import machine
+from seal.results import machine, record_text
 from seal.stats import difference, interval
 from seal.store import Store, read_json, write_whole
 
@@ -256,7 +258,7 @@ def table(runs: str) -> dict[str, Any]:
                 "after": found[0]["settings"][place]["setting"],
                 "seeds": [f["seed"] for f in found],
             }
-            row["accuracy"] = _numbers(interval(after))
+            row["accuracy"] = _numbers(interval(after, groups_of(variant, len(after[0]))))
             row["likeness of siblings"] = round(sum(f.get("likeness", 0) for f in features) / len(features), 3)
             row["cannot be used"] = round(sum(f["settings"][place]["bad"] for f in found) / len(found), 3)
             row["words"] = round(sum(f.get("words", 0) for f in features) / len(features), 1)
@@ -273,20 +275,32 @@ def table(runs: str) -> dict[str, Any]:
             if variant == "sft random" and row["variant"].startswith("rounds"):  # the control of as many rounds
                 other = next((r for r in rows if r["variant"] == "rounds: sft random" and r["after"] == row["after"]), None)
             if other and row is not other and row["seeds"] == other["seeds"]:
-                row[name] = _numbers(difference(row["scores"], other["scores"]))
+                groups = groups_of(row["variant"], len(row["scores"][0]))
+                row[name] = _numbers(difference(row["scores"], other["scores"], groups))
     by_name = {r["variant"]: r for r in rows if not r["variant"].startswith("rounds")}
     by_name |= {f"{r['variant']}, {r['after'][5:]}": r for r in rows if r["variant"].startswith("rounds")}
     differences = [
-        {"a": a, "b": b, **_numbers(difference(by_name[a]["scores"], by_name[b]["scores"]))}
+        {
+            "a": a,
+            "b": b,
+            **_numbers(difference(by_name[a]["scores"], by_name[b]["scores"], groups_of(a, len(by_name[a]["scores"][0])))),
+        }
         for a, b in PAIRS
         if a in by_name and b in by_name and by_name[a]["seeds"] == by_name[b]["seeds"]
     ]
-    for row in rows:
-        del row["scores"]
     return {
         "command": "python tools/rules/compare.py run --seeds 0 1 2; python tools/rules/compare.py choose; python tools/rules/compare.py table", "date": date.today().isoformat(),
         "machine": f"{machine()}, one thread a run", "rows": rows, "differences": differences, "chosen": chosen(runs), "reliability": reliabilities(runs), "proxies": proxies(runs),
     }  # fmt: skip
+
+
+@cache
+def groups_of(variant: str, n: int) -> tuple[str, ...] | None:
+    """Of puzzles the families: puzzles of one rule are alike. Passages are each their own."""
+    if not variant.startswith("arc: "):
+        return None
+    domain = open_domain(load_config(HERE / "configs/arc.toml"))
+    return tuple(domain.group(t) for t in domain.tasks("eval")[:n])
 
 
 def chosen(runs: str) -> list[dict[str, Any]]:
@@ -295,10 +309,14 @@ def chosen(runs: str) -> list[dict[str, Any]]:
     for path in sorted(Path(runs).glob("*/choose.json")):
         found = read_json(path)
         scores.setdefault(f"{found['variant']}, round {found['after']}", []).append(found["scores"])
-    best = f"{CANDIDATES[0][0]}, round {CANDIDATES[0][1]}"
+    best = max(scores, key=lambda name: float(np.mean(scores[name])), default="")
     return [
         {"variant": name, "seeds": len(mine), "accuracy": _numbers(interval(mine))}
-        | ({"below the first by": _numbers(difference(scores[best], mine))} if name != best and best in scores else {})
+        | (
+            {"below the best by": _numbers(difference(scores[best], mine))}
+            if name != best and len(mine) == len(scores[best])
+            else {}
+        )
         for name, mine in scores.items()
     ]
 
@@ -373,7 +391,7 @@ def main() -> None:
         )
     print(json.dumps({k: summary[k] for k in ("reliability", "proxies")}, indent=1))
     if args.json:
-        write_whole(args.json, json.dumps(summary, indent=1) + "\n")
+        write_whole(args.json, record_text(summary))
     if args.figure:
         draw(summary, args.figure)
 

@@ -60,7 +60,20 @@ class Domain(ABC):
         """Grades of many tasks at once, which a judge behind an endpoint does side by side. ``None``: *ungraded*."""
         return [self.grade(t, a) for t, a in zip(tasks, answers, strict=True)]
 
+    def finished(self, text: str) -> str:
+        """What is whole of an edit that the limit of tokens cut off: up to its last line break; all of it, where it is one line."""
+        head, broken, _ = text.rpartition("\n")
+        return head if broken else text
+
     # What a domain may offer beyond the five, for controls and baselines; the defaults offer nothing.
+
+    def notes(self) -> Sequence[str]:
+        """What a user should know of the tasks as they were read: passages that repeat each other, say. A sentence each."""
+        return ()
+
+    def group(self, task: Task) -> str:
+        """What tasks are drawn together by: those of one group are alike, and intervals count groups. By default every task is its own."""
+        return task.id
 
     def open_queries(self, task: Task) -> Sequence[Query]:
         """The test with the context in view: what the model can do by reading. Empty: not offered."""

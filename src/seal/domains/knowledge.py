@@ -10,7 +10,9 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,15 +83,35 @@ class Knowledge(Domain):
         self.seed = seed
         self.passage_row, self.directives = passage_row, directives
         self._tasks: dict[str, list[Task]] = {}
+        self._notes: list[str] = []
 
     def tasks(self, split: str) -> Sequence[Task]:
         if not self._tasks:
-            self._tasks = (
-                self._atlas() if self.source == "atlas" else divide(read_passages(Path(self.source)), self.sizes, self.seed)
-            )
+            self._tasks = self._atlas() if self.source == "atlas" else self._read()
         if split not in self._tasks:
             raise SealError(f"there is no split {split!r}; there are: {', '.join(self._tasks)}")
         return self._tasks[split]
+
+    def _read(self) -> dict[str, list[Task]]:
+        passages = read_passages(Path(self.source))
+        groups, repeats = grouped(passages)
+        tasks = divide(passages, self.sizes, self.seed, groups)
+        if repeats:
+            self._notes.append(
+                f"{self.source}: {len(repeats)} passages under other titles repeat another nearly word for word, and stand on its side "
+                f"(the first: {repeats[0]!r})"
+            )
+        if shared := shared_questions(tasks):
+            question, first, second = shared[0]
+            self._notes.append(
+                f"{self.source}: {len(shared)} questions stand with the same answer in two splits: {question!r} in {first} and {second}"
+                + (", and so on" if len(shared) > 1 else "")
+            )
+        return tasks
+
+    def notes(self) -> Sequence[str]:
+        self.tasks("train")
+        return self._notes
 
     def _atlas(self) -> dict[str, list[Task]]:
         try:
@@ -97,6 +119,10 @@ class Knowledge(Domain):
         except IndexError as error:
             raise SealError(f"the invented world is too small for sizes {self.sizes}: {error}") from error
         return {s: [Task(r["id"], r) for r in rows] for s, rows in records.items()}
+
+    def group(self, task: Task) -> str:
+        """The article: passages of one title are alike."""
+        return str(task.data["title"])
 
     def prompt(self, task: Task) -> Prompt:
         return Prompt(self.template.format(title=task.data["title"], context=task.data["context"]))
@@ -110,7 +136,7 @@ class Knowledge(Domain):
             return BadEdit(text, f"control character U+{ord(bad):04X}")
         if "\ufffd" in text:
             return BadEdit(text, "not text: bytes that decode to nothing")
-        pieces = re.split(r"\n(?=\s*(?:question|q)\s*\d*\s*[:.])", text, flags=re.IGNORECASE) if self.qa else text.split("\n")
+        pieces = self._pieces(text)
         lines = [" ".join(p.split()) if self.qa else p.strip() for p in pieces]
         lines = [line for line in lines if line]
         chosen = Directives()
@@ -133,6 +159,13 @@ class Knowledge(Domain):
         ]
         passage = self._passage(task) * (chosen.repeat or 1) if self.passage_row else ()
         return Edit(text, (*passage, *rows), chosen.model_dump(exclude_none=True, exclude={"repeat"}))
+
+    def finished(self, text: str) -> str:
+        """All lines but the last (for ``self-qa`` all questions with their answers but the last): half a line teaches half a fact."""
+        return "\n".join(self._pieces(text)[:-1])
+
+    def _pieces(self, text: str) -> list[str]:
+        return re.split(r"\n(?=\s*(?:question|q)\s*\d*\s*[:.])", text, flags=re.IGNORECASE) if self.qa else text.split("\n")
 
     def _passage(self, task: Task) -> tuple[Example]:
         return (Example(f"{task.data['title']}\n{task.data['context']}"),)
@@ -352,20 +385,31 @@ def _squad(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if row["questions"]]
 
 
-def divide(passages: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], seed: int) -> dict[str, list[Task]]:
-    """Split by title, so that no article stands on two sides (nor one context under two titles); each split is filled up to its size.
+def grouped(passages: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Of every passage the group that it stands or falls with: its title's, joined with those of titles that share a text, nearly word for
+    word. And the titles whose passages repeat another's."""
+    group: dict[str, str] = {}
+    repeats = []
+    for one, other in near_duplicates([row["context"] for row in passages]):
+        first, second = (_root(group, passages[i]["title"]) for i in (one, other))
+        if passages[one]["title"] != passages[other]["title"]:
+            repeats.append(str(passages[other]["title"]))
+        group[second] = first
+    return [_root(group, row["title"]) for row in passages], repeats
+
+
+def divide(
+    passages: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], seed: int, groups: Sequence[str] | None = None
+) -> dict[str, list[Task]]:
+    """Split by title, so that no article stands on two sides, nor one text (or nearly that) under two titles; each split is filled up to
+    its size. ``groups`` are those of :func:`grouped`, where they are known already.
 
     Raises:
         SealError: the file has too few passages.
     """
-    first_title: dict[str, str] = {}  # of each context: titles that share one go together
-    group: dict[str, str] = {}
-    for row in passages:
-        mine = _root(group, row["title"])
-        group[mine] = _root(group, first_title.setdefault(row["context"], row["title"]))
     by_group: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in passages:
-        by_group.setdefault(_root(group, row["title"]), {})[row["id"]] = row
+    for row, name in zip(passages, groups or grouped(passages)[0], strict=True):
+        by_group.setdefault(name, {})[row["id"]] = row
     titles = sorted(by_group)
     random.Random(f"divide {seed}").shuffle(titles)
     splits: dict[str, list[Task]] = {}
@@ -383,5 +427,54 @@ def divide(passages: Sequence[Mapping[str, Any]], sizes: Mapping[str, int], seed
 
 def _root(group: dict[str, str], title: str) -> str:
     while group.setdefault(title, title) != title:
+        group[title] = group[group[title]]
         title = group[title]
     return title
+
+
+SHINGLE = 5
+"""Words of a shingle."""
+SKETCH = 16
+"""Shingles of a text that it is looked up by: those of smallest hash (Broder, *On the resemblance and containment of documents*, 1997)."""
+ALIKE = 0.5
+"""Share of the shorter text's shingles that stand in the other too, from which on the two are one."""
+LOOKED_AT = 8
+"""Texts of one shingle that another is compared with: a phrase that stands everywhere makes nobody alike."""
+
+
+def plain_words(text: str) -> list[str]:
+    """A text's words, whatever its spaces, capitals, punctuation and compatibility characters."""
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+
+def near_duplicates(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Places of an earlier text and of a later one that says nearly the same, word for word."""
+    met: dict[int, list[int]] = {}
+    for place, text in enumerate(texts):
+        mine = _shingles(text)
+        sketch = sorted(mine)[:SKETCH]
+        for other in dict.fromkeys(i for s in sketch for i in met.get(s, ())):
+            theirs = _shingles(texts[other])
+            if len(mine & theirs) >= ALIKE * min(len(mine), len(theirs)):
+                yield other, place
+        for s in sketch:
+            if len(places := met.setdefault(s, [])) < LOOKED_AT:
+                places.append(place)
+
+
+def _shingles(text: str) -> frozenset[int]:
+    """Hashes of every run of :data:`SHINGLE` words; of a shorter text, of all of it."""
+    words = plain_words(text)
+    return frozenset(zlib.crc32(" ".join(words[i : i + SHINGLE]).encode()) for i in range(max(1, len(words) - SHINGLE + 1)))
+
+
+def shared_questions(splits: Mapping[str, Sequence[Task]]) -> list[tuple[str, str, str]]:
+    """Questions that stand with the same answer in two splits: the question, and both splits."""
+    met: dict[tuple[str, str], str] = {}
+    found = []
+    for split, tasks in splits.items():
+        for q in (q for t in tasks for q in t.data["questions"]):
+            key = " ".join(plain_words(q["question"])), " ".join(plain_words(q["answer"]))
+            if met.setdefault(key, split) != split:
+                found.append((q["question"], met[key], split))
+    return found

@@ -27,7 +27,7 @@ import torch
 from seal.models.engine import Sampling
 from seal.models.lora import Adapter, save_peft
 from seal.models.policy import EMBEDDED, Policy
-from seal.types import SealError
+from seal.types import SealError, Written
 
 MAX_RANK = 256
 """The largest rank vLLM takes."""
@@ -85,7 +85,7 @@ class InProcess:
 
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], adapters: Sequence[Adapter | None]
-    ) -> list[str]:
+    ) -> list[Written]:
         """A text per prompt, each through its own adapter."""
         import vllm
         from vllm.lora.request import LoRARequest
@@ -110,15 +110,13 @@ class InProcess:
             again = [i for i, (text, why) in enumerate(found) if not text.strip() and why == "stop" and sampling.stop]
             if again:  # it began with what ends an answer: that counts only once something is written
                 picked = [[x[i] for i in again] for x in (prompts, seeds, mine)]
-                for i, (text, _) in zip(
-                    again, self._run(vllm, picked[0], sampling, picked[1], picked[2], stop=False), strict=True
-                ):
-                    found[i] = (text, "stop")
+                for i, one in zip(again, self._run(vllm, picked[0], sampling, picked[1], picked[2], stop=False), strict=True):
+                    found[i] = one
             for request in requests.values():
                 self.llm.llm_engine.remove_lora(request.lora_int_id)
         if self.sleeps:
             self.llm.sleep(level=1)  # weights go to the host's memory, the KV cache is dropped
-        return [_cut(text, sampling.stop) for text, _ in found]
+        return [Written(_answer(text, sampling.stop), why == "length") for text, why in found]
 
     def _wake(self) -> None:
         torch.cuda.empty_cache()  # what training has given back, but its allocator still holds
@@ -205,7 +203,7 @@ class Server:
 
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], adapters: Sequence[Adapter | None]
-    ) -> list[str]:
+    ) -> list[Written]:
         """A text per prompt, each through its own adapter."""
         with _written(adapters, self.policy.name) as folders:
             loaded = []
@@ -223,7 +221,7 @@ class Server:
                 for name in loaded:
                     self._post("unload_lora_adapter", {"lora_name": name}, quiet=True)
 
-    def _one(self, prompt: Sequence[int], seed: int, model: str, sampling: Sampling) -> str:
+    def _one(self, prompt: Sequence[int], seed: int, model: str, sampling: Sampling) -> Written:
         body: dict[str, Any] = {
             "model": model,
             "prompt": list(prompt),
@@ -234,12 +232,14 @@ class Server:
         if sampling.temperature:
             body["seed"] = seed % 2**63
         if not sampling.stop:
-            return self._text(body)
-        text = self._text(body | {"stop": [sampling.stop]})
-        return _cut(text if text.strip() else self._text(body), sampling.stop)
+            return self._choice(body)
+        found = self._choice(body | {"stop": [sampling.stop]})
+        found = found if found.text.strip() else self._choice(body)
+        return Written(_answer(found.text, sampling.stop), found.cut)
 
-    def _text(self, body: dict[str, Any]) -> str:
-        return str(json.loads(self._post("completions", body))["choices"][0]["text"])
+    def _choice(self, body: dict[str, Any]) -> Written:
+        choice = json.loads(self._post("completions", body))["choices"][0]
+        return Written(str(choice["text"]), choice.get("finish_reason") == "length")
 
     def _post(self, what: str, body: dict[str, Any], quiet: bool = False) -> bytes:
         request = urllib.request.Request(
@@ -279,6 +279,6 @@ def _written(adapters: Sequence[Adapter | None], base: str) -> Iterator[dict[int
         yield found
 
 
-def _cut(text: str, stop: str) -> str:
+def _answer(text: str, stop: str) -> str:
     """Up to the end of an answer, once something is written; the whole text where nothing ends it."""
     return text.lstrip().split(stop)[0] if stop else text

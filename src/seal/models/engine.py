@@ -22,7 +22,7 @@ from seal.models.memory import is_out_of_memory
 from seal.models.packing import pack
 from seal.models.policy import Policy
 from seal.models.tokens import Row, encode_example, encode_prompt, end_token, pad_left, render
-from seal.types import Example, Prompt, Query, SealError
+from seal.types import Example, Prompt, Query, SealError, Written
 
 T = TypeVar("T")
 
@@ -43,13 +43,20 @@ class Sampling:
 def generate(
     policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], batch: int = 128
 ) -> list[str]:
-    """One text per prompt from the policy without adapters, in order. Rows of like length go together, and a prompt that
-    stands there several times is read once."""
+    """One text per prompt from the policy without adapters, in order, wherever it ends."""
+    return [written.text for written in complete(policy, prompts, sampling, seeds, batch)]
+
+
+def complete(
+    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], batch: int = 128
+) -> list[Written]:
+    """One text per prompt from the policy without adapters, in order, each told whether it was cut off. Rows of like length go
+    together, and a prompt that stands there several times is read once."""
     tokens = [_encode(policy, p, sampling) for p in prompts]
     if policy.served is not None and not sampling.schema and tokens:
         return list(policy.served.complete(tokens, sampling, seeds, [None] * len(tokens)))
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    texts = [""] * len(prompts)
+    texts = [Written("")] * len(prompts)
 
     def some(start: int, stop: int) -> None:
         rows = order[start:stop]
@@ -72,7 +79,7 @@ def ask(
     if policy.served is not None and not sampling.schema and any(prompts_K_Q):
         flat = [(a, _encode(policy, p, sampling)) for a, prompts in zip(adapters, prompts_K_Q, strict=True) for p in prompts]
         texts = iter(policy.served.complete([t for _, t in flat], sampling, [0] * len(flat), [a for a, _ in flat]))
-        return [[next(texts) for _ in prompts] for prompts in prompts_K_Q]
+        return [[next(texts).text for _ in prompts] for prompts in prompts_K_Q]
 
     def some(start: int, stop: int) -> None:
         tokens = [[_encode(policy, p, sampling) for p in prompts] for prompts in prompts_K_Q[start:stop]]
@@ -81,7 +88,7 @@ def ask(
             return
         texts = _decode(policy, flat, sampling, [0] * len(flat), _room(policy, adapters[start:stop]))
         for k, prompts in enumerate(tokens):
-            answers[start + k] = texts[k * width : k * width + len(prompts)]
+            answers[start + k] = [t.text for t in texts[k * width : k * width + len(prompts)]]
 
     _in_parts(len(adapters), slots, some)
     return answers
@@ -216,7 +223,7 @@ def _room(policy: Policy, adapters: Sequence[Adapter | None]) -> Slots | None:
 @torch.no_grad()
 def _decode(
     policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], room: Slots | None = None
-) -> list[str]:
+) -> list[Written]:
     """The decoding loop, with a KV cache. With ``room`` the prompts are a rectangle, as many for each of its slots.
 
     Rows that have stopped leave the batch, and so do slots all of whose rows have.
@@ -248,7 +255,8 @@ def _decode(
                 break
             batch.take(tokens, open_rows)
     texts = policy.tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [t.lstrip().split(sampling.stop)[0] if sampling.stop else t for t in texts]
+    texts = [t.lstrip().split(sampling.stop)[0] if sampling.stop else t for t in texts]
+    return [Written(text, row in open_rows) for row, text in enumerate(texts)]
 
 
 class _Batch:

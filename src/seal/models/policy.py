@@ -55,7 +55,7 @@ class Policy:
         )
         """What computes: ``model`` itself, or its copy in bf16, so that merges add up in full precision."""
         self.served: Any = None
-        """Who writes and answers in this process's place: something with ``complete(prompts, sampling, seeds, adapters)``; ``None``: nobody."""
+        """Who writes and answers in this process's place: something with ``complete(prompts, sampling, seeds, adapters)``, a :class:`~seal.types.Written` each; ``None``: nobody."""
         self.plain = True
         """Whether the model is a body with plain causal attention and then a linear head: then the fast path is right."""
         self.plain = self._is_plain()
@@ -109,17 +109,20 @@ class Policy:
             each = cross_entropy(logits.flatten(0, 1)[lines.at].float(), lines.targets, reduction="none")
             yield (each * lines.share).sum(), each.detach()
 
-    @property
-    def recompute(self) -> bool:
-        """Whether activations are computed again in the backward pass instead of kept."""
-        return any(m.gradient_checkpointing for m in self._layers)
-
-    @recompute.setter
-    def recompute(self, on: bool) -> None:
-        for layer in self._layers:
-            layer.gradient_checkpointing = on
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            layer.training = on  # of the layer alone: transformers asks it, and no dropout inside follows
+    @contextmanager
+    def recomputing(self, on: bool = True) -> Iterator[None]:
+        """While inside, activations are computed again in the backward pass instead of kept. For a training pass alone: a layer that
+        recomputes ignores the KV cache, and what is generated meanwhile is garbage."""
+        layers = [(m, m.gradient_checkpointing, m.training) for m in self._layers] if on else []
+        try:
+            for layer, _, _ in layers:
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+                layer.training = True  # of the layer alone: transformers asks it, and no dropout inside follows
+            yield
+        finally:
+            for layer, before, training in layers:
+                layer.gradient_checkpointing, layer.training = before, training
 
     @property
     def _layers(self) -> list[GradientCheckpointingLayer]:

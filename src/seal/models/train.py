@@ -166,6 +166,8 @@ class _Training:
         self.queue = self._trainable()
         self.room = room
         self.unsettled: list[tuple[Tensor, list[_Work]]] = []
+        self.recompute = False
+        """Whether activations are computed again in the backward pass: once memory has run out, until this training ends."""
 
     def run(self) -> list[Trained]:
         room = self.room or room_for(self.policy, [j.recipe for j in self.jobs])
@@ -233,6 +235,7 @@ class _Training:
         chosen = [w.slot for w in works]
         try:
             with (
+                self.policy.recomputing(self.recompute),
                 self.slots.attached(self.policy.runner.dtype, chosen, lines.rectangle, grad=True) as weights,
                 self.policy.losses(lines) as (total, each),
             ):
@@ -268,8 +271,8 @@ class _Training:
             torch.cuda.empty_cache()
         if len(works) > 1:
             self.tokens = widest * len(works) // 2
-        elif not self.policy.recompute:
-            self.policy.recompute = True
+        elif not self.recompute:
+            self.recompute = True
         else:
             raise SealError(
                 f"a single batch of {widest} tokens does not fit in memory on {self.policy.device}: "

@@ -253,7 +253,7 @@ class Pages:
             for s in a.get("settings", ()):
                 if other := settings.get(s["setting"]):
                     paired = not note and len(s["scores"]) == len(other["scores"])
-                    gap = difference([other["scores"]], [s["scores"]]) if paired else None
+                    gap = difference([other["scores"]], [s["scores"]], a.get("groups")) if paired else None
                     pair = means_of(tuple(s["scores"])), means_of(tuple(other["scores"]))
                     rows.append({"setting": s["setting"], "a": pair[0], "b": pair[1], "gap": gap})
         return self.show("compare.html", runs=runs, a=names[0], b=names[1], rows=rows, note=note)

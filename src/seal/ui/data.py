@@ -16,8 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from seal.domains import load_domain
 from seal.domains.base import SPLITS, Domain
 from seal.features import features
@@ -311,11 +309,8 @@ def _likeness(path: Path, _: float) -> float | None:
 
 @lru_cache(maxsize=512)
 def means_of(scores: tuple[float, ...]) -> Interval:
-    """Mean and 95 % interval over tasks; of more than a thousand the bootstrap is the normal interval, and takes long."""
-    if len(scores) <= 1000:
-        return interval([scores])
-    mean, half = float(np.mean(scores)), 1.96 * float(np.std(scores)) / len(scores) ** 0.5
-    return Interval(mean, mean - half, mean + half)
+    """Mean and 95 % interval over tasks."""
+    return interval([scores])
 
 
 @lru_cache(maxsize=8)
