@@ -21,16 +21,16 @@ def test_a_torn_wave_is_cut_off_and_owed_whole(tmp_path: Path, cut: int) -> None
     stage.append(ROWS[3:6])
     with (tmp_path / "attempts.jsonl").open("r+b") as file:
         file.truncate(whole + cut)
-    assert stage.attempts(wave=3, total=7) == ROWS[:3]
+    assert stage.resumed(wave=3, total=7) == ROWS[:3]
     stage.append(ROWS[3:6])
     stage.append(ROWS[6:])
-    assert stage.attempts(wave=3, total=7) == ROWS
+    assert stage.resumed(wave=3, total=7) == ROWS
 
 
 def test_a_short_last_wave_counts(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.append(ROWS)
-    assert stage.attempts(wave=3, total=7) == ROWS
+    assert stage.resumed(wave=3, total=7) == ROWS
 
 
 def test_a_value_is_computed_once(tmp_path: Path) -> None:

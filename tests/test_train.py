@@ -184,6 +184,36 @@ def test_the_budget_in_tokens_is_met_by_the_first_step_that_reaches_it() -> None
     batches = plan_batches(lengths, RECIPE.model_copy(update={"steps": None, "tokens": 100, "batch_size": 1}), 0)
     total = sum(lengths[i] for b in batches for i in b)
     assert total >= 100 and total - lengths[batches[-1][0]] < 100
+    exact = plan_batches([25] * 4, RECIPE.model_copy(update={"steps": None, "tokens": 100, "batch_size": 1}), 0)
+    assert len(exact) == 4, "the step that just reaches it is the last"
+
+
+def test_rows_come_in_an_order_drawn_from_the_jobs_own_seed() -> None:
+    recipe = Recipe(epochs=3, batch_size=2)
+    orders = {seed: plan_batches([5] * 12, recipe, seed) for seed in range(6)}
+    assert len({str(o) for o in orders.values()}) == 6 and orders[3] == plan_batches([5] * 12, recipe, 3)
+    for batches in orders.values():
+        epochs = [[i for b in batches[e * 6 : e * 6 + 6] for i in b] for e in range(3)]
+        assert all(e != sorted(e) for e in epochs) and len({tuple(e) for e in epochs}) == 3
+
+
+def test_the_loss_that_is_told_is_the_mean_over_the_steps_own_tokens(policy: Policy) -> None:
+    """Of short and long rows together, beside another job, at the first step: what the untouched model gives."""
+    recipe = RECIPE.model_copy(update={"steps": 1, "batch_size": 4})
+    told = [t.loss[0] for t in train_adapters(policy, [Job(ROWS, recipe, 1), Job(ROWS[:1], recipe, 2)], Room(2, 10_000))]
+    for rows, loss in zip((ROWS, ROWS[:1]), told, strict=True):
+        each = []
+        for row in (encode_example(e, policy.tokenizer) for e in rows):
+            logits = policy.forward(input_ids=torch.tensor([row.ids])).logits[0, :-1]
+            each += cross_entropy(logits, torch.tensor(row.ids[1:]), reduction="none").tolist()
+        assert loss == pytest.approx(sum(each) / len(each), abs=1e-4)
+
+
+def test_an_adapter_beneath_is_not_worn_away_by_weight_decay(policy: Policy) -> None:
+    recipe = Recipe(rank=2, steps=1)
+    beneath = train_adapters(policy, [Job(ROWS, recipe, 1)])[0].adapter
+    with pytest.raises(SealError, match="weight_decay would wear away"):
+        train_adapters(policy, [Job(ROWS, recipe.model_copy(update={"weight_decay": 0.1}), 2, beneath=beneath)])
 
 
 @given(
@@ -247,6 +277,8 @@ def test_loss_falls_on_the_completion_and_one_end_token_alone() -> None:
     row = encode_example(Example("two", prompt="one "), tok)
     assert [t for t, on in zip(row.ids, row.loss, strict=True) if on] == [*tok("two")["input_ids"], tok.eos_token_id]
     assert row.ids.count(tok.eos_token_id) == 1
+    open_ = encode_example(Example("two", prompt="one ", ends=False), tok)
+    assert open_.ids == row.ids[:-1] and open_.loss == row.loss[:-1], "what does not end has no end token"
     whole = encode_example(Example("two"), tok)
     assert whole.loss == (False, True, True, True)
 

@@ -64,6 +64,9 @@ def test_a_race_tries_the_better_ones_again_and_resumes(policy: Policy, tmp_path
         mine = sorted((a for a in leg if a["task"] == task.id), key=lambda a: -a["reward"])
         assert {a.edit for a in first if a.task == task.id} <= {a["edit"] for a in mine[:3]} | {mine[3]["edit"]}
         assert mine[-1]["edit"] not in {a.edit for a in first if a.task == task.id} or mine[-1]["reward"] == mine[1]["reward"]
+    assert len(leg) == 2 * plan_race(4, 9)[0][0] * plan_race(4, 9)[0][1], (
+        "the first leg, with every edit, lies in the stage itself"
+    )
     (tmp_path / "leg-2/attempts.jsonl").write_text("")
     again = race(policy, domain, tasks, texts, INNER, 9, Stage(tmp_path), 0, "race")
     assert [(a.task, a.edit, a.seed, a.reward) for a in again] == [(a.task, a.edit, a.seed, a.reward) for a in first]
@@ -115,6 +118,11 @@ def test_a_prior_draws_rewards_towards_what_the_proxy_foretells() -> None:
     scores = {("a", 0): 0.0, ("a", 1): 0.5, ("a", 2): 1.0, ("a", 3): 0.0}
     assert [a.reward for a in with_prior(attempts, scores, 0.0)] == [0.0, 0.5, 1.0, None]
     assert [a.reward for a in with_prior(attempts, scores, 5.0)] == pytest.approx([0.0, 0.5, 1.0, None]), "it foretells exactly"
+    often = [attempt("a", 0, 0.0, seed=s) for s in range(3)] + [attempt("a", 1, 1.0, seed=9)]
+    drawn = with_prior(often, {("a", 0): 0.0, ("a", 1): 0.0}, 1.0)
+    assert [a.reward for a in drawn] == pytest.approx([0.25 / 3 / (1 + 1 / 3)] * 3 + [1.25 / 2]), (
+        "weighed against the trials there were"
+    )
     flat = {k: 0.0 for k in scores}
     assert [a.reward for a in with_prior(attempts, flat, 1.0)][:3] == pytest.approx([0.25, 0.5, 0.75]), "it foretells the mean"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from seal.attempts import Crew, fingerprints, open_domain, write_edits
 from seal.config import RunConfig
@@ -50,9 +51,11 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
                     learner.release()
                 count = as_many(kept_in(store, "seal", r)) if branch != "seal" else None
                 kept = select(attempts, rule, config.outer.keep, seed, count)
+            broken = cut_off(stage, tasks_P)
+            kept = [replace(k, cut=k.cut or (k.task, k.text) in broken) for k in kept]
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
             earlier = [k for q in range(1, r) for k in kept_in(store, branch, q)]
-            improve(policy, domain, tasks_P, kept, earlier, attempts, config, stage, r)
+            improve(policy, domain, tasks_P, kept, earlier, attempts, broken, config, stage, r)
         policy.release()  # and only then the next one
         policy = load_round(config, stage)
     return policy
@@ -78,6 +81,12 @@ def write(policy: Policy, domain: Domain, tasks: Sequence[Task], config: RunConf
     return texts
 
 
+def cut_off(stage: Stage, tasks: Sequence[Task]) -> set[tuple[str, str]]:
+    """Task and text of the round's edits that the limit of tokens cut off."""
+    rows = zip(tasks, stage.read("texts") or (), stage.read("cut") or (), strict=False)
+    return {(t.id, text) for t, texts, cut in rows for text, broken in zip(texts, cut, strict=True) if broken}
+
+
 def improve(
     policy: Policy,
     domain: Domain,
@@ -85,6 +94,7 @@ def improve(
     kept: Sequence[Selected],
     earlier: Sequence[Selected],
     attempts: Sequence[Attempt],
+    broken: Collection[tuple[str, str]],
     config: RunConfig,
     stage: Stage,
     r: int,
@@ -99,7 +109,7 @@ def improve(
         drawn = [Selected(t.id, text, 0.0) for t, row in zip(tasks, texts, strict=True) for text in row if text.strip()]
         others += drawn[: round(outer.anchor * len(kept))]
     prompts = {t.id: domain.prompt(t) for t in domain.tasks("train")}
-    adapter, record = learn_from(policy, prompts, kept, others, attempts, config, r)
+    adapter, record = learn_from(policy, prompts, kept, others, attempts, config, r, broken)
     if adapter is not None:  # a finetune that diverged is not merged
         policy.merge(adapter)
     elif record["diverged"]:

@@ -52,6 +52,8 @@ class Example:
     """Render the prompt through the model's chat template, where it has one."""
     loss_on_prompt: bool = False
     """Let loss fall on the prompt as well."""
+    ends: bool = True
+    """Whether the text ends here: then an end token follows, and carries loss."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class Attempt:
             raise ValueError(f"the field {unknown!r} is of another version of SEAL")
         if missing := next((k for k, f in _FIELDS.items() if f.default is MISSING and k not in row), None):
             raise ValueError(f"the field {missing!r} is missing")
-        if wrong := next((k for k in _TUPLES if not isinstance(row.get(k, []), list)), None):
+        if wrong := next((k for k in _TUPLES if not isinstance(row.get(k, []), list | tuple)), None):
             raise ValueError(f"the field {wrong!r} is no list")
         values: dict[str, Any] = {k: tuple(v) if k in _TUPLES else v for k, v in row.items()}
         return Attempt(**values)
@@ -195,6 +197,8 @@ class Selected:
     task: str
     text: str
     reward: float
+    cut: bool = False
+    """Whether the limit of tokens cut it off: then it does not end where its text does."""
 
 
 def seed_of(*parts: object) -> int:

@@ -133,7 +133,6 @@ class Arc(Domain):
         self.limit, self.max_steps, self.batch_size = limit, max_steps, batch_size
         self.views = (None, *grids.TURNS)[:views]
         self._tasks: dict[str, list[Task]] = {}
-        self._notes: list[str] = []
 
     # ------------------------------------------------------------------------------------------------------------ tasks
 
@@ -155,7 +154,6 @@ class Arc(Domain):
             rest = [i for i in shuffled(training, self.seed) if i not in PAPER["train"]][: self.sizes.get("select", 12)]
             chosen = {"train": PAPER["train"], "select": rest, "eval": PAPER["eval"]}
         else:
-            self._leave_out_repeats(training, evaluation)
             fits = [[i for i in shuffled(s, self.seed) if _largest(s[i]) <= self.most_cells] for s in (training, evaluation)]
             n_train, n_select, n_eval = (self.sizes.get(s, 0) for s in ("train", "select", "eval"))
             last = fits[1] if evaluation else fits[0][n_train + n_select :]
@@ -166,25 +164,16 @@ class Arc(Domain):
         known = {**training, **evaluation}
         return {split: [Task(i, known[i]) for i in ids] for split, ids in chosen.items()}
 
-    def _leave_out_repeats(self, *sets: dict[str, Any]) -> None:
-        """The same puzzle under a second name would stand on two sides: it is left out, and said."""
-        met: set[str] = set()
-        for known in sets:
-            for name in list(known):
-                pairs = [p for part in ("train", "test") for p in known[name][part]]
-                key = json.dumps(sorted(json.dumps([p["input"], p["output"]]) for p in pairs))
-                if key in met:
-                    self._notes.append(
-                        f"{self.source}: the task {name} is another once more, under a second name, and is left out"
-                    )
-                    del known[name]
-                met.add(key)
-
     def notes(self) -> Sequence[str]:
-        self.tasks("train")
-        return self._notes[:1] + (
-            [f"{self.source}: {len(self._notes)} tasks in all are left out so"] if self._notes[1:] else []
-        )
+        """Puzzles that stand in two splits, under two names."""
+        met: dict[str, str] = {}
+        found = []
+        for split in SPLITS:
+            for task in self.tasks(split):
+                pairs = [[p["input"], p["output"]] for part in ("train", "test") for p in task.data[part]]
+                if (first := met.setdefault(json.dumps(sorted(map(json.dumps, pairs))), split)) != split:
+                    found.append(f"the task {task.id} of {split} stands in {first} too, under another name")
+        return [f"{self.source}: {found[0]}" + (f", and so do {len(found) - 1} others" if found[1:] else "")] if found else []
 
     def group(self, task: Task) -> str:
         """The family of an embedded puzzle: puzzles of one rule are alike."""

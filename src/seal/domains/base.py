@@ -61,9 +61,9 @@ class Domain(ABC):
         return [self.grade(t, a) for t, a in zip(tasks, answers, strict=True)]
 
     def finished(self, text: str) -> str:
-        """What is whole of an edit that the limit of tokens cut off: up to its last line break; all of it, where it is one line."""
-        head, broken, _ = text.rpartition("\n")
-        return head if broken else text
+        """What is whole of an edit that the limit of tokens cut off: up to its last line break; all of it, where no line
+        is whole."""
+        return text.rpartition("\n")[0] or text
 
     # What a domain may offer beyond the five, for controls and baselines; the defaults offer nothing.
 

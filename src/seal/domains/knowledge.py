@@ -161,8 +161,9 @@ class Knowledge(Domain):
         return Edit(text, (*passage, *rows), chosen.model_dump(exclude_none=True, exclude={"repeat"}))
 
     def finished(self, text: str) -> str:
-        """All lines but the last (for ``self-qa`` all questions with their answers but the last): half a line teaches half a fact."""
-        return "\n".join(self._pieces(text)[:-1])
+        """All lines but the last (for ``self-qa`` all questions with their answers but the last): half a line teaches half a fact. Where no
+        line is whole, what there is."""
+        return "\n".join(self._pieces(text)[:-1]) or text
 
     def _pieces(self, text: str) -> list[str]:
         return re.split(r"\n(?=\s*(?:question|q)\s*\d*\s*[:.])", text, flags=re.IGNORECASE) if self.qa else text.split("\n")

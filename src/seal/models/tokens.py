@@ -48,7 +48,7 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, chat: bool) -> 
 
 
 def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> Row:
-    """A training row with exactly one end token.
+    """A training row with exactly one end token, or with none where the text does not end.
 
     A token carries loss if it covers any character of the completion. Prompt and completion are tokenised as the one
     text they form, so the model trains on the very tokens it would meet when it generates.
@@ -63,9 +63,10 @@ def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, chat: b
     end_id = end_token(tokenizer)
     if ids and ids[-1] == end_id:  # some tokenizers append it themselves
         ids.pop(), loss.pop()
-    ids.append(end_id)
-    loss.append(True)
-    loss[0] = False
+    if example.ends:
+        ids.append(end_id)
+        loss.append(True)
+    loss[:1] = [False] * len(loss[:1])
     return Row(tuple(ids), tuple(loss))
 
 

@@ -1,0 +1,118 @@
+"""The outer loop, read off what it asks for: fresh tasks and fresh draws every round, the policy of the round before, honest controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from seal import loop
+from seal.config import RunConfig
+from seal.models.train import Trained
+from seal.rules import learn_from
+from seal.store import Store
+from seal.types import Attempt, Prompt, Selected, Task
+
+
+class Recorder:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wrote: list[tuple[str, list[str], object]] = []
+        self.tried: list[tuple[str, object]] = []
+        self.learnt: list[tuple[str, list[Selected]]] = []
+        for name in ("write_edits", "try_siblings", "learn_from", "load_round"):
+            monkeypatch.setattr(loop, name, getattr(self, name))
+        monkeypatch.setattr(loop, "load_base", lambda config: self.named("base"))
+
+    def named(self, name: str) -> Any:
+        return SimpleNamespace(name=name, release=lambda: None, save=lambda folder: None, merge=lambda adapter: None)
+
+    def load_round(self, config: RunConfig, stage: Any) -> Any:
+        return self.named(f"{stage.folder.parent.name}/{stage.folder.name}")
+
+    def write_edits(
+        self, policy: Any, domain: Any, tasks: Sequence[Task], n: int, config: Any, seed: object, stage: Any
+    ) -> Any:
+        self.wrote.append((policy.name, [t.id for t in tasks], seed))
+        return [[f"{t.id} edit {e}" for e in range(n)] for t in tasks]
+
+    def try_siblings(
+        self, learner: Any, domain: Any, tasks: Any, texts: Any, config: Any, stage: Any, seed: object, *_: Any
+    ) -> Any:
+        self.tried.append((learner.name, seed))
+        return [
+            Attempt(t.id, e, 0, x, "ok", "", e / 10, 0.0, e / 10)
+            for t, row in zip(tasks, texts, strict=True)
+            for e, x in enumerate(row)
+        ]
+
+    def learn_from(self, policy: Any, prompts: Any, kept: Any, others: Any, attempts: Any, config: Any, r: int) -> Any:
+        self.learnt.append((policy.name, list(kept)))
+        return None, {"diverged": False}
+
+
+def config(tmp_path: Path, **more: Any) -> RunConfig:
+    sizes = {"options": {"sizes": {"train": 30, "select": 1, "eval": 1}}}
+    data = {"runs": str(tmp_path), "rounds": 3, "tasks_per_round": 6, "edits_per_task": 4, "domain": sizes}
+    return RunConfig.model_validate(data | more)
+
+
+def test_every_round_has_tasks_draws_and_a_policy_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, settings = Recorder(monkeypatch), config(tmp_path)
+    last = loop.run(settings, Store(settings))
+    who, tasks, seeds = zip(*recorder.wrote, strict=True)
+    assert who == ("base", "seal/round-1", "seal/round-2") and last.name == "seal/round-3"
+    assert len({tuple(sorted(t)) for t in tasks}) == 3, "other tasks every round"
+    assert len(set(seeds)) == 3, "other draws every round"
+    assert [name for name, _ in recorder.tried] == list(who) and len({s for _, s in recorder.tried}) == 3
+    for (name, kept), mine, writer in zip(recorder.learnt, tasks, who, strict=True):
+        assert name == writer and sorted(k.task for k in kept) == sorted(mine)
+        assert all(k.text.endswith("edit 3") for k in kept), "the edit that did best"
+
+
+def test_with_adapters_on_the_base_the_policy_still_writes_and_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, settings = Recorder(monkeypatch), config(tmp_path, inner={"start": "base"})
+    loop.run(settings, Store(settings))
+    assert [name for name, _ in recorder.tried] == ["base"] * 3
+    assert (
+        [name for name, *_ in recorder.wrote]
+        == [name for name, _ in recorder.learnt]
+        == ["base", "seal/round-1", "seal/round-2"]
+    )
+
+
+def test_the_random_control_tries_nothing_and_imitates_as_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many edits of each task as SEAL kept, drawn without a look at what they earn, on tasks and draws of the same seeds."""
+    recorder = Recorder(monkeypatch)
+    settings = config(tmp_path, outer={"keep": 2})
+    store = Store(settings)
+    loop.run(settings, store)
+    seal_wrote, seal_kept = list(recorder.wrote), [kept for _, kept in recorder.learnt]
+    recorder.wrote.clear(), recorder.tried.clear(), recorder.learnt.clear()
+    control = settings.model_copy(update={"outer": settings.outer.model_copy(update={"select": "random_of", "keep": 1})})
+    loop.run(control, store, "control")
+    assert not recorder.tried, "it costs no inner loop"
+    assert [name for name, *_ in recorder.wrote] == ["base", "control/round-1", "control/round-2"]
+    assert [(t, s) for _, t, s in recorder.wrote] == [(t, s) for _, t, s in seal_wrote]
+    drawn = [kept for _, kept in recorder.learnt]
+    assert [len(k) for k in drawn] == [len(k) for k in seal_kept] == [12, 12, 12]
+    assert any(k.text.endswith(("edit 0", "edit 1")) for kept in drawn for k in kept)
+
+
+def test_what_is_imitated_beside_what_was_kept_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def train(policy: Any, jobs: Any) -> Any:
+        seen.extend(jobs)
+        return [Trained(None, 1, 1, (1.0, 0.5))]
+
+    monkeypatch.setattr("seal.rules.train_adapters", train)
+    prompts = {"a": Prompt("PA"), "b": Prompt("PB")}
+    kept, others = [Selected("a", "best", 1.0)], [Selected("b", "of an earlier round", 0.5)]
+    learn_from(None, prompts, kept, others, [], RunConfig(), 1)  # type: ignore[arg-type]
+    rows = [(e.prompt, e.completion, e.chat) for e in seen[0].examples]
+    assert rows == [("PA", "best", True), ("PB", "of an earlier round", True)]
+    learn_from(None, prompts, kept, [], [], RunConfig(), 2)  # type: ignore[arg-type]
+    assert seen[0].seed != seen[1].seed
