@@ -108,4 +108,4 @@ def select(
 def sft_examples(kept: Sequence[Selected], prompts: dict[str, Prompt]) -> tuple[Example, ...]:
     """Prompt → kept self-edit, loss on the edit alone: what the policy imitates. One that was cut off teaches its whole lines, and not to end
     after them."""
-    return tuple(Example(s.text, prompt=prompts[s.task].text, chat=True, ends=not s.cut) for s in kept)
+    return tuple(Example(s.text, ends=not s.cut, prompt=prompts[s.task].text, chat=True) for s in kept)

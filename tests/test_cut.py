@@ -1,0 +1,80 @@
+"""Edits that the limit of tokens cut off: known as such from the engine to the table, and nobody learns to break off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seal.attempts import finished, write_edits
+from seal.config import WriteConfig
+from seal.domains.arc import Arc
+from seal.domains.knowledge import Knowledge
+from seal.loop import cut_off
+from seal.models import engine
+from seal.models.engine import Sampling, complete
+from seal.models.policy import Policy
+from seal.report import cut_share
+from seal.results import table_lines
+from seal.store import Stage
+from seal.types import Prompt, Written
+
+
+def test_a_text_is_cut_if_the_limit_ended_it_and_not_if_it_ended_itself(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [Prompt(f"{i}:") for i in range(6)]
+    assert all(
+        w.cut and len(policy.tokenizer(w.text)["input_ids"]) == 9 for w in complete(policy, prompts, Sampling(9), [0] * 6)
+    )
+    end, plain, step = policy.tokenizer.eos_token_id, engine._choose, [0]
+
+    def choose(logits: Any, sampling: Sampling, draw: Any) -> Any:
+        step[0] += 1
+        tokens = plain(logits, sampling, draw)
+        tokens[: len(tokens) // 2] = end if step[0] == 4 else tokens[: len(tokens) // 2]
+        return tokens
+
+    monkeypatch.setattr(engine, "_choose", choose)
+    found = complete(policy, prompts, Sampling(9), [0] * 6)
+    assert sorted(w.cut for w in found) == [False] * 3 + [True] * 3
+    assert all(len(policy.tokenizer(w.text)["input_ids"]) == 3 for w in found if not w.cut)
+    step[0] = 99
+    stopped = complete(policy, prompts, Sampling(30, stop=found[0].text[1]), [0] * 6)
+    assert any(not w.cut for w in stopped)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "whole"),
+    [
+        ("implications", "One.\nTwo is a half li", "One."),
+        ("implications", "One.\nTwo.\n", "One.\nTwo."),
+        ("implications", "Nothing whole in i", "Nothing whole in i"),
+        ("implications", "", ""),
+        ("self-qa", "Question: A?\nAnswer: B.\nQuestion: C?\nAns", "Question: A?\nAnswer: B."),
+    ],
+)
+def test_of_a_cut_edit_the_whole_lines_stay(prompt: str, text: str, whole: str) -> None:
+    domain = Knowledge(prompt=prompt)
+    assert finished(domain, [[Written(text, True), Written(text, False)]]) == ([[whole, text]], [[True, False]])
+
+
+def test_an_edit_in_json_is_cut_nowhere_else() -> None:
+    assert Arc().finished('{"data_generation": {"use_') == '{"data_generation": {"use_'
+
+
+def test_the_stage_keeps_which_were_cut_and_so_do_the_loop_the_report_and_the_table(policy: Policy, tmp_path: Path) -> None:
+    domain, stage = Knowledge(sizes={"train": 2, "select": 1, "eval": 1}), Stage(tmp_path / "seal/round-1")
+    tasks = domain.tasks("train")
+    texts = stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(max_tokens=8), 0, stage))
+    assert stage.read("cut") == [[True] * 2] * 2 and cut_share(stage.folder) == 1.0
+    assert cut_off(stage, tasks) == {(t.id, x) for t, row in zip(tasks, texts, strict=True) for x in row}
+    (stage.folder / "cut.json").write_text("[[false, false], [true, false]]")
+    assert cut_off(stage, tasks) == {(tasks[1].id, texts[1][0])} and cut_share(stage.folder) == 0.25
+    (stage.folder / "cut.json").unlink()
+    assert cut_off(stage, tasks) == set() and cut_share(stage.folder) == 0.0, "an earlier version did not tell"
+    row = {"setting": "x", "accuracy": 0.5, "low": 0.4, "high": 0.6, "kinds": {}, "note": "", "silent": 0.0, "tokens": 1}
+    head, line = table_lines({"rows": [row | {"cut": 0.25}]})
+    assert dict(zip(head, line, strict=True))["cut off"] == "0.250"
+    assert "cut off" not in table_lines({"rows": [row | {"cut": 0.0}]})[0]

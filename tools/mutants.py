@@ -1,0 +1,138 @@
+"""Do the tests notice? Small faults put into the code one at a time, and the tests of the place run on each.
+
+    python tools/mutants.py --json docs/results/mutants.json           # all of tools/mutants.json
+    python tools/mutants.py --only stats-no-run-resampling arc-grade-first-only
+    python tools/mutants.py --mutants OTHERS.json                      # {id: [{file, old, new}]}
+
+A mutant is *killed* if a test fails on it. One that survives is a fault that nothing would notice: write the invariant that it breaks. The
+ids stay when code moves; what is to be replaced moves with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[1]
+MUTANTS = Path(__file__).with_suffix(".json")
+PLACES = {
+    "stats.py": ["test_stats.py"],
+    "results.py": ["test_evaluate.py", "test_loop.py"],
+    "evaluate.py": ["test_evaluate.py"],
+    "loop.py": ["test_rounds.py"],
+    "rules.py": ["test_rounds.py"],
+    "controls.py": ["test_restem.py", "test_rounds.py"],
+    "restem.py": ["test_restem.py"],
+    "trials.py": ["test_inner.py", "test_trials.py"],
+    "attempts.py": ["test_inner.py", "test_crash.py"],
+    "store.py": ["test_crash.py", "test_store.py"],
+    "types.py": ["test_crash.py", "test_restem.py"],
+    "judge.py": ["test_judge.py", "test_domain.py"],
+    "retention.py": ["test_continual.py"],
+    "continual.py": ["test_continual.py"],
+    "retained.py": ["test_continual.py"],
+    "noise.py": ["test_noise.py"],
+    "domains/arc.py": ["test_leaks.py", "test_arc.py"],
+    "domains/grids.py": ["test_grids.py", "test_leaks.py"],
+    "domains/puzzles.py": ["test_leaks.py"],
+    "domains/knowledge.py": ["test_leaks.py", "test_domain.py"],
+    "domains/atlas.py": ["test_leaks.py", "test_domain.py"],
+    "models/train.py": ["test_train.py", "test_masks.py", "test_speed.py"],
+    "models/packing.py": ["test_masks.py", "test_speed.py"],
+    "models/engine.py": ["test_inner.py", "test_train.py"],
+    "models/stack.py": ["test_continual.py", "test_train.py"],
+    "models/lora.py": ["test_train.py", "test_speed.py"],
+    "models/policy.py": ["test_masks.py", "test_speed.py", "test_train.py"],
+    "models/tokens.py": ["test_train.py"],
+}
+"""The tests of each file under src/seal; of any other file, all tests."""
+
+
+def tests_of(changes: Sequence[dict[str, str]]) -> list[str]:
+    names = [PLACES.get(c["file"].removeprefix("src/seal/")) for c in changes]
+    if None in names:
+        return ["tests"]
+    return [f"tests/{t}" for t in dict.fromkeys(t for row in names for t in row or ())]
+
+
+@contextmanager
+def mutated(changes: Sequence[dict[str, str]]) -> Iterator[Path]:
+    """A copy of the repository with these changes in it.
+
+    Raises:
+        SystemExit: what is to be replaced is not there, or there more than once.
+    """
+    with tempfile.TemporaryDirectory(prefix="seal-mutant-") as folder:
+        root = Path(folder)
+        for name in ("src", "tests", "tools", "examples", "bench", "docs"):
+            shutil.copytree(HERE / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+        for name in ("pyproject.toml", "README.md", "Makefile", "CONTRIBUTING.md"):
+            shutil.copy(HERE / name, root / name)
+        (root / "configs").symlink_to("src/seal/configs")
+        for change in changes:
+            path = root / change["file"]
+            text = path.read_text("utf-8")
+            if text.count(change["old"]) != 1:
+                sys.exit(f"{change['file']} holds {text.count(change['old'])} times: {change['old']!r}")
+            path.write_text(text.replace(change["old"], change["new"]), "utf-8")
+        yield root
+
+
+def run(changes: Sequence[dict[str, str]], tests: Sequence[str]) -> tuple[bool, str]:
+    """Whether all tests pass, and the first that does not."""
+    with mutated(changes) as root:
+        environment = os.environ | {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        sys.exit(f"the tests could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode == 0, failed[0].split(" - ")[0].split(" ")[1] if failed else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutants", type=Path, default=MUTANTS)
+    parser.add_argument("--only", nargs="+", help="ids")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    mutants: dict[str, Any] = json.loads(args.mutants.read_text("utf-8"))
+    chosen = {i: m for i, m in mutants.items() if not args.only or i in args.only}
+    equivalent = {i: m["equivalent"] for i, m in chosen.items() if isinstance(m, dict) and "equivalent" in m}
+    real = {i: m for i, m in chosen.items() if i not in equivalent}
+    start = time.monotonic()
+
+    def one(name: str) -> tuple[str, bool, str]:
+        passed, test = run(real[name], tests_of(real[name]))
+        print(f"{'SURVIVED' if passed else 'killed  '} {name:<32} {test}", flush=True)
+        return name, passed, test
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        found = list(pool.map(one, real))
+    survived = [name for name, passed, _ in found if passed]
+    record = {
+        "command": " ".join(["python", *sys.argv]), "date": date.today().isoformat(), "seconds": round(time.monotonic() - start),
+        "mutants": len(real), "killed": len(real) - len(survived), "survived": survived, "equivalent": equivalent,
+        "killed by": {name: test for name, passed, test in found if not passed},
+    }  # fmt: skip
+    print(f"{record['killed']} of {record['mutants']} killed; survived: {', '.join(survived) or 'none'}")
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    sys.exit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
