@@ -328,4 +328,4 @@ def test_of_one_long_sequence_passages_are_the_unit() -> None:
     ]
     record = {"date": "d", "machine": "m", "seed": 0, "untouched": [[0.1, 0.1]], "baseline": {"known": 0.9, "edits": -1.0}}
     row = summarise([record | {"results": [{"strategy": "merge", "steps": steps}]}], "c")["rows"][0]
-    assert row["scores"]["diagonal"] == [[0.8, 0.9]] and row["diagonal"]["low"] < 0.8 and row["diagonal"]["high"] > 0.9
+    assert row["diagonal"]["scores"] == [[0.8, 0.9]] and row["diagonal"]["low"] < 0.8 and row["diagonal"]["high"] > 0.9

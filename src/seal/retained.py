@@ -51,8 +51,7 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
             "untouched": untouched, "diagonal": diagonal, "final": final, "backward_transfer": transfer, "old_knowledge_loss": lost,
         }  # fmt: skip
         for name, values in scores.items():
-            row[name] = _interval(values, (0.0, 1.0) if name in ("untouched", "diagonal", "final") else (-1.0, 1.0))
-        row["scores"] = {name: values.round(4).tolist() for name, values in scores.items()}
+            row[name] = told(values, (0.0, 1.0) if name in ("untouched", "diagonal", "final") else (-1.0, 1.0))
         row["kept"] = _kept(untouched, diagonal, final)
         row["gain_by_age"] = gain_by_age(whole, before)
         row["silent"] = _mean(steps[-1]["silent"] for _, steps in runs)
@@ -147,19 +146,21 @@ def _mean(values: Any) -> float:
     return round(float(np.mean(list(values))), 4)
 
 
-def _interval(values: Floats, within: tuple[float, float] | None) -> dict[str, float]:
+def told(values: Floats, within: tuple[float, float] | None) -> dict[str, Any]:
+    """Mean and interval of (R, S) scores, with the scores and their bounds, so that both can be computed again."""
     found = interval(values.tolist(), within=within)
-    return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+    told = {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+    return {**told, "within": within and list(within), "scores": values.round(4).tolist()}
 
 
-def _kept(untouched: Floats, diagonal: Floats, final: Floats) -> dict[str, float] | None:
+def _kept(untouched: Floats, diagonal: Floats, final: Floats) -> dict[str, Any] | None:
     """Share of the gain right after the own edit that is left at the end: a ratio of means, its interval by linearisation over runs and
     sequences. ``None`` where nothing was gained, or where there is one of them alone."""
     gain = float((diagonal - untouched).mean())
     if not gain or untouched.size == 1:
         return None
     ratio = float((final - untouched).mean()) / gain
-    return _interval(ratio + ((final - untouched) - ratio * (diagonal - untouched)) / gain, None)
+    return told(ratio + ((final - untouched) - ratio * (diagonal - untouched)) / gain, None)
 
 
 def table_lines(summary: dict[str, Any]) -> list[list[str]]:

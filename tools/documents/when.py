@@ -10,7 +10,6 @@ measure harm). Accuracy is on the world's own questions.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from datetime import date
 from pathlib import Path
@@ -30,7 +29,7 @@ from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, train_adapters
 from seal.quiz import draft_quiz
 from seal.results import machine, record_text
-from seal.stats import interval
+from seal.retained import told
 from seal.types import Task, seed_of
 
 Floats = NDArray[np.float64]
@@ -119,12 +118,10 @@ def main() -> None:
         for key, part in (("known", slice(0, args.passages)), ("new", slice(args.passages, None))):
             row[f"trained, {key}"] = round(float(np.mean([r[name]["trained"][part] for r in runs])), 4)
             for what in ("score", "lost"):
-                scores = [r[name][what][part].round(4).tolist() for r in runs]
-                found = interval(scores, within=(0, 1) if what == "score" else (-1, 1))
-                row[f"{what}, {key}, scores"] = scores
-                row[f"{what}, {key}"] = [round(x, 4) for x in (found.mean, found.low, found.high)]
+                scores = np.array([r[name][what][part] for r in runs])
+                row[f"{what}, {key}"] = told(scores, (0.0, 1.0) if what == "score" else (-1.0, 1.0))
         rows.append(row)
-        print(json.dumps(row), flush=True)
+        print(name, {k: v if isinstance(v, float) else v["mean"] for k, v in row.items() if k != "setting"}, flush=True)
     record = {
         "command": " ".join(["python", *sys.argv]),
         "date": date.today().isoformat(),

@@ -2,7 +2,8 @@
 
     python tools/rules/cut.py --json docs/results/cut-edits.json
 
-One round of 12 training passages × 5 edits, written under a limit that cuts many off; the best of each passage is imitated
+One edit of each of 48 training passages, written under a limit that cuts nearly all of them off, is imitated (which edits are kept is not the
+question, so none is tried)
 
 *end*: as it broke off, with an end token after it; *open*: as it broke off, without one; *whole*: its whole lines, and then the end;
 *whole, open*: its whole lines, and nothing of where it ends (what :func:`seal.restem.sft_examples` does).
@@ -22,14 +23,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seal.attempts import finished, open_domain, try_edits
 from seal.config import RunConfig, load_config
 from seal.domains.base import Domain
 from seal.models.policy import load_policy
 from seal.models.train import Job, train_adapters
-from seal.restem import best_of
 from seal.results import machine, record_text
-from seal.stats import difference, interval
+from seal.retained import told
 from seal.store import Stage
 from seal.types import Example, Task, Written, seed_of
 from seal.writers import from_policy
@@ -40,19 +42,13 @@ ROOM = 192
 """Tokens that the policy may write afterwards."""
 
 
-def kept_rows(
-    domain: Domain, config: RunConfig, tasks: Sequence[Task], seed: int, folder: Path
-) -> tuple[list[tuple[str, str, str, bool]], float]:
-    """Of each kept edit its prompt, its text as it broke off, its whole lines, and whether it was cut; the share of all that were."""
+def drawn_rows(domain: Domain, config: RunConfig, tasks: Sequence[Task], seed: int) -> list[tuple[str, str, str, bool]]:
+    """An edit of each task: its prompt, its text as it broke off, its whole lines, and whether it was cut."""
     policy = load_policy("atlas", bf16="auto")
-    drawn = from_policy(policy, [domain.prompt(t) for t in tasks], 5, config.write, seed_of("write", seed))
-    texts, cut = finished(domain, drawn)
-    attempts = try_edits(policy, domain, tasks, texts, config.inner, Stage(folder), seed)
-    written = {(t.id, x): w for t, row, mine in zip(tasks, drawn, texts, strict=True) for w, x in zip(row, mine, strict=True)}
-    prompts = {t.id: domain.prompt(t).text for t in tasks}
-    rows = [(prompts[k.task], written[k.task, k.text].text, k.text, written[k.task, k.text].cut) for k in best_of(attempts)]
-    flags = [c for row in cut for c in row]
-    return rows, sum(flags) / len(flags)
+    prompts = [domain.prompt(t) for t in tasks]
+    drawn = from_policy(policy, prompts, 1, config.write, seed_of("write", seed))
+    texts, _ = finished(domain, drawn)
+    return [(p.text, w[0].text, x[0], w[0].cut) for p, w, x in zip(prompts, drawn, texts, strict=True)]
 
 
 def breaks_off(written: Written) -> bool:
@@ -61,12 +57,12 @@ def breaks_off(written: Written) -> bool:
 
 def one_seed(config: RunConfig, seed: int) -> dict[str, Any]:
     domain = open_domain(config)
-    tasks = list(domain.tasks("train"))[seed * 12 : seed * 12 + 12]
+    tasks = list(domain.tasks("train"))[:48]
     asked = list(domain.tasks("select"))[:24]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        rows, share = kept_rows(domain, config, tasks, seed, Path(folder) / "round")
-        found["cut"], found["cut, kept"] = round(share, 4), round(sum(row[3] for row in rows) / len(rows), 4)
+        rows = drawn_rows(domain, config, tasks, seed)
+        found["cut"] = round(sum(row[3] for row in rows) / len(rows), 4)
         for way in WAYS:
             policy = load_policy("atlas", bf16="auto")
             examples = tuple(
@@ -95,6 +91,23 @@ def one_seed(config: RunConfig, seed: int) -> dict[str, Any]:
     return found
 
 
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = {}
+    for way in WAYS:
+        scores = {k: np.array([r[way][k] for r in runs], float) for k in runs[0][way]}
+        rows[way] = {k: told(v, None if k == "lines" else (0.0, 1.0)) for k, v in scores.items()}
+    gaps = {
+        f"{WAYS[3]} - {way}": {
+            k: told(
+                np.array(rows[WAYS[3]][k]["scores"]) - np.array(rows[way][k]["scores"]), (-1.0, 1.0) if k != "lines" else None
+            )
+            for k in rows[way]
+        }
+        for way in WAYS[:3]
+    }
+    return {"cut": [r["cut"] for r in runs], "rows": rows, "differences": gaps}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limits", type=int, nargs="+", default=[24])
@@ -108,25 +121,7 @@ def main() -> None:
     for limit in args.limits:
         config = load_config(HERE / "configs/atlas.toml", [f"--write.max_tokens={limit}"])
         runs = [one_seed(config, seed) for seed in range(args.seeds)]
-        rows = {}
-        for way in WAYS:
-            scores = {k: [r[way][k] for r in runs] for k in runs[0][way]}
-            rows[way] = {k: vars(interval(v, within=None if k == "lines" else (0, 1))) for k, v in scores.items()} | {
-                "scores": scores
-            }
-        pairs = [("whole, open", way) for way in WAYS[:3]]
-        record["limits"][str(limit)] = {
-            "cut": [r["cut"] for r in runs],
-            "cut, kept": [r["cut, kept"] for r in runs],
-            "rows": rows,
-            "differences": {
-                f"{a} - {b}": {
-                    k: vars(difference(rows[a]["scores"][k], rows[b]["scores"][k]))
-                    for k in ("breaks off", "accuracy", "likelihood")
-                }
-                for a, b in pairs
-            },
-        }
+        record["limits"][str(limit)] = summary(runs)
     if args.json:
         args.json.write_text(record_text(record))
 

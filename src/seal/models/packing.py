@@ -74,8 +74,8 @@ class Lines:
 def of_menu(n: int, finest: int = 1) -> int:
     """``n`` rounded up to a multiple of ``finest``, and to two significant binary digits above eight times that.
 
-    A CPU compiles a kernel for every new shape of product (oneDNN: 0.2 to 0.7 ms, ten times what the product takes, and 0.6 MB
-    kept: docs/LOG.md), so shapes are taken from short menus and come again.
+    A CPU compiles a kernel for every new shape of product (oneDNN), so shapes are taken from short menus and come again. What that
+    saves is small by the record (bench/results/cpu.json: .13 ms a shape in bf16, .01 in fp32); profiles had said more (docs/LOG.md).
     """
     grain = finest
     while n > 8 * grain:
