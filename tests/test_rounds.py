@@ -48,7 +48,7 @@ class Recorder:
             for e, x in enumerate(row)
         ]
 
-    def learn_from(self, policy: Any, prompts: Any, kept: Any, others: Any, attempts: Any, config: Any, r: int) -> Any:
+    def learn_from(self, policy: Any, prompts: Any, kept: Any, others: Any, attempts: Any, config: Any, r: int, *_: Any) -> Any:
         self.learnt.append((policy.name, list(kept)))
         return None, {"diverged": False}
 
