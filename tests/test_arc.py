@@ -14,7 +14,7 @@ from seal.cli import main
 from seal.config import WriteConfig, load_config
 from seal.domains import grids, load_domain
 from seal.domains.arc import ORACLE, PAPER, Arc, ArcEdit, DataGeneration, Training
-from seal.domains.grids import TURNS, Pair
+from seal.domains.grids import TURNS
 from seal.domains.knowledge import Knowledge
 from seal.domains.puzzles import read_tasks
 from seal.models.tokens import encode_example
@@ -153,17 +153,6 @@ def test_what_an_edit_chooses_is_what_is_trained(folder: Path) -> None:
     tokenizer = tiny.tokenizer()
     answer, whole = (encode_example(e.examples[0], tokenizer) for e in (plain, everywhere))
     assert sum(answer.loss) < len(answer.ids) / 3 and sum(whole.loss) == len(whole.ids) - 1
-    assert not any("7" in e.prompt.split("\n") for e in plain.examples)
-
-
-def test_the_test_is_never_trained_on(folder: Path) -> None:
-    """No training row of a task without recolouring holds its test grids."""
-    domain = arc(folder)
-    task = domain.tasks("train")[0]
-    for puzzle in grids.leave_out(
-        [Pair(grids.make_grid(p["input"]), grids.make_grid(p["output"])) for p in task.data["train"]]
-    ):  # type: ignore[arg-type]
-        assert ((7, 8, 0),) not in puzzle.grids and ((0, 8, 7),) not in puzzle.grids
 
 
 def test_views_are_undone_and_voted_on(folder: Path) -> None:
@@ -283,9 +272,12 @@ def test_constrained_sampling_writes_only_edits_that_parse(folder: Path, tmp_pat
     policy.model.config.max_position_embeddings = 4096
     domain = Arc(str(folder), sizes={"train": 1, "select": 1, "eval": 1}, limit=4, max_steps=1000)
     config = WriteConfig(max_tokens=700, top_p=1.0, constrained=True)
-    texts = write_edits(policy, domain, domain.tasks("train"), 6, config, 0, Stage(tmp_path))[0]
-    assert len(set(texts)) > 1
+    texts = [x for s in range(3) for x in write_edits(policy, domain, domain.tasks("train"), 6, config, s, Stage(tmp_path))[0]]
+    assert len(set(texts)) > 10
     for text in texts:
         ArcEdit.model_validate_json(text)
+        assert not isinstance(domain.parse(domain.tasks("train")[0], text), BadEdit) or "would train" in str(
+            domain.parse(domain.tasks("train")[0], text)
+        )
     with pytest.raises(SealError, match="no JSON"):
         sampling_of(config, Knowledge().schema())

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from seal import loop
 from seal.attempts import finished, write_edits
-from seal.config import WriteConfig
+from seal.config import RunConfig, WriteConfig
 from seal.domains.arc import Arc
 from seal.domains.knowledge import Knowledge
 from seal.loop import cut_off
 from seal.models import engine
 from seal.models.engine import Sampling, complete
 from seal.models.policy import Policy
+from seal.models.train import Trained
 from seal.report import cut_share
 from seal.results import table_lines
-from seal.store import Stage
-from seal.types import Prompt, Written
+from seal.store import Stage, Store
+from seal.types import Attempt, Prompt, Written
 
 
 def test_a_text_is_cut_if_the_limit_ended_it_and_not_if_it_ended_itself(
@@ -57,7 +60,7 @@ def test_a_text_is_cut_if_the_limit_ended_it_and_not_if_it_ended_itself(
 )
 def test_of_a_cut_edit_the_whole_lines_stay(prompt: str, text: str, whole: str) -> None:
     domain = Knowledge(prompt=prompt)
-    assert finished(domain, [[Written(text, True), Written(text, False)]]) == ([[whole, text]], [[True, False]])
+    assert finished(domain, [[Written(text, True), Written(text, False)]]) == ([[whole, text]], [[text, None]])
 
 
 def test_an_edit_in_json_is_cut_nowhere_else() -> None:
@@ -68,13 +71,49 @@ def test_the_stage_keeps_which_were_cut_and_so_do_the_loop_the_report_and_the_ta
     domain, stage = Knowledge(sizes={"train": 2, "select": 1, "eval": 1}), Stage(tmp_path / "seal/round-1")
     tasks = domain.tasks("train")
     texts = stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(max_tokens=8), 0, stage))
-    assert stage.read("cut") == [[True] * 2] * 2 and cut_share(stage.folder) == 1.0
-    assert cut_off(stage, tasks) == {(t.id, x) for t, row in zip(tasks, texts, strict=True) for x in row}
-    (stage.folder / "cut.json").write_text("[[false, false], [true, false]]")
-    assert cut_off(stage, tasks) == {(tasks[1].id, texts[1][0])} and cut_share(stage.folder) == 0.25
+    assert cut_share(stage.folder) == 1.0
+    written = [x for row in stage.read("cut") for x in row]
+    assert cut_off(stage, tasks) == {(t.id, x): written.pop(0) for t, row in zip(tasks, texts, strict=True) for x in row}
+    (stage.folder / "cut.json").write_text('[[null, null], ["as it broke o", null]]')
+    assert cut_off(stage, tasks) == {(tasks[1].id, texts[1][0]): "as it broke o"} and cut_share(stage.folder) == 0.25
     (stage.folder / "cut.json").unlink()
-    assert cut_off(stage, tasks) == set() and cut_share(stage.folder) == 0.0, "an earlier version did not tell"
+    assert cut_off(stage, tasks) == {} and cut_share(stage.folder) == 0.0, "an earlier version did not tell"
     row = {"setting": "x", "accuracy": 0.5, "low": 0.4, "high": 0.6, "kinds": {}, "note": "", "silent": 0.0, "tokens": 1}
     head, line = table_lines({"rows": [row | {"cut": 0.25}]})
     assert dict(zip(head, line, strict=True))["cut off"] == "0.250"
     assert "cut off" not in table_lines({"rows": [row | {"cut": 0.0}]})[0]
+
+
+def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried are its whole lines. With an end token after half a word the policy would learn to break off."""
+    seen: list[Any] = []
+
+    def write(policy: Any, domain: Any, tasks: Any, n: int, config: Any, seed: object, stage: Stage) -> list[list[str]]:
+        texts, cut = finished(domain, [[Written("One.\nTwo is ha", True), Written("Done.")] for _ in tasks])
+        stage.once("cut", lambda: cut)
+        return texts
+
+    def tried(policy: Any, domain: Any, tasks: Any, texts: Any, *_: Any) -> list[Attempt]:
+        assert all(row == ["One.", "Done."] for row in texts)
+        return [
+            Attempt(t.id, e, 0, x, "ok", "", float(e == i), 0.0, 0.0)
+            for i, t in enumerate(tasks)
+            for e, x in enumerate(texts[i])
+        ]
+
+    def train(policy: Any, jobs: Any) -> Any:
+        seen.extend(jobs[0].examples)
+        return [Trained(None, 1, 1, (1.0, 0.5))]
+
+    monkeypatch.setattr(loop, "write_edits", write)
+    monkeypatch.setattr(loop, "try_siblings", tried)
+    monkeypatch.setattr("seal.rules.train_adapters", train)
+    nobody = SimpleNamespace(release=lambda: None, save=lambda folder: None)
+    monkeypatch.setattr(loop, "load_base", lambda config: nobody)
+    monkeypatch.setattr(loop, "load_round", lambda config, stage: nobody)
+    sizes = {"options": {"sizes": {"train": 2, "select": 1, "eval": 1}}}
+    config = RunConfig.model_validate({"runs": str(tmp_path), "rounds": 1, "tasks_per_round": 2, "domain": sizes})
+    loop.run(config, Store(config))
+    assert [(e.completion, e.ends) for e in seen] == [("One.\nTwo is ha", False), ("Done.", True)]

@@ -7,24 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from seal.card import card_of
 from seal.cli import main
 from seal.edits import read_store, rebuild
 from seal.learn import is_known, unhelpful
+from seal.models.lora import load_peft
 from seal.talk import open_taught
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "documents"
+DOCUMENTS = sorted((Path(__file__).parents[1] / "examples" / "documents").glob("*.md"))[:3]
+COMMON = ["--edits", "2", "--epochs", "2", "--questions", "6"]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Three documents taught to one adapter, and to one each."""
     together, apart = tmp_path_factory.mktemp("edits") / "together", tmp_path_factory.mktemp("edits") / "apart"
-    documents = [str(p) for p in sorted(EXAMPLES.glob("*.md"))[:3]]
-    common = ["--edits", "2", "--epochs", "2", "--questions", "6"]
-    assert main(["learn", *documents, "--out", str(together), *common]) in (0, 1)
-    assert main(["learn", *documents, "--out", str(apart), *common, "--per-document"]) in (0, 1)
+    documents = [str(p) for p in DOCUMENTS]
+    assert main(["learn", *documents, "--out", str(together), *COMMON]) in (0, 1)
+    assert main(["learn", *documents, "--out", str(apart), *COMMON, "--per-document"]) in (0, 1)
     return together, apart
 
 
@@ -45,6 +47,11 @@ def test_an_edit_removed_is_as_if_it_had_never_been(folders: tuple[Path, Path], 
     """One adapter for all: the same as teaching the other passages from the start, by the same edits."""
     _, stored = read_store(folders[0])
     main(["edits", "remove", str(folders[0]), stored[1].id, "--out", str(tmp_path / "without")])
+    others = [str(p) for p in DOCUMENTS if p.name != Path(stored[1].document).name]
+    assert len(others) == 2 and main(["learn", *others, "--out", str(tmp_path / "never"), *COMMON]) in (0, 1)
+    found, fresh = (load_peft(tmp_path / n / "adapter") for n in ("without", "never"))
+    for name, (a, b) in fresh.weights.items():
+        assert torch.allclose(found.weights[name][0], a, atol=1e-5) and torch.allclose(found.weights[name][1], b, atol=1e-5)
     assert [s.id for s in read_store(tmp_path / "without")[1]] == [s.id for s in stored if s is not stored[1]]
     rebuild(folders[0], tmp_path / "twice", [stored[1].id])
     one, two = ((tmp_path / n / "adapter/adapter_model.safetensors").read_bytes() for n in ("without", "twice"))
@@ -123,7 +130,7 @@ def test_an_adapter_that_does_not_help_is_dropped_by_practice_and_counts_as_no_a
 
 def test_a_passage_that_is_known_is_not_taught(tmp_path: Path) -> None:
     """With a share so low that every passage with a known practice question counts: fewer edits, fewer rows, and the card says so."""
-    documents = [str(p) for p in sorted(EXAMPLES.glob("*.md"))[:2]]
+    documents = [str(p) for p in DOCUMENTS[:2]]
     out = tmp_path / "known"
     main(["learn", *documents, "--out", str(out), "--edits", "1", "--epochs", "1", "--skip-known", "1e-9", "--per-document"])
     card = json.loads((out / "card.json").read_text())

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from seal.cli import main
 from seal.domains.knowledge import Knowledge
+from seal.domains.prompts import ASK
+from seal.judge import normalize
+from seal.models.engine import Sampling, ask
+from seal.models.lora import load_peft
+from seal.models.policy import Policy, load_policy
+from seal.models.train import Job, train_adapters
+from seal.quiz import ANSWER_TOKENS
 from seal.store import claim
-from seal.types import SealError
+from seal.types import Prompt, SealError
 from tests import tiny
 
 EXAMPLES = Path(__file__).parents[1] / "examples/documents"
 
 
+TRAINED: list[Job] = []
+"""What the adapter of the fixture was trained on."""
+
+
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("taught") / "out"
-    main(["learn", str(EXAMPLES), "--out", str(out), "--edits", "2", "--epochs", "4"])
+
+    def train(policy: Policy, jobs: Sequence[Job], *more: Any) -> Any:
+        TRAINED.extend(jobs)
+        return train_adapters(policy, jobs, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seal.learn.train_adapters", train)
+        main(["learn", str(EXAMPLES), "--out", str(out), "--edits", "2", "--epochs", "4"])
     return out
 
 
@@ -35,14 +57,18 @@ def test_learning_documents_gives_an_adapter_and_a_card_that_proves_it(taught: P
 
 
 def test_no_training_row_holds_a_question_of_the_quiz_and_no_answer_stands_in_both_halves(taught: Path) -> None:
-    for chunk in sorted((taught / "chunks").iterdir()):
-        for record in json.loads((chunk / "quiz.json").read_text()):
-            halves = {h: {q["answer"].lower() for q in record["questions"] if q["half"] == h} for h in ("proof", "practice")}
-            assert not halves["proof"] & halves["practice"]
+    (job,) = TRAINED
+    rows = [normalize(e.prompt + e.completion) for e in job.examples]
+    records = [r for chunk in sorted((taught / "chunks").iterdir()) for r in json.loads((chunk / "quiz.json").read_text())]
+    asked = [normalize(q["question"]) for r in records for q in r["questions"]]
+    assert len(rows) > 10 and len(asked) > 5
+    assert not [(q, r) for q in asked for r in rows if q in r]
+    for record in records:
+        halves = {h: {q["answer"].lower() for q in record["questions"] if q["half"] == h} for h in ("proof", "practice")}
+        assert not halves["proof"] & halves["practice"]
 
 
 def test_no_edit_row_holds_a_question_of_any_passage_and_the_passage_itself_is_always_taught(tmp_path: Path) -> None:
-    from seal.judge import normalize
     from seal.learn import _asks, _rows
 
     asked = {normalize("When does the journey of Korabi come?")}
@@ -103,8 +129,12 @@ def test_running_it_again_changes_nothing_and_other_settings_are_refused(
 
 def test_asking_with_and_without(taught: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["ask", "Which instrument does one hear in Dezari?", "--adapter", str(taught), "--compare", "--open-book"]) == 0
-    lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert lines == ["without adapter", "with adapter", "open book (Dezari)"]
+    found = dict(re.split(r" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    policy, adapter = load_policy("atlas"), load_peft(taught / "adapter")
+    prompt = Prompt(ASK.format(title="Dezari", question="Which instrument does one hear in Dezari?"))
+    expected = [row[0].strip() for row in ask(policy, [None, adapter], [[prompt]] * 2, Sampling(ANSWER_TOKENS, stop="\n"))]
+    assert found == {"without adapter": expected[0], "with adapter": expected[1], "open book (Dezari)": "trumpet"}
+    assert expected[1] == "trumpet" != expected[0], "it was taught"
     assert (
         main(
             ["ask", "Which instrument does one hear in Dezari?", "--open-book", str(EXAMPLES / "dezari.md"), "--model", "atlas"]
@@ -129,8 +159,16 @@ def test_peft_loads_what_was_taught(taught: Path) -> None:
 
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(str(resources.files("seal.models") / "atlas"))
-    assert peft.PeftModel.from_pretrained(base, str(taught / "adapter")).active_adapter == "default"
+    base = AutoModelForCausalLM.from_pretrained(str(resources.files("seal.models") / "atlas"), dtype=torch.float32)
+    policy = load_policy("atlas")
+    ids = torch.tensor(
+        [policy.tokenizer(ASK.format(title="Dezari", question="Which instrument does one hear in Dezari?"))["input_ids"]]
+    )
+    plain = base(input_ids=ids).logits
+    theirs = peft.PeftModel.from_pretrained(base, str(taught / "adapter")).eval()(input_ids=ids).logits
+    policy.merge(load_peft(taught / "adapter"))
+    assert torch.allclose(theirs, policy.forward(input_ids=ids).logits, atol=1e-3)
+    assert not torch.allclose(theirs, plain, atol=1.0), "and it changes what the model says"
 
 
 def test_merged_weights_answer_as_the_adapter_does(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

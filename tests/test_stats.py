@@ -82,9 +82,9 @@ def test_a_difference_is_paired_and_has_a_sign() -> None:
 
 
 def test_scores_that_are_all_alike_still_leave_something_open() -> None:
-    """Clopper and Pearson's interval of no event: of sixty-four right answers, 5.6 % may be wrong elsewhere."""
+    """Clopper and Pearson's limit of no event: after sixty-four right answers, 4.6 % may be wrong elsewhere (3 / n)."""
     right = interval([[1.0] * 64])
-    assert (right.mean, right.high) == (1.0, 1.0) and right.low == pytest.approx(0.025 ** (1 / 64))
+    assert (right.mean, right.high) == (1.0, 1.0) and right.low == pytest.approx(0.05 ** (1 / 64))
     wrong = interval([[0.0] * 64] * 3)
     assert wrong.low == 0 and wrong.high == pytest.approx(1 - right.low)
     same = difference([[0.4, 0.6, 0.2]] * 2, [[0.4, 0.6, 0.2]] * 2)

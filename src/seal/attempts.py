@@ -64,8 +64,8 @@ def fingerprints(domain: Domain) -> dict[str, str]:
 def write_edits(
     policy: Policy, domain: Domain, tasks: Sequence[Task], n: int, config: WriteConfig, seed: object, stage: Stage
 ) -> list[list[str]]:
-    """``n`` self-edits per task. Of one that ``config.max_tokens`` cut off, what is whole of it; the stage's ``cut.json`` says which those
-    are. With ``config.resample`` those that cannot be used are drawn again; the stage keeps the count."""
+    """``n`` self-edits per task. Of one that ``config.max_tokens`` cut off, what is whole of it; the stage's ``cut.json`` holds what was
+    written there (``null`` for the others). With ``config.resample`` those that cannot be used are drawn again; the stage keeps the count."""
     prompts = [domain.prompt(t) for t in tasks]
     texts, cut = finished(domain, from_policy(policy, prompts, n, config, seed, domain.schema()))
     drawn = 0
@@ -86,11 +86,11 @@ def write_edits(
     return texts
 
 
-def finished(domain: Domain, written_P_E: Sequence[Sequence[Written]]) -> tuple[list[list[str]], list[list[bool]]]:
-    """What is whole of every edit, and which were cut off. A policy that imitates an edit which breaks off learns to break off, and half a
-    line teaches half a fact (docs/LOG.md)."""
+def finished(domain: Domain, written_P_E: Sequence[Sequence[Written]]) -> tuple[list[list[str]], list[list[str | None]]]:
+    """What is whole of every edit, to be tried (half a line teaches half a fact); and of those that were cut off all that was written, to be
+    imitated, without an end (:func:`seal.restem.sft_examples`)."""
     texts = [[domain.finished(w.text) if w.cut else w.text for w in row] for row in written_P_E]
-    return texts, [[w.cut for w in row] for row in written_P_E]
+    return texts, [[w.text if w.cut else None for w in row] for row in written_P_E]
 
 
 def try_edits(

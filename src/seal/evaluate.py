@@ -203,8 +203,9 @@ class Evaluation:
             attempts = try_pooled(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, pool == "full")
         else:
             attempts = try_edits(policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, setting, self.crew)
-        flags = [c for row in self.stage(setting).read("cut") or () for c in row[: self.config.eval.edits_per_task]]
-        return replace(from_attempts(setting, self.tasks, attempts, note), cut=sum(flags) / max(1, len(flags)))
+        written = [x for row in self.stage(setting).read("cut") or () for x in row[: self.config.eval.edits_per_task]]
+        share = sum(x is not None for x in written) / max(1, len(written))
+        return replace(from_attempts(setting, self.tasks, attempts, note), cut=share)
 
     def saturation_epochs(self) -> int:
         """How long to train on the passage alone: the length that does best on the selection tasks."""

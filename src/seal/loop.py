@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from seal.attempts import Crew, fingerprints, open_domain, write_edits
@@ -52,7 +52,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
                 count = as_many(kept_in(store, "seal", r)) if branch != "seal" else None
                 kept = select(attempts, rule, config.outer.keep, seed, count)
             broken = cut_off(stage, tasks_P)
-            kept = [replace(k, cut=k.cut or (k.task, k.text) in broken) for k in kept]
+            kept = [replace(k, text=broken[k.task, k.text], cut=True) if (k.task, k.text) in broken else k for k in kept]
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
             earlier = [k for q in range(1, r) for k in kept_in(store, branch, q)]
             improve(policy, domain, tasks_P, kept, earlier, attempts, broken, config, stage, r)
@@ -81,10 +81,10 @@ def write(policy: Policy, domain: Domain, tasks: Sequence[Task], config: RunConf
     return texts
 
 
-def cut_off(stage: Stage, tasks: Sequence[Task]) -> set[tuple[str, str]]:
-    """Task and text of the round's edits that the limit of tokens cut off."""
+def cut_off(stage: Stage, tasks: Sequence[Task]) -> dict[tuple[str, str], str]:
+    """Of the round's edits that the limit of tokens cut off: task and what was tried → what was written."""
     rows = zip(tasks, stage.read("texts") or (), stage.read("cut") or (), strict=False)
-    return {(t.id, text) for t, texts, cut in rows for text, broken in zip(texts, cut, strict=True) if broken}
+    return {(t.id, x): whole for t, texts, cut in rows for x, whole in zip(texts, cut, strict=True) if whole is not None}
 
 
 def improve(
@@ -94,7 +94,7 @@ def improve(
     kept: Sequence[Selected],
     earlier: Sequence[Selected],
     attempts: Sequence[Attempt],
-    broken: Collection[tuple[str, str]],
+    broken: Mapping[tuple[str, str], str],
     config: RunConfig,
     stage: Stage,
     r: int,

@@ -91,8 +91,8 @@ def round_rewards(folder: Path, branch: str, rounds: int) -> list[dict[str, floa
 
 def cut_share(stage: Path) -> float:
     """Share of a stage's edits that the limit of tokens cut off; 0 where an earlier version did not tell."""
-    flags = [c for row in Stage(stage).read("cut") or () for c in row]
-    return float(sum(flags)) / max(1, len(flags))
+    written = [x for row in Stage(stage).read("cut") or () for x in row]
+    return sum(x is not None for x in written) / max(1, len(written))
 
 
 def _example(folder: Path, domain: Domain, tasks: Sequence[Task], texts: dict[str, list[list[str]]]) -> dict[str, Any] | None:

@@ -106,6 +106,6 @@ def select(
 
 
 def sft_examples(kept: Sequence[Selected], prompts: dict[str, Prompt]) -> tuple[Example, ...]:
-    """Prompt → kept self-edit, loss on the edit alone: what the policy imitates. One that was cut off teaches its whole lines, and not to end
-    after them."""
+    """Prompt → kept self-edit, loss on the edit alone: what the policy imitates. One that was cut off is imitated as far as it goes, and
+    teaches no end: of four ways the one that did best (docs/LOG.md, ``tools/rules/cut.py``)."""
     return tuple(Example(s.text, ends=not s.cut, prompt=prompts[s.task].text, chat=True) for s in kept)

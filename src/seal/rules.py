@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seal.config import RunConfig
@@ -25,10 +25,10 @@ def learn_from(
     attempts: Sequence[Attempt],
     config: RunConfig,
     r: int,
-    broken: Collection[tuple[str, str]] = (),
+    broken: Mapping[tuple[str, str], str] | None = None,
 ) -> Outcome:
-    """An adapter by the config's rule. ``others`` are imitated beside what was kept (replay, anchor); ``broken`` are task and text of the
-    edits that were cut off."""
+    """An adapter by the config's rule. ``others`` are imitated beside what was kept (replay, anchor); ``broken``: of edits that were
+    cut off, task and what was tried → what was written."""
     outer, seed = config.outer, seed_of("outer", config.seed, r)
     if outer.rule == "sft":
         outcome = train_adapters(policy, [Job(sft_examples([*kept, *others], dict(prompts)), outer.recipe, seed)])[0]
@@ -39,7 +39,7 @@ def learn_from(
     from seal.integrations import trl
 
     if outer.rule == "grpo":
-        return trl.grpo(policy, prompts, attempts, outer, config.write.temperature, seed, broken)
+        return trl.grpo(policy, prompts, attempts, outer, config.write.temperature, seed, broken or {})
     return trl.preference(policy, prompts, pairs_of(attempts), outer, seed)
 
 

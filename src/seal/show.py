@@ -44,7 +44,7 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
         reward = "ungraded" if attempt.reward is None else f"{attempt.reward:.2f}"
         console.rule(f"edit {attempt.edit + 1} of {len(texts)}: reward {reward}", style="bold")
         console.print(attempt.text or "(empty)")
-        if cut[attempt.edit]:
+        if cut[attempt.edit] is not None:
             console.print(
                 f"(cut off at write.max_tokens = {config.write.max_tokens}: what was not whole is left out)", style="dim"
             )

@@ -43,7 +43,7 @@ def interval(
     Args:
         within: what a score can be. For shares, (0, 1), it is the interval of Korn and Graubard (*Survey Methodology* 24, 1998): Clopper and
             Pearson's of as many independent cases as would be so uncertain. Of a single group, or where all scores are alike, it says
-            what they leave open: as much of what was not seen as has a chance of one in forty may be anything within.
+            what they leave open: as much of what was not seen as has a chance of one in twenty may be anything within.
             ``None``: not bounded, and then one group alone says nothing (infinite).
 
     Raises:
@@ -102,10 +102,10 @@ def _variance(x: Floats, groups: Sequence[Hashable] | None) -> tuple[float, floa
 
 
 def _unseen(mean: float, n: int, within: tuple[float, float] | None) -> tuple[float, float]:
-    """Where ``n`` cases are alike: others may be as many as would, with a chance of :data:`TAIL`, not have been met (Clopper and Pearson's
-    interval of no event)."""
+    """Where ``n`` cases are alike: others may be as many as would, with a chance of one in twenty, not have been met (Clopper and Pearson's
+    one-sided limit of no event; for many cases the *rule of three*, 3 / n)."""
     if within is None:
         return (mean, mean) if n > 1 else (-np.inf, np.inf)
-    unseen = 1 - TAIL ** (1 / n)
+    unseen = 1 - (2 * TAIL) ** (1 / n)
     low, high = within
     return (1 - unseen) * mean + unseen * low, (1 - unseen) * mean + unseen * high

@@ -5,8 +5,8 @@
 One edit of each of 48 training passages, written under a limit that cuts nearly all of them off, is imitated (which edits are kept is not the
 question, so none is tried)
 
-*end*: as it broke off, with an end token after it; *open*: as it broke off, without one; *whole*: its whole lines, and then the end;
-*whole, open*: its whole lines, and nothing of where it ends (what :func:`seal.restem.sft_examples` does).
+*end*: as it broke off, with an end token after it; *open*: as it broke off, without one (what :func:`seal.restem.sft_examples` does); *whole*: its
+whole lines, and then the end; *whole, open*: its whole lines, and nothing of where it ends.
 
 The policy then writes one edit for each of 24 selection passages, with room to end by itself. Reported: the share of edits that *break off* (their last
 line ends in no full stop, question or exclamation mark, and the limit was not reached), their number of lines, and the accuracy and the
@@ -37,7 +37,7 @@ from seal.types import Example, Task, Written, seed_of
 from seal.writers import from_policy
 
 HERE = Path(__file__).parents[2]
-WAYS = ("end", "open", "whole", "whole, open")
+WAYS = ("open", "whole, open", "whole", "end")
 ROOM = 192
 """Tokens that the policy may write afterwards."""
 
@@ -97,13 +97,13 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         scores = {k: np.array([r[way][k] for r in runs], float) for k in runs[0][way]}
         rows[way] = {k: told(v, None if k == "lines" else (0.0, 1.0)) for k, v in scores.items()}
     gaps = {
-        f"{WAYS[3]} - {way}": {
+        f"{WAYS[0]} - {way}": {
             k: told(
-                np.array(rows[WAYS[3]][k]["scores"]) - np.array(rows[way][k]["scores"]), (-1.0, 1.0) if k != "lines" else None
+                np.array(rows[WAYS[0]][k]["scores"]) - np.array(rows[way][k]["scores"]), (-1.0, 1.0) if k != "lines" else None
             )
             for k in rows[way]
         }
-        for way in WAYS[:3]
+        for way in WAYS[1:]
     }
     return {"cut": [r["cut"] for r in runs], "rows": rows, "differences": gaps}
 

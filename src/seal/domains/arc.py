@@ -46,7 +46,7 @@ class DataGeneration(BaseModel):
 class Training(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     strategy: Literal["train_using_all_tokens", "train_using_output_tokens"]
-    learning_rate: Annotated[float, Field(gt=0, le=0.1)]
+    learning_rate: Annotated[float, Field(ge=1e-7, le=0.1)]  # a bound of its own below: a grammar knows no "more than 0"
     num_train_epochs: Annotated[int, Field(ge=1, le=100)]
 
 

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def grpo(
     outer: OuterConfig,
     temperature: float,
     seed: int,
-    broken: Collection[tuple[str, str]] = (),
+    broken: Mapping[tuple[str, str], str],
 ) -> tuple[Adapter | None, dict[str, Any]]:
     """GRPO (Shao et al., 2024) on a round's samples, which are the policy's own: siblings are a group, and the reward is what the inner loops
     found. The clipped objective is gone over ``recipe.epochs`` times."""
@@ -170,7 +170,9 @@ def grpo(
         for name in names if len(names) > len(set(names)) else [n for n in names for _ in range(size)]:
             text, worth = groups[name][turn[name] % size]
             turn[name] += 1
-            example = sft_examples([Selected(name, text, worth, (name, text) in broken)], dict(prompts))[0]
+            example = sft_examples(
+                [Selected(name, broken.get((name, text), text), worth, (name, text) in broken)], dict(prompts)
+            )[0]
             row = encode_example(example, policy.tokenizer, policy.chat)  # as imitation would train on it
             begins = row.loss.index(True)
             found["prompt_ids"].append(list(row.ids[:begins]))
