@@ -19,7 +19,7 @@ from seal.models.lora import Adapter, load_many, save_many
 from seal.models.policy import Policy
 from seal.models.stack import compact, join
 from seal.models.train import Job, train_adapters
-from seal.retained import matrix, read_released, summarise
+from seal.retained import _kept, matrix, read_released, summarise
 from seal.retention import Memory, strategy
 from seal.store import Store
 from seal.types import Example, Prompt, Recipe, SealError, Task
@@ -69,19 +69,26 @@ def test_every_strategy_gives_a_row_and_a_lower_triangle(whole: Path) -> None:
 def test_killed_between_steps_it_ends_the_same(
     model: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ["continual", "@", str(CONFIGS / "continual.toml"), *flags(model, tmp_path, ["merge", "library"])]
+    given = [
+        "continual",
+        "@",
+        str(CONFIGS / "continual.toml"),
+        *flags(model, tmp_path, ["merge", "library", "replay:0.5+own:0.3"]),
+    ]
     step = Continual._asked
 
+    failed: set[int] = set()
+
     def fail(self: Continual, apart: bool, sequences: object, i: int) -> object:
-        if i == 1:
+        if i == 1 and len(failed) < 3:
+            failed.add(len(failed))
             raise KeyboardInterrupt
         return step(self, apart, sequences, i)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Continual, "_asked", fail)
-    assert main(given) == 130
+    assert [main(given) for _ in range(4)] == [130, 130, 130, 0], "once in each strategy"
     monkeypatch.undo()
-    assert main(given) == 0
-    for name in ("merge", "library"):
+    for name in ("merge", "library", "replay-0.5+own-0.3"):
         for i in range(3):
             found, expected = (
                 json.loads((runs / f"continual/continual/{name}/step-{i}.json").read_text()) for runs in (tmp_path, whole)
@@ -310,6 +317,31 @@ def test_seals_own_result_file_stands_beside(tmp_path: Path, whole: Path, capsys
     path.write_text(json.dumps({"mean_over_sequences": [[1.0]], "n_sequences": 1}))
     assert main(["report", str(whole / "continual"), "--beside", str(path)]) == 2
     assert "no result file" in capsys.readouterr().err
+
+
+def test_the_share_kept_is_uncertain_over_runs_too() -> None:
+    rng = np.random.default_rng(0)
+    untouched, diagonal = np.full((3, 40), 0.1), 0.5 + rng.normal(0, 0.02, (3, 40))
+    steady = _kept(untouched, diagonal, 0.4 + rng.normal(0, 0.02, (3, 40)))
+    restless = _kept(untouched, diagonal, np.array([[0.2], [0.4], [0.6]]) + rng.normal(0, 0.02, (3, 40)))
+    assert steady and restless and steady["mean"] == pytest.approx(0.75, abs=0.02) == pytest.approx(restless["mean"], abs=0.02)
+    assert steady["high"] - steady["low"] < 0.1 and restless["high"] - restless["low"] > 0.8
+    assert _kept(untouched, untouched, untouched) is None
+
+
+def test_a_dropped_adapter_is_counted_and_another_seed_is_another_run(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Continual, "_gated", lambda self, sequences, adapters, weights: [0.0, 1.0])
+    kls = []
+    for seed in ("0", "1"):
+        given = [*flags(model, tmp_path / seed, ["gate"]), "--continual.length", "2", "--seed", seed]
+        config = load_config(CONFIGS / "continual.toml", given)
+        steps = Continual(config, Store(config)).run("gate")["steps"]
+        assert [s["dropped"] for s in steps] == [1, 1] and [s["weights"] for s in steps] == [[0.0, 1.0]] * 2
+        assert [s["kl"][0] for s in steps] == [0.0, 0.0], "what was dropped changes nothing"
+        kls.append([s["kl"][1] for s in steps])
+    assert kls[0] != kls[1]
 
 
 def test_runs_of_one_seed_stand_in_one_table(whole: Path) -> None:

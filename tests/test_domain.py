@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from seal.check import HOSTILE, check_domain
 from seal.cli import main
 from seal.domains import atlas, load_domain
-from seal.domains.knowledge import MAX_EDIT_CHARS, MAX_ROWS, Knowledge, divide, read_passages
+from seal.domains.knowledge import MAX_EDIT_CHARS, MAX_LINE_CHARS, MAX_ROWS, Knowledge, divide, read_passages
 from seal.judge import agreement, exact, judge_graders, read_verdicts, string_rule
 from seal.types import BadEdit, Edit, SealError
 
@@ -124,6 +124,17 @@ def test_self_qa_makes_one_row_per_question() -> None:
         "Question: Who? Answer: She.",
         "Question: Where? Answer: There.",
     ]
+
+
+def test_as_many_lines_as_are_allowed_and_not_one_more() -> None:
+    domain = Knowledge(sizes={"train": 1, "select": 1, "eval": 1})
+    task = domain.tasks("train")[0]
+    whole = domain.parse(task, "\n".join(f"Line {i}." for i in range(MAX_ROWS)))
+    assert isinstance(whole, Edit) and len(whole.examples) == MAX_ROWS + 1
+    more = domain.parse(task, "\n".join(f"Line {i}." for i in range(MAX_ROWS + 1)))
+    assert isinstance(more, BadEdit) and f"too many lines: {MAX_ROWS + 1}" in more.reason
+    long = domain.parse(task, "x" * MAX_LINE_CHARS)
+    assert isinstance(long, Edit) and isinstance(domain.parse(task, "x" * (MAX_LINE_CHARS + 1)), BadEdit)
 
 
 def test_bad_options_are_one_clear_sentence() -> None:

@@ -17,8 +17,8 @@ from seal import evaluate
 from seal.config import RunConfig
 from seal.domains.knowledge import Knowledge
 from seal.evaluate import Evaluation, from_attempts
-from seal.results import run_record, summarise
-from seal.store import Store
+from seal.results import load_runs, run_record, summarise
+from seal.store import Store, write_whole
 from seal.types import Attempt, Grade, SealError, Task
 
 ROUNDS = 3
@@ -237,3 +237,13 @@ def test_tasks_of_a_title_or_a_family_are_a_group() -> None:
     domain = Knowledge(sizes={"train": 2, "select": 1, "eval": 1})
     one, other = domain.tasks("train")
     assert domain.group(one) == one.data["title"] != domain.group(other)
+
+
+def test_runs_on_other_tasks_are_not_seeds_of_one_experiment(tmp_path: Path) -> None:
+    config = RunConfig(rounds=0, domain={"options": {"sizes": {"train": 1, "select": 1, "eval": 2}}})  # type: ignore[arg-type]
+    results = [evaluate.Result("base", [0.1, 0.2], {}, 2, 0.0, 0.0, 0.0)]
+    for name, tasks in (("a", ["x", "y"]), ("b", ["x", "y"]), ("c", ["x", "z"])):
+        write_whole(tmp_path / name / "results.json", json.dumps(run_record(config, results, tasks, tasks, 1.0)))
+    assert len(load_runs([tmp_path / "a", tmp_path / "b"])) == 2
+    with pytest.raises(SealError, match="their settings or their tasks differ"):
+        load_runs([tmp_path / "a", tmp_path / "c"])

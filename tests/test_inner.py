@@ -116,6 +116,13 @@ def test_what_cannot_be_used_or_diverges_earns_nothing_however_good_the_model_wa
     assert sound.status == "ok" and sound.answers
 
 
+def test_silence_is_counted(policy: Policy, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_hand(monkeypatch, [shifted(policy, 1)])
+    monkeypatch.setattr(module, "ask", lambda policy, adapters, prompts, *_: [["", " \n", "x"][: len(row)] for row in prompts])
+    (found,) = try_edits(policy, told, told.tasks("train")[:1], [["a"]], INNER, Stage(tmp_path), 0)
+    assert found.silent == pytest.approx(2 / 3)
+
+
 def test_siblings_share_their_training_seeds_and_seeds_differ_otherwise(
     policy: Policy, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

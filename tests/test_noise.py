@@ -34,6 +34,13 @@ def test_components_are_found_again() -> None:
     assert np.allclose([found.edit, found.question, found.seed, found.rest], [0.4, 0.3, 0.2, 1.0], atol=0.03)
 
 
+def test_luck_with_the_questions_is_no_worth() -> None:
+    """Edits that differ only by which questions they happen to help with: the questions' part takes it all."""
+    found = components(simulated(Components(0.0, 1.2, 0.0, 0.5), 3000, seed=1))
+    assert found.edit < 0.02 and found.question == pytest.approx(1.2, abs=0.05)
+    assert found.reliability(3, 6) < 0.1 and found.reliability(3, 6, other_questions=False) > 0.6
+
+
 def test_without_any_worth_selection_is_luck() -> None:
     found = components(simulated(Components(0.0, 0.0, 0.0, 1.0), 3000))
     assert found.edit < 0.01 and found.reliability(3, 6) < 0.1

@@ -42,6 +42,11 @@ def test_the_control_does_not_learn_from_how_many_were_kept_which_tasks_were_sol
     assert {len(d) for d in drawn} == {3} and any("b" in d for d in drawn)
 
 
+def test_a_control_is_told_how_many_edits_of_each_task_were_kept() -> None:
+    kept = [Selected("a", "x", 1.0), Selected("b", "y", 1.0), Selected("a", "z", 1.0)]
+    assert as_many(kept) == {"a": 2, "b": 1} and as_many([]) == {}
+
+
 def test_improved_and_solved() -> None:
     assert texts(improved(ROWS)) == ["a0", "a1", "b0", "b1"]
     assert texts(improved([attempt("a", 0, 0.2, before=0.2), attempt("a", 1, 0.3, before=0.2)])) == ["a1"], (

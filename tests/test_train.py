@@ -188,6 +188,23 @@ def test_the_budget_in_tokens_is_met_by_the_first_step_that_reaches_it() -> None
     assert len(exact) == 4, "the step that just reaches it is the last"
 
 
+def test_a_fresh_adapter_is_pefts(policy: Policy) -> None:
+    """A uniform in ±1/√in, B zero: the bound is reached, not passed, and the spread is the uniform one's."""
+    recipe = RECIPE.model_copy(update={"rank": 64})
+    modules = target_modules(policy.model, "all-linear")
+    for name, (a, b) in init_adapter(modules, recipe, 5).weights.items():
+        bound = modules[name].in_features ** -0.5
+        assert 0.97 * bound < a.abs().max() <= bound and not b.any()
+        assert float(a.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_of_a_job_that_diverges_only_the_tokens_that_it_saw_are_counted(policy: Policy) -> None:
+    start = init_adapter(target_modules(policy.model, "all-linear"), RECIPE, 1)
+    huge = Adapter(start.rank, start.alpha, {n: (a, b + 1e30) for n, (a, b) in start.weights.items()})
+    (wild,), (calm,) = (train_adapters(policy, [Job(ROWS, RECIPE, 1, start=s)]) for s in (huge, None))
+    assert wild.adapter is None and 0 < wild.tokens < calm.tokens and wild.steps < calm.steps
+
+
 def test_rows_come_in_an_order_drawn_from_the_jobs_own_seed() -> None:
     recipe = Recipe(epochs=3, batch_size=2)
     orders = {seed: plan_batches([5] * 12, recipe, seed) for seed in range(6)}

@@ -64,6 +64,10 @@ def test_a_race_tries_the_better_ones_again_and_resumes(policy: Policy, tmp_path
         mine = sorted((a for a in leg if a["task"] == task.id), key=lambda a: -a["reward"])
         assert {a.edit for a in first if a.task == task.id} <= {a["edit"] for a in mine[:3]} | {mine[3]["edit"]}
         assert mine[-1]["edit"] not in {a.edit for a in first if a.task == task.id} or mine[-1]["reward"] == mine[1]["reward"]
+    for task in tasks:  # every leg has seeds of its own, which siblings share
+        seeds = {e: sorted(a.seed for a in first if (a.task, a.edit) == (task.id, e)) for e in range(4)}
+        ran = [s for s in seeds.values() if s]
+        assert all(len(set(s)) == len(s) for s in ran) and len({tuple(s) for s in ran}) == 1
     assert len(leg) == 2 * plan_race(4, 9)[0][0] * plan_race(4, 9)[0][1], (
         "the first leg, with every edit, lies in the stage itself"
     )

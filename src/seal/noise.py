@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seal.store import read_attempts
+from seal.store import read_rows
 from seal.types import SealError
 
 Scores = NDArray[np.float64]
@@ -137,7 +137,7 @@ def read_scores(path: Path, kind: str = "accuracy") -> list[Scores]:
     try:
         if path.is_dir():
             files = sorted(path.glob("seal/round-*/attempts.jsonl"))
-            rows = [a.to_json() | {"round": f.parent.name} for f in files for a in read_attempts(f)]
+            rows = [row | {"round": f.parent.name} for f in files for row in read_rows(f)]
             return list(
                 _tables(
                     (r["round"], r["task"], r["edit"], r["seed"], rewarded(r, kind))

@@ -245,7 +245,7 @@ def page(sheet: Sheet) -> str:
             f"<h1>{e(sheet.title)}</h1><p class=meta>{e(sheet.source)}</p>",
             f"<div class=scroll><table><tr>{''.join(f'<th>{e(c)}</th>' for c in sheet.head)}</tr>{table}</table></div>",
             "<ul>" + "".join(f"<li>{e(line)}</li>" for line in (*sheet.differences, *sheet.notes)) + "</ul>",
-            "<p class=meta>Intervals: 95 %, bootstrap over tasks and runs; differences are paired over the tasks and seeds in common.</p>",
+            "<p class=meta>Intervals: 95 %, over tasks (over groups of them that are alike) and runs; differences are paired over the tasks and seeds in common.</p>",
             f"<figure><figcaption>Accuracy on held-out tasks, by who wrote the self-edit</figcaption>{svg(sheet.figure())}</figure></html>",
         ]
     )

@@ -24,13 +24,14 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pydantic import ValidationError
 
 from seal.config import RunConfig
 from seal.types import Attempt, SealError, Stopped
 
+T = TypeVar("T")
 _stop = threading.Event()
 
 
@@ -83,6 +84,25 @@ def read_attempts(path: Path) -> list[Attempt]:
     Raises:
         SealError: it cannot be read, or a line is no attempt of this version: which, and why.
     """
+    return _lines(path, Attempt.from_json)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The same as they stand there, of whatever version.
+
+    Raises:
+        SealError: it cannot be read, or a line is no JSON object: which.
+    """
+    return _lines(path, _row)
+
+
+def _row(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("it holds no attempt")
+    return value
+
+
+def _lines(path: Path, understand: Callable[[Any], T]) -> list[T]:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -90,7 +110,7 @@ def read_attempts(path: Path) -> list[Attempt]:
     rows = []
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
-            rows.append(Attempt.from_json(json.loads(line)))
+            rows.append(understand(json.loads(line)))
         except ValueError as error:  # of JSON, of UTF-8, or of what an attempt is
             raise SealError(f"{path}, line {number}: {error}; nothing has been changed") from error
     return rows
