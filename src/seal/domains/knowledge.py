@@ -439,6 +439,8 @@ SKETCH = 16
 """Shingles of a text that it is looked up by: those of smallest hash (Broder, *On the resemblance and containment of documents*, 1997)."""
 ALIKE = 0.5
 """Share of the shorter text's shingles that stand in the other too, from which on the two are one."""
+ENOUGH = 8
+"""Different shingles of the shorter text below which two are one only if all are the same."""
 LOOKED_AT = 8
 """Texts of one shingle that another is compared with: a phrase that stands everywhere makes nobody alike."""
 
@@ -456,7 +458,8 @@ def near_duplicates(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
         sketch = sorted(mine)[:SKETCH]
         for other in dict.fromkeys(i for s in sketch for i in met.get(s, ())):
             theirs = _shingles(texts[other])
-            if len(mine & theirs) >= ALIKE * min(len(mine), len(theirs)):
+            few = min(len(mine), len(theirs))
+            if mine == theirs or (few >= ENOUGH and len(mine & theirs) >= ALIKE * few):
                 yield other, place
         for s in sketch:
             if len(places := met.setdefault(s, [])) < LOOKED_AT:
