@@ -11,7 +11,8 @@ import pytest
 from seal import loop
 from seal.attempts import finished, write_edits
 from seal.config import RunConfig, WriteConfig
-from seal.domains.arc import Arc
+from seal.controls import exchanged, kept_in
+from seal.domains.arc import ORACLE, Arc
 from seal.domains.knowledge import Knowledge
 from seal.loop import cut_off
 from seal.models import engine
@@ -20,8 +21,8 @@ from seal.models.policy import Policy
 from seal.models.train import Trained
 from seal.report import cut_share
 from seal.results import table_lines
-from seal.store import Stage, Store
-from seal.types import Attempt, Prompt, Written
+from seal.store import Stage, Store, stop_when_saved
+from seal.types import Attempt, Prompt, Stopped, Written
 
 
 def test_a_text_is_cut_if_the_limit_ended_it_and_not_if_it_ended_itself(
@@ -64,7 +65,21 @@ def test_of_a_cut_edit_the_whole_lines_stay(prompt: str, text: str, whole: str) 
 
 
 def test_an_edit_in_json_is_cut_nowhere_else() -> None:
-    assert Arc().finished('{"data_generation": {"use_') == '{"data_generation": {"use_'
+    whole = ORACLE.model_dump_json(indent=1)
+    for text in ('{"data_generation": {"use_', whole, whole + "\n\nand th"):
+        assert Arc().finished(text) == text
+
+
+def test_with_directives_drawn_after_it_an_edit_ends(policy: Policy, tmp_path: Path) -> None:
+    """`write.explore` appends them to the whole lines: that is what is tried, and what is imitated."""
+    sizes = {"source": "atlas", "directives": True, "sizes": {"train": 2, "select": 1, "eval": 1}}
+    write = {"max_tokens": 8, "explore": True}
+    config = RunConfig.model_validate(
+        {"runs": str(tmp_path), "edits_per_task": 2, "write": write, "domain": {"options": sizes}}
+    )
+    domain, stage = Knowledge(**sizes), Stage(tmp_path / "seal/round-1")  # type: ignore[arg-type]
+    texts = loop.write(policy, domain, domain.tasks("train"), config, stage, 1)
+    assert all("{" in x for row in texts for x in row) and cut_off(stage, domain.tasks("train")) == {}
 
 
 def test_the_stage_keeps_which_were_cut_and_so_do_the_loop_the_report_and_the_table(policy: Policy, tmp_path: Path) -> None:
@@ -73,9 +88,9 @@ def test_the_stage_keeps_which_were_cut_and_so_do_the_loop_the_report_and_the_ta
     texts = stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(max_tokens=8), 0, stage))
     assert cut_share(stage.folder) == 1.0
     written = [x for row in stage.read("cut") for x in row]
-    assert cut_off(stage, tasks) == {(t.id, x): written.pop(0) for t, row in zip(tasks, texts, strict=True) for x in row}
+    assert cut_off(stage, tasks) == {(t.id, e): written.pop(0) for t in tasks for e in range(2)} and len(texts) == 2
     (stage.folder / "cut.json").write_text('[[null, null], ["as it broke o", null]]')
-    assert cut_off(stage, tasks) == {(tasks[1].id, texts[1][0]): "as it broke o"} and cut_share(stage.folder) == 0.25
+    assert cut_off(stage, tasks) == {(tasks[1].id, 0): "as it broke o"} and cut_share(stage.folder) == 0.25
     (stage.folder / "cut.json").unlink()
     assert cut_off(stage, tasks) == {} and cut_share(stage.folder) == 0.0, "an earlier version did not tell"
     row = {"setting": "x", "accuracy": 0.5, "low": 0.4, "high": 0.6, "kinds": {}, "note": "", "silent": 0.0, "tokens": 1}
@@ -110,10 +125,32 @@ def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_e
     monkeypatch.setattr(loop, "write_edits", write)
     monkeypatch.setattr(loop, "try_siblings", tried)
     monkeypatch.setattr("seal.rules.train_adapters", train)
-    nobody = SimpleNamespace(release=lambda: None, save=lambda folder: None)
+    nobody: Any = SimpleNamespace(release=lambda: None, save=lambda folder: None)
     monkeypatch.setattr(loop, "load_base", lambda config: nobody)
     monkeypatch.setattr(loop, "load_round", lambda config, stage: nobody)
     sizes = {"options": {"sizes": {"train": 2, "select": 1, "eval": 1}}}
     config = RunConfig.model_validate({"runs": str(tmp_path), "rounds": 1, "tasks_per_round": 2, "domain": sizes})
     loop.run(config, Store(config))
     assert [(e.completion, e.ends) for e in seen] == [("One.\nTwo is ha", False), ("Done.", True)]
+    others = exchanged(kept_in(Store(config), "seal", 1), 0)  # the control that imitates them after other prompts
+    assert sorted((k.text, k.cut) for k in others) == [("Done.", False), ("One.\nTwo is ha", True)]
+
+
+def test_siblings_with_the_same_whole_lines_are_told_apart_and_what_is_cut_goes_with_its_texts(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their number. Stopped while writing, nothing of one draw stands beside another."""
+    domain, stage = Knowledge(sizes={"train": 1, "select": 1, "eval": 1}), Stage(tmp_path)
+    tasks, draws = domain.tasks("train"), iter([["A.\nhal"] * 2, ["B.\nhal", "B."]])
+
+    def draw(*_: Any) -> list[list[Written]]:
+        return [[Written(x, x.endswith("hal")) for x in next(draws)]]
+
+    monkeypatch.setattr("seal.attempts.from_policy", draw)
+    stop_when_saved()
+    with pytest.raises(Stopped):
+        stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(), 0, stage))
+    assert stage.read("texts") == [["A.", "A."]], "what was written is there when it stops"
+    (tmp_path / "texts.json").unlink()
+    texts = stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(), 0, stage))
+    assert texts == [["B.", "B."]] and cut_off(stage, tasks) == {(tasks[0].id, 0): "B.\nhal"}

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from seal.cli import main
 from seal.domains import atlas, load_domain
 from seal.domains.knowledge import MAX_EDIT_CHARS, MAX_LINE_CHARS, MAX_ROWS, Knowledge, divide, read_passages
 from seal.judge import agreement, exact, judge_graders, read_verdicts, string_rule
-from seal.types import BadEdit, Edit, SealError
+from seal.types import BadEdit, Edit, SealError, Task
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -305,3 +306,29 @@ def test_oracle_holds_every_gold_answer() -> None:
     who = atlas.entity("eval", 5)
     text = atlas.oracle(who, random.Random(0))
     assert all(f.value in words(text) for f in who.facts)
+
+
+def test_the_likeness_of_many_siblings_is_that_of_pairs_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five hundred there are 125,000 pairs: two hundred drawn ones tell the same."""
+    import random
+    from itertools import combinations
+
+    from seal import features as module
+
+    words = ["oak", "ash", "elm", "fir", "yew"]
+    texts = [" ".join(random.Random(i).choices(words, k=12)) for i in range(500)]
+    grams = [module._bigrams(t) for t in texts]
+    pairs = [len(a & b) / len(a | b) for a, b in combinations(grams[:150], 2)]
+    drawn = 0
+    plain = module._pair
+
+    def pair(*given: Any) -> Any:
+        nonlocal drawn
+        drawn += 1
+        return plain(*given)
+
+    monkeypatch.setattr(module, "_pair", pair)
+    task = Task("t", {"title": "T", "context": "c"})
+    assert module.features(task, texts)["likeness"] == pytest.approx(sum(pairs) / len(pairs), abs=0.03) and drawn == 200
+    few = module.features(task, texts[:20])["likeness"]
+    assert few == pytest.approx(sum(len(a & b) / len(a | b) for a, b in combinations(grams[:20], 2)) / 190) and drawn == 200

@@ -230,6 +230,7 @@ def test_the_table_says_what_its_scores_say(tmp_path: Path) -> None:
     assert gaps["SEAL", "random control"]["mean"] == pytest.approx(0.4, abs=1e-4)
     assert gaps["no RL", "passage, matched tokens"]["mean"] == pytest.approx(0.1, abs=1e-4)
     assert gaps["SEAL", "no RL"]["per_seed"] == pytest.approx([0.5, 0.5])
+    assert rows["no RL"]["kind scores"] == {"all": [[0.3, None, 0.3, 0.3]] * 2}
     assert summary["groups"] == list("ggxy") and rows["no RL"]["scores"] == [[0.3, 0.4, 0.2, 0.35]] * 2
 
 
@@ -247,3 +248,19 @@ def test_runs_on_other_tasks_are_not_seeds_of_one_experiment(tmp_path: Path) -> 
     assert len(load_runs([tmp_path / "a", tmp_path / "b"])) == 2
     with pytest.raises(SealError, match="their settings or their tasks differ"):
         load_runs([tmp_path / "a", tmp_path / "c"])
+
+
+def test_a_run_of_an_earlier_version_stands_beside_a_new_one(tmp_path: Path) -> None:
+    """It named no groups, and its scores by kind leave out the tasks that have none of it."""
+    config = RunConfig(rounds=0, domain={"options": {"sizes": {"train": 1, "select": 1, "eval": 3}}})  # type: ignore[arg-type]
+    results = [evaluate.Result("base", [0.1, 0.2, 0.3], {"all": [0.1, None, 0.3]}, 2, 0.0, 0.0, 0.0)]
+    new = json.loads(json.dumps(run_record(config, results, list("abc"), list("abc"), 1.0)))
+    old = json.loads(json.dumps(new)) | {"seed": 1}
+    del old["groups"], old["settings"][0]["cut"]
+    old["settings"][0]["kinds"] = {"all": [0.2, 0.4]}
+    for records in ([old], [old, old], [new, old], [old, new]):
+        row = summarise(records, "c")["rows"][0]
+        assert row["kinds"]["all"]["mean"] == pytest.approx(sum(0.2 if r is new else 0.3 for r in records) / len(records))
+    old["settings"][0]["kinds"] = {"all": [0.2]}
+    with pytest.raises(SealError, match="same kinds of questions"):
+        summarise([new, old], "c")

@@ -138,6 +138,29 @@ def test_a_passage_that_repeats_another_stands_on_its_side(
     assert len(notes) == 1 and "1 passages under other titles repeat another" in notes[0] and "'Other'" in notes[0]
 
 
+def test_an_exact_copy_is_found_however_common_its_sentences(tmp_path: Path) -> None:
+    """Texts put together of the same paragraphs fill the look-up; a copy is a copy all the same."""
+    pool = [f"{hash_words(i)} {i}." for i in range(30)]
+    texts = [" ".join(random.Random(i).sample(pool, 5)) for i in range(120)]
+    copies = [(place, 120 + n) for n, place in enumerate(range(0, 120, 7))]
+    found = set(near_duplicates([*texts, *(texts[place].upper() + " " for place, _ in copies)]))
+    assert set(copies) <= found
+
+
+def test_titles_that_share_a_text_are_one_group_and_a_copy_is_counted_once(tmp_path: Path) -> None:
+    rows = passages(TEXT + " It lies in Tarn.")
+    rows += [{**rows[0], "title": f"Copy {i}"} for i in range(3)]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    most = 0
+    for seed in range(6):
+        domain = Knowledge(str(tmp_path / "p.json"), sizes={"train": 4, "select": 1, "eval": 4}, seed=seed)
+        assert "4 passages under other titles" in domain.notes()[0]
+        alike = [t for s in SPLITS for t in domain.tasks(s) if t.data["title"][:2] in ("On", "Ot", "Co")]
+        most = max(most, len(alike))
+        assert len({domain.group(t) for t in alike}) <= 1
+    assert most > 2
+
+
 def test_a_common_phrase_makes_nobody_alike(tmp_path: Path) -> None:
     start = "This article is a stub and needs the help of an expert on the subject."
     texts = [f"{start} {' '.join(random.Random(i).sample(range(9_999), 30).__str__().split())}" for i in range(40)]

@@ -47,6 +47,11 @@ def test_every_interval_can_be_computed_again(name: str) -> None:
     for told, groups in found:
         within = told.get("within", (0.0, 1.0))
         near(interval(told["scores"], groups, within and tuple(within)), told, name)
+    for row in record.get("rows", ()) if "groups" in record and isinstance(record["rows"], list) else ():
+        for kind, scores in row["kind scores"].items():
+            asked = [i for i, x in enumerate(scores[0]) if x is not None]
+            groups = [record["groups"][i] for i in asked]
+            near(interval([[s[i] for i in asked] for s in scores], groups), row["kinds"][kind], f"{name}: {kind}")
     rows = record.get("rows", {})
     by_name = rows if isinstance(rows, dict) else {r["setting"]: r for r in rows if "setting" in r}
     differences = record.get("differences", ()) if "groups" in record else ()

@@ -93,6 +93,17 @@ def test_scores_that_are_all_alike_still_leave_something_open() -> None:
     assert even.low < 0 < even.high, "three passages prove nothing, however even"
 
 
+@pytest.mark.parametrize("value", [0.1, 0.2, 1 / 3, 0.4, 0.9, 1.0])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_alike_is_alike_whatever_rounding_makes_of_it(value: float, runs: int) -> None:
+    for tasks in (2, 5, 6, 7, 12, 64, 69):
+        found = interval([[value] * tasks] * runs)
+        assert found.mean == pytest.approx(value) and found.high - found.low > 0.04, tasks
+        base = np.random.default_rng(tasks).random((runs, tasks)) * 0.5
+        gap = difference((base + 0.2).tolist(), base.tolist())
+        assert gap.low < 0.2 < gap.high and gap.high - gap.low > 0.08, tasks
+
+
 def test_one_task_says_nothing_and_no_task_is_an_error() -> None:
     one = interval([[0.5]])
     assert one.mean == 0.5 and one.low < 0.05 and one.high > 0.95

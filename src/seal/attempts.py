@@ -81,8 +81,8 @@ def write_edits(
             texts[i // n][i % n], cut[i // n][i % n] = text, broken
         drawn += len(bad)
     if config.resample:
-        stage.once("resampled", lambda: drawn)
-    stage.once("cut", lambda: cut)
+        stage.put("resampled", drawn)
+    stage.put("cut", cut)
     return texts
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from seal.store import Store, read_json
 from seal.types import Selected, seed_of
@@ -37,7 +38,7 @@ def exchanged(kept: Sequence[Selected], seed: int) -> list[Selected]:
     tasks = sorted({k.task for k in kept})
     random.Random(seed).shuffle(tasks)
     following = dict(zip(tasks, [*tasks[1:], *tasks[:1]], strict=True))
-    return [Selected(following[k.task], k.text, k.reward) for k in kept] if len(tasks) > 1 else []
+    return [replace(k, task=following[k.task]) for k in kept] if len(tasks) > 1 else []
 
 
 def by_chance(texts_P_E: Sequence[Sequence[str]], seed: int) -> list[list[float]]:

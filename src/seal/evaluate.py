@@ -82,7 +82,7 @@ class Evaluation:
 
         def compute() -> list[list[str]]:
             texts, cut = finished(self.domain, from_another(source, self.tasks, prompts, n))
-            stage.once("cut", lambda: cut)
+            stage.put("cut", cut)
             return texts
 
         texts: list[list[str]] = stage.once("texts", compute)
@@ -118,6 +118,7 @@ class Evaluation:
                 policy.release()
         if config.rounds and config.inner.start == "policy":
             results.append(self.tried(ON_BASE, self.base, self.first(self.stage(name).once("texts", list)), config.inner))
+            results[-1] = replace(results[-1], cut=results[-2].cut)  # they are the same edits
         if config.rounds:
             results.append(self.unedited(policy))
         if self.edits:

@@ -218,7 +218,7 @@ def _edits(
             texts, cut = finished(domain, from_policy(writer, prompts, config.edits, limit, seed_of("learn", config.seed)))
         else:
             texts, cut = finished(domain, from_another(config.writer, tasks, prompts, config.edits))
-        stage.once("cut", lambda: of_all(cut))
+        stage.put("cut", of_all(cut))
         return texts
 
     def of_all(texts: Sequence[list[Any]]) -> list[list[Any]]:

@@ -52,7 +52,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
                 count = as_many(kept_in(store, "seal", r)) if branch != "seal" else None
                 kept = select(attempts, rule, config.outer.keep, seed, count)
             broken = cut_off(stage, tasks_P)
-            kept = [replace(k, text=broken[k.task, k.text], cut=True) if (k.task, k.text) in broken else k for k in kept]
+            kept = [replace(k, text=broken[k.task, k.edit], cut=True) if (k.task, k.edit) in broken else k for k in kept]
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
             earlier = [k for q in range(1, r) for k in kept_in(store, branch, q)]
             improve(policy, domain, tasks_P, kept, earlier, attempts, broken, config, stage, r)
@@ -75,16 +75,17 @@ def write(policy: Policy, domain: Domain, tasks: Sequence[Task], config: RunConf
         rng = random.Random(seed_of("explore", seed))
         if r == 1 and config.write.explore:
             texts = [[f"{text.rstrip()}\n{domain.explore(rng) or ''}".rstrip() for text in row] for row in texts]
+            stage.put("cut", [[None for _ in row] for row in texts])  # with its directives after its whole lines an edit ends
         return texts
 
     texts: list[list[str]] = stage.once("texts", compute)
     return texts
 
 
-def cut_off(stage: Stage, tasks: Sequence[Task]) -> dict[tuple[str, str], str]:
-    """Of the round's edits that the limit of tokens cut off: task and what was tried → what was written."""
-    rows = zip(tasks, stage.read("texts") or (), stage.read("cut") or (), strict=False)
-    return {(t.id, x): whole for t, texts, cut in rows for x, whole in zip(texts, cut, strict=True) if whole is not None}
+def cut_off(stage: Stage, tasks: Sequence[Task]) -> dict[tuple[str, int], str]:
+    """Of the round's edits that the limit of tokens cut off: task and number → all that was written."""
+    rows = zip(tasks, stage.read("cut") or (), strict=False)
+    return {(t.id, e): whole for t, row in rows for e, whole in enumerate(row) if whole is not None}
 
 
 def improve(
@@ -94,7 +95,7 @@ def improve(
     kept: Sequence[Selected],
     earlier: Sequence[Selected],
     attempts: Sequence[Attempt],
-    broken: Mapping[tuple[str, str], str],
+    broken: Mapping[tuple[str, int], str],
     config: RunConfig,
     stage: Stage,
     r: int,
@@ -105,8 +106,15 @@ def improve(
     if outer.anchor and kept:
         base, n = load_base(config), -(-round(outer.anchor * len(kept)) // len(tasks))
         seed = seed_of("anchor", config.seed, r)
-        texts = stage.once("anchor", lambda: write_edits(base, domain, tasks, n, config.write, seed, stage))
-        drawn = [Selected(t.id, text, 0.0) for t, row in zip(tasks, texts, strict=True) for text in row if text.strip()]
+        place = Stage(stage.folder / "anchor")
+        texts = place.once("texts", lambda: write_edits(base, domain, tasks, n, config.write, seed, place))
+        written = cut_off(place, tasks)
+        drawn = [
+            Selected(t.id, written.get((t.id, e), text), 0.0, (t.id, e) in written, e)
+            for t, row in zip(tasks, texts, strict=True)
+            for e, text in enumerate(row)
+            if text.strip()
+        ]
         others += drawn[: round(outer.anchor * len(kept))]
     prompts = {t.id: domain.prompt(t) for t in domain.tasks("train")}
     adapter, record = learn_from(policy, prompts, kept, others, attempts, config, r, broken)

@@ -36,29 +36,30 @@ def _by_task(attempts: Sequence[Attempt]) -> dict[str, list[tuple[int, str, floa
 def best_of(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
     """The ``keep`` edits of highest reward of each task; of equals, the first. None that earned nothing."""
     return [
-        Selected(task, text, reward)
+        Selected(task, text, reward, edit=e)
         for task, edits in _by_task(attempts).items()
-        for _, text, reward, _ in sorted(edits, key=lambda e: (-e[2], e[0]))[:keep]
+        for e, text, reward, _ in sorted(edits, key=lambda e: (-e[2], e[0]))[:keep]
         if reward > 0
     ]
 
 
 def improved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
     """Every edit after which the model answers better than before it."""
-    return [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, gain in edits if gain > 0]
+    tasks = _by_task(attempts)
+    return [Selected(t, text, r, edit=e) for t, edits in tasks.items() for e, text, r, gain in edits if gain > 0]
 
 
 def solved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
     """Every edit that solves its task whole."""
-    return [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, _ in edits if r >= 1]
+    return [Selected(t, text, r, edit=e) for t, edits in _by_task(attempts).items() for e, text, r, _ in edits if r >= 1]
 
 
 def worst_of(attempts: Sequence[Attempt], keep: int = 1, per_task: Mapping[str, int] | None = None) -> list[Selected]:
     """A control: the ``keep`` edits of lowest reward of each task, or as many as ``per_task`` says; of equals, the first."""
     return [
-        Selected(task, text, reward)
+        Selected(task, text, reward, edit=e)
         for task, edits in _by_task(attempts).items()
-        for _, text, reward, _ in sorted(edits, key=lambda e: (e[2], e[0]))[
+        for e, text, reward, _ in sorted(edits, key=lambda e: (e[2], e[0]))[
             : keep if per_task is None else per_task.get(task, 0)
         ]
     ]
@@ -85,12 +86,12 @@ def random_of(
     more than ``keep`` of some task, the numbers themselves tell which tasks were solved how often, so as many in all are drawn over all tasks."""
     kept = []
     if per_task and max(per_task.values()) > keep:
-        every = [Selected(t, text, r) for t, edits in _by_task(attempts).items() for _, text, r, _ in edits]
+        every = [Selected(t, text, r, edit=e) for t, edits in _by_task(attempts).items() for e, text, r, _ in edits]
         return random.Random(seed_of("random_of", seed)).sample(every, min(sum(per_task.values()), len(every)))
     for task, edits in _by_task(attempts).items():
         n = keep if per_task is None else per_task.get(task, 0)
         chosen = random.Random(seed_of("random_of", seed, task)).sample(edits, min(n, len(edits)))
-        kept += [Selected(task, text, reward) for _, text, reward, _ in chosen]
+        kept += [Selected(task, text, reward, edit=e) for e, text, reward, _ in chosen]
     return kept
 
 

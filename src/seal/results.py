@@ -135,6 +135,10 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
                 "kinds": {k: _interval(v) for k, v in kinds.items()},
                 "note": settings[0]["note"],
                 "scores": [[_round(x) for x in row] for row in _scores(settings)],
+                "kind scores": {
+                    k: [[None if x is None else _round(x) for x in s["kinds"][k]] for s in settings]
+                    for k in settings[0]["kinds"]
+                },
             }
         )
     final = f"SEAL round {first['rounds']}"
@@ -166,10 +170,15 @@ def record_text(record: Any) -> str:
 
 def _of_kind(scores_S_P: Sequence[Sequence[float | None]], groups: Sequence[Any]) -> Interval:
     """Over the tasks that have a question of the kind."""
-    places = [i for i, column in enumerate(zip(*scores_S_P, strict=True)) if None not in column]
-    if any(len(row) != len(groups) for row in scores_S_P):  # of a version that left the others out
-        return interval([[float(x or 0.0) for x in row] for row in scores_S_P])
-    return interval([[float(row[i] or 0.0) for i in places] for row in scores_S_P], [groups[i] for i in places])
+    whole = [row for row in scores_S_P if len(row) == len(groups)]
+    places = [i for i in range(len(groups)) if all(row[i] is not None for row in whole)]
+    # an earlier version left out the tasks that have none of the kind
+    rows = [[row[i] for i in places] if len(row) == len(groups) else list(row) for row in scores_S_P]
+    if len({len(row) for row in rows}) > 1:
+        raise SealError(
+            "the runs do not ask the same kinds of questions of their tasks, or an earlier version made some: one table cannot hold them"
+        )
+    return interval([[float(x or 0.0) for x in row] for row in rows], [groups[i] for i in places] if whole else None)
 
 
 def _over(values: Sequence[float | None]) -> float | None:

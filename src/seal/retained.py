@@ -157,7 +157,7 @@ def _kept(untouched: Floats, diagonal: Floats, final: Floats) -> dict[str, Any] 
     """Share of the gain right after the own edit that is left at the end: a ratio of means, its interval by linearisation over runs and
     sequences. ``None`` where nothing was gained, or where there is one of them alone."""
     gain = float((diagonal - untouched).mean())
-    if not gain or untouched.size == 1:
+    if not gain or untouched.shape[1] == 1:
         return None
     ratio = float((final - untouched).mean()) / gain
     return told(ratio + ((final - untouched) - ratio * (diagonal - untouched)) / gain, None)

@@ -25,10 +25,10 @@ def learn_from(
     attempts: Sequence[Attempt],
     config: RunConfig,
     r: int,
-    broken: Mapping[tuple[str, str], str] | None = None,
+    broken: Mapping[tuple[str, int], str] | None = None,
 ) -> Outcome:
     """An adapter by the config's rule. ``others`` are imitated beside what was kept (replay, anchor); ``broken``: of edits that were
-    cut off, task and what was tried → what was written."""
+    cut off, task and number → what was written."""
     outer, seed = config.outer, seed_of("outer", config.seed, r)
     if outer.rule == "sft":
         outcome = train_adapters(policy, [Job(sft_examples([*kept, *others], dict(prompts)), outer.recipe, seed)])[0]

@@ -20,6 +20,8 @@ from seal.types import SealError
 TAIL = 0.025
 NORMAL = 1.959964
 """The normal distribution's quantile at 1 - TAIL."""
+DUST = 1e-20
+"""Variance of a mean of scores around 1 that is rounding, and no difference."""
 Floats = NDArray[np.float64]
 
 
@@ -56,7 +58,7 @@ def interval(
         )
     mean = float(x.mean())
     variance, freedom, n_groups = _variance(x, groups)
-    if not variance:
+    if variance <= DUST * max(1.0, float(np.abs(x).max()) ** 2):
         return Interval(mean, *_unseen(mean, n_groups, within))
     t = float(stdtrit(freedom, 1 - TAIL))
     if within == (0.0, 1.0) and x.min() >= 0 and x.max() <= 1:
@@ -85,7 +87,7 @@ def _variance(x: Floats, groups: Sequence[Hashable] | None) -> tuple[float, floa
     sizes, n_groups = np.bincount(owner), len(number)
     if n_groups < 2:
         return 0.0, 0.0, n_groups
-    effective = n_tasks**2 / float((sizes**2).sum())  # groups of like size that would say as much (Kish, 1965)
+    effective = max(2.0, n_tasks**2 / float((sizes**2).sum()))  # groups of like size that would say as much (Kish, 1965)
     run_mean, task_mean, mean = x.mean(1), x.mean(0), x.mean()
     off = np.bincount(owner, task_mean - mean, n_groups)
     units = float((off**2).sum()) * n_groups / (n_groups - 1) / n_tasks**2
@@ -96,7 +98,7 @@ def _variance(x: Floats, groups: Sequence[Hashable] | None) -> tuple[float, floa
     cells = np.stack([np.bincount(owner, row, n_groups) for row in rest])
     both = float((cells**2).sum()) * n_runs / (n_runs - 1) * n_groups / (n_groups - 1) / (n_runs * n_tasks) ** 2
     variance = max(units + runs - both, units, runs)  # what crosses runs and tasks is in both of them
-    if not units + runs:
+    if not variance:
         return 0.0, 0.0, n_groups
     return variance, (units + runs) ** 2 / (units**2 / (effective - 1) + runs**2 / (n_runs - 1)), n_groups
 

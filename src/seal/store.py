@@ -135,6 +135,10 @@ class Stage:
         path = self.folder / f"{name}.json"
         return read_json(path) if path.exists() else None
 
+    def put(self, name: str, value: Any) -> None:
+        """A JSON value that belongs to what is computed next: written anew where it is there, and not yet a place to stop at."""
+        write_whole(self.folder / f"{name}.json", json.dumps(value, ensure_ascii=False, indent=1))
+
     def once_folder(self, name: str, fill: Callable[[Path], None]) -> Path:
         """A folder, filled aside and renamed when it is complete."""
         path = self.folder / name
@@ -247,7 +251,8 @@ class Store:
         found = self.stage("tasks").once("fingerprints", lambda: fingerprints)
         if changed := next((s for s, print_ in fingerprints.items() if found.get(s) != print_), None):
             raise SealError(
-                f"{self.folder} was begun with other {changed} tasks (their source has changed): give this run another --name"
+                f"{self.folder} was begun with other {changed} tasks (their source has changed, or how a version of SEAL divides it): give this run "
+                "another --name"
             )
 
 

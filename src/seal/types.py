@@ -182,6 +182,9 @@ class Attempt:
             raise ValueError(f"the field {missing!r} is missing")
         if wrong := next((k for k in _TUPLES if not isinstance(row.get(k, []), list | tuple)), None):
             raise ValueError(f"the field {wrong!r} is no list")
+        numbers = {k: [row[k]] for k in ("reward", "before", "after") if row[k] is not None} | {"scores": row.get("scores", ())}
+        if wrong := next((k for k, v in numbers.items() if not all(isinstance(x, int | float) for x in v)), None):
+            raise ValueError(f"the field {wrong!r} holds what is no number")
         values: dict[str, Any] = {k: tuple(v) if k in _TUPLES else v for k, v in row.items()}
         return Attempt(**values)
 
@@ -199,6 +202,8 @@ class Selected:
     reward: float
     cut: bool = False
     """Whether the limit of tokens cut it off: then it does not end where its text does."""
+    edit: int = -1
+    """Its number among its siblings, where it was one of those tried."""
 
 
 def seed_of(*parts: object) -> int:

@@ -1,4 +1,4 @@
-"""What a policy is to imitate of an edit that the limit of tokens cut off: three ways, compared after one round.
+"""What a policy is to imitate of an edit that the limit of tokens cut off: four ways, compared after one round.
 
     python tools/rules/cut.py --json docs/results/cut-edits.json
 

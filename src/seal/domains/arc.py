@@ -211,6 +211,10 @@ class Arc(Domain):
         }
         return Edit(text, examples, settings)
 
+    def finished(self, text: str) -> str:
+        """All of it: what follows a whole JSON object does not count, and half of one cannot be used."""
+        return text
+
     def examples(self, task: Task, edit: ArcEdit) -> tuple[Example, ...]:
         """The training rows of an edit: the same for the same task and choice of tools."""
         whole = edit.training.strategy == "train_using_all_tokens"

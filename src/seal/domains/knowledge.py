@@ -84,6 +84,7 @@ class Knowledge(Domain):
         self.passage_row, self.directives = passage_row, directives
         self._tasks: dict[str, list[Task]] = {}
         self._notes: list[str] = []
+        self._groups: dict[str, str] = {}
 
     def tasks(self, split: str) -> Sequence[Task]:
         if not self._tasks:
@@ -95,6 +96,7 @@ class Knowledge(Domain):
     def _read(self) -> dict[str, list[Task]]:
         passages = read_passages(Path(self.source))
         groups, repeats = grouped(passages)
+        self._groups = {row["id"]: name for row, name in zip(passages, groups, strict=True)}
         tasks = divide(passages, self.sizes, self.seed, groups)
         if repeats:
             self._notes.append(
@@ -121,8 +123,8 @@ class Knowledge(Domain):
         return {s: [Task(r["id"], r) for r in rows] for s, rows in records.items()}
 
     def group(self, task: Task) -> str:
-        """The article: passages of one title are alike."""
-        return str(task.data["title"])
+        """The article: passages of one title are alike, and of titles that share a text."""
+        return self._groups.get(task.id, str(task.data["title"]))
 
     def prompt(self, task: Task) -> Prompt:
         return Prompt(self.template.format(title=task.data["title"], context=task.data["context"]))
@@ -390,13 +392,13 @@ def grouped(passages: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]
     """Of every passage the group that it stands or falls with: its title's, joined with those of titles that share a text, nearly word for
     word. And the titles whose passages repeat another's."""
     group: dict[str, str] = {}
-    repeats = []
+    repeats: dict[int, str] = {}
     for one, other in near_duplicates([row["context"] for row in passages]):
         first, second = (_root(group, passages[i]["title"]) for i in (one, other))
         if passages[one]["title"] != passages[other]["title"]:
-            repeats.append(str(passages[other]["title"]))
+            repeats[other] = str(passages[other]["title"])
         group[second] = first
-    return [_root(group, row["title"]) for row in passages], repeats
+    return [_root(group, row["title"]) for row in passages], list(repeats.values())
 
 
 def divide(
@@ -440,7 +442,7 @@ SKETCH = 16
 ALIKE = 0.5
 """Share of the shorter text's shingles that stand in the other too, from which on the two are one."""
 ENOUGH = 8
-"""Different shingles of the shorter text below which two are one only if all are the same."""
+"""Different shingles of the shorter text below which two are one only if all words are the same."""
 LOOKED_AT = 8
 """Texts of one shingle that another is compared with: a phrase that stands everywhere makes nobody alike."""
 
@@ -453,13 +455,17 @@ def plain_words(text: str) -> list[str]:
 def near_duplicates(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Places of an earlier text and of a later one that says nearly the same, word for word."""
     met: dict[int, list[int]] = {}
+    same: dict[str, int] = {}
     for place, text in enumerate(texts):
+        if (first := same.setdefault(" ".join(plain_words(text)), place)) != place:
+            yield first, place
+            continue
         mine = _shingles(text)
         sketch = sorted(mine)[:SKETCH]
         for other in dict.fromkeys(i for s in sketch for i in met.get(s, ())):
             theirs = _shingles(texts[other])
             few = min(len(mine), len(theirs))
-            if mine == theirs or (few >= ENOUGH and len(mine & theirs) >= ALIKE * few):
+            if few >= ENOUGH and len(mine & theirs) >= ALIKE * few:
                 yield other, place
         for s in sketch:
             if len(places := met.setdefault(s, [])) < LOOKED_AT:

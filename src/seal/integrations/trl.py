@@ -148,7 +148,7 @@ def grpo(
     outer: OuterConfig,
     temperature: float,
     seed: int,
-    broken: Mapping[tuple[str, str], str],
+    broken: Mapping[tuple[str, int], str],
 ) -> tuple[Adapter | None, dict[str, Any]]:
     """GRPO (Shao et al., 2024) on a round's samples, which are the policy's own: siblings are a group, and the reward is what the inner loops
     found. The clipped objective is gone over ``recipe.epochs`` times."""
@@ -168,13 +168,13 @@ def grpo(
         turn: dict[str, int] = defaultdict(int)
         found: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "found": []}
         for name in names if len(names) > len(set(names)) else [n for n in names for _ in range(size)]:
-            text, worth = groups[name][turn[name] % size]
+            number, text, worth = groups[name][turn[name] % size]
             turn[name] += 1
             example = sft_examples(
-                [Selected(name, broken.get((name, text), text), worth, (name, text) in broken)], dict(prompts)
+                [Selected(name, broken.get((name, number), text), worth, (name, number) in broken)], dict(prompts)
             )[0]
             row = encode_example(example, policy.tokenizer, policy.chat)  # as imitation would train on it
-            begins = row.loss.index(True)
+            begins = row.loss.index(True) if True in row.loss else len(row.loss)
             found["prompt_ids"].append(list(row.ids[:begins]))
             found["completion_ids"].append(list(row.ids[begins:]))
             found["found"].append(worth)
@@ -197,14 +197,14 @@ def grpo(
         return _finish(trainer, n_samples)
 
 
-def _groups(attempts: Sequence[Attempt]) -> dict[str, list[tuple[str, float]]]:
-    """Task → its edits with their mean reward (0 for a bad one, which is to be unlearnt). Groups are of one size: a task that has fewer graded
+def _groups(attempts: Sequence[Attempt]) -> dict[str, list[tuple[int, str, float]]]:
+    """Task → its edits, by number, with their mean reward (0 for a bad one, which is to be unlearnt). Groups are of one size: a task that has fewer graded
     edits than others is left out."""
     found: dict[str, dict[int, tuple[str, list[float]]]] = {}
     for a in attempts:
         if a.reward is not None:
             found.setdefault(a.task, {}).setdefault(a.edit, (a.text, []))[1].append(a.reward)
-    groups = {t: [(text, sum(r) / len(r)) for text, r in edits.values()] for t, edits in found.items()}
+    groups = {t: [(e, text, sum(r) / len(r)) for e, (text, r) in edits.items()] for t, edits in found.items()}
     most = max(map(len, groups.values()), default=0)
     return {t: g for t, g in groups.items() if len(g) == most > 1}
 

@@ -124,7 +124,8 @@ class Pages:
             "time": charts.lines({"seconds per attempt": [(number[s["stage"]], s["seconds"]) for s in rounds]}, "time per attempt", "round", None),
         }  # fmt: skip
         results = run.file("results.json") or {}
-        writers = [(s["setting"], means_of(tuple(s["scores"])), s) for s in results.get("settings", ())]
+        groups = tuple(results.get("groups") or ()) or None
+        writers = [(s["setting"], means_of(tuple(s["scores"]), groups), s) for s in results.get("settings", ())]
         by_round = [(0, i) for n, i, _ in writers if n == "no RL"]
         by_round += [(int(n.rsplit(" ", 1)[1]), i) for n, i, _ in writers if re.fullmatch(r"SEAL round \d{1,6}", n)]
         curves["accuracy"] = charts.lines(
@@ -172,13 +173,14 @@ class Pages:
         edits = file.rows([ranked[i] for i in mine])
         task, domain = run.tasks().get(task_id), run.domain
         before = _before(run, name, file, task_id)
-        kept = {k.get("text") for k in run.file(f"{name}/kept.json") or () if k.get("task") == task_id}
+        selected = [k for k in run.file(f"{name}/kept.json") or () if k.get("task") == task_id]
+        kept = {k.get("edit", k.get("text")) for k in selected}  # by its number; an earlier version kept the text alone
         drafts = run.file(f"{name.split('/leg-')[0]}/drafted.json")
         drafted = drafts.get(task_id, []) if isinstance(drafts, dict) else []
         for edit in edits:
             given = (task.data.get("questions") if task else None) or [{}] * (len(edit["scores"]) - len(drafted))
             edit["asked"] = _answers(edit, [*given, *drafted], before)
-            edit["kept"] = edit["text"] in kept
+            edit["kept"] = bool({edit["edit"], edit["text"]} & kept)
             edit["rows_made"] = _rows_made(domain, task, edit["text"])
             edit["picture"] = Markup(domain.picture(task, edit["text"], before, edit["answers"])) if domain and task else ""
         order = list(file.by_task)
@@ -254,7 +256,9 @@ class Pages:
                 if other := settings.get(s["setting"]):
                     paired = not note and len(s["scores"]) == len(other["scores"])
                     gap = difference([other["scores"]], [s["scores"]], a.get("groups")) if paired else None
-                    pair = means_of(tuple(s["scores"])), means_of(tuple(other["scores"]))
+                    pair = tuple(
+                        means_of(tuple(x["scores"]), tuple(r.get("groups") or ()) or None) for x, r in ((s, a), (other, b))
+                    )
                     rows.append({"setting": s["setting"], "a": pair[0], "b": pair[1], "gap": gap})
         return self.show("compare.html", runs=runs, a=names[0], b=names[1], rows=rows, note=note)
 

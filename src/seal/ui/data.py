@@ -308,9 +308,9 @@ def _likeness(path: Path, _: float) -> float | None:
 
 
 @lru_cache(maxsize=512)
-def means_of(scores: tuple[float, ...]) -> Interval:
-    """Mean and 95 % interval over tasks."""
-    return interval([scores])
+def means_of(scores: tuple[float, ...], groups: tuple[str, ...] | None = None) -> Interval:
+    """Mean and 95 % interval over tasks, or over groups of them."""
+    return interval([scores], groups)
 
 
 @lru_cache(maxsize=8)
