@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "seal"
 MAY_IMPORT = {
     "types": set(),
     "progress": set(),
-    "stats": set(),
+    "stats": {"types"},
     "config": {"types"},
     "judge": {"types"},
     "store": {"types", "config"},
@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "edits": {"types", "store", "domains", "models", "attempts", "learn"},
     "talk": {"types", "store", "domains", "models"},
     "features": {"types", "judge"},
-    "noise": {"types", "stats"},
+    "noise": {"types", "stats", "store"},
     "ui": {"types", "domains", "features", "stats", "retained", "talk", "ui"},
     "check": {"types", "domains"},
     "writers": {"types", "config", "endpoint", "models"},

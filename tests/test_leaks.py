@@ -13,7 +13,8 @@ import pytest
 from seal.domains import atlas, families, grids
 from seal.domains.arc import Arc, ArcEdit, DataGeneration, Training
 from seal.domains.base import SPLITS
-from seal.domains.knowledge import Knowledge, divide, near_duplicates, read_passages, shared_questions
+from seal.domains.division import divide, near_duplicates, shared_questions
+from seal.domains.knowledge import Knowledge, read_passages
 from seal.domains.puzzles import embedded_task
 from seal.types import Edit, SealError
 
@@ -185,10 +186,10 @@ def test_a_question_that_stands_in_two_splits_is_named(tmp_path: Path) -> None:
 
 def test_finding_repeats_costs_what_the_passages_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """In comparisons, not seconds: twice as many passages, about twice as many, even where all begin with one phrase."""
-    from seal.domains import knowledge
+    from seal.domains import division
 
     counted = []
-    plain = knowledge._shingles
+    plain = division._shingles
     for n in (400, 800):
         calls = 0
 
@@ -197,7 +198,7 @@ def test_finding_repeats_costs_what_the_passages_cost(monkeypatch: pytest.Monkey
             calls += 1
             return plain(text)
 
-        monkeypatch.setattr(knowledge, "_shingles", count)
+        monkeypatch.setattr(division, "_shingles", count)
         assert not list(near_duplicates([f"As everyone in the land knows very well {hash_words(i)} {i}" for i in range(n)]))
         counted.append(calls)
     assert counted[1] <= 2.5 * counted[0]

@@ -48,6 +48,7 @@ PLACES = {
     "domains/grids.py": ["test_grids.py", "test_leaks.py"],
     "domains/puzzles.py": ["test_leaks.py"],
     "domains/knowledge.py": ["test_leaks.py", "test_domain.py"],
+    "domains/division.py": ["test_leaks.py"],
     "domains/atlas.py": ["test_leaks.py", "test_domain.py"],
     "models/train.py": ["test_train.py", "test_masks.py"],
     "models/packing.py": ["test_masks.py"],

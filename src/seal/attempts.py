@@ -23,7 +23,7 @@ from seal.models.policy import Policy, load_policy
 from seal.models.train import Job, Trained, train_adapters
 from seal.progress import progress
 from seal.store import Stage
-from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, SealError, Task, Written, seed_of
+from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, SealError, Selected, Task, Written, seed_of
 from seal.writers import from_policy, sampling_of
 
 
@@ -91,6 +91,30 @@ def finished(domain: Domain, written_P_E: Sequence[Sequence[Written]]) -> tuple[
     imitated, without an end (:func:`seal.restem.sft_examples`)."""
     texts = [[domain.finished(w.text) if w.cut else w.text for w in row] for row in written_P_E]
     return texts, [[w.text if w.cut else None for w in row] for row in written_P_E]
+
+
+def cut_off(stage: Stage, tasks: Sequence[Task]) -> dict[tuple[str, int], str]:
+    """Of a stage's edits that the limit of tokens cut off: task and number → all that was written."""
+    rows = zip(tasks, stage.read("cut") or (), strict=False)
+    return {(t.id, e): whole for t, row in rows for e, whole in enumerate(row) if whole is not None}
+
+
+def as_written(kept: Sequence[Selected], stage: Stage, tasks: Sequence[Task]) -> list[Selected]:
+    """What was kept, as it is imitated: of an edit that was cut off all that was written."""
+    broken = cut_off(stage, tasks)
+    return [replace(k, text=broken[k.task, k.edit], cut=True) if (k.task, k.edit) in broken else k for k in kept]
+
+
+def anchors(
+    base: Policy, domain: Domain, tasks: Sequence[Task], n: int, config: WriteConfig, seed: object, stage: Stage
+) -> list[Selected]:
+    """``n`` edits that the untouched model writes of these tasks; they have a stage of their own below the round's."""
+    place = Stage(stage.folder / "anchor")
+    texts = place.once("texts", lambda: write_edits(base, domain, tasks, -(-n // len(tasks)), config, seed, place))
+    drawn = [
+        Selected(t.id, x, 0.0, edit=e) for t, row in zip(tasks, texts, strict=True) for e, x in enumerate(row) if x.strip()
+    ]
+    return as_written(drawn[:n], place, tasks)
 
 
 def try_edits(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-from seal.attempts import Crew, fingerprints, open_domain, write_edits
+from seal.attempts import Crew, anchors, as_written, cut_off, fingerprints, open_domain, write_edits
 from seal.config import RunConfig
 from seal.controls import as_many, by_chance, exchanged, kept_in
 from seal.domains.base import Domain
@@ -51,11 +50,10 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
                     learner.release()
                 count = as_many(kept_in(store, "seal", r)) if branch != "seal" else None
                 kept = select(attempts, rule, config.outer.keep, seed, count)
-            broken = cut_off(stage, tasks_P)
-            kept = [replace(k, text=broken[k.task, k.edit], cut=True) if (k.task, k.edit) in broken else k for k in kept]
+            kept = as_written(kept, stage, tasks_P)
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
             earlier = [k for q in range(1, r) for k in kept_in(store, branch, q)]
-            improve(policy, domain, tasks_P, kept, earlier, attempts, broken, config, stage, r)
+            improve(policy, domain, tasks_P, kept, earlier, attempts, config, stage, r)
         policy.release()  # and only then the next one
         policy = load_round(config, stage)
     return policy
@@ -82,12 +80,6 @@ def write(policy: Policy, domain: Domain, tasks: Sequence[Task], config: RunConf
     return texts
 
 
-def cut_off(stage: Stage, tasks: Sequence[Task]) -> dict[tuple[str, int], str]:
-    """Of the round's edits that the limit of tokens cut off: task and number → all that was written."""
-    rows = zip(tasks, stage.read("cut") or (), strict=False)
-    return {(t.id, e): whole for t, row in rows for e, whole in enumerate(row) if whole is not None}
-
-
 def improve(
     policy: Policy,
     domain: Domain,
@@ -95,7 +87,6 @@ def improve(
     kept: Sequence[Selected],
     earlier: Sequence[Selected],
     attempts: Sequence[Attempt],
-    broken: Mapping[tuple[str, int], str],
     config: RunConfig,
     stage: Stage,
     r: int,
@@ -104,20 +95,10 @@ def improve(
     outer = config.outer
     others = replayed(earlier, round(outer.replay * len(kept)), config.seed)
     if outer.anchor and kept:
-        base, n = load_base(config), -(-round(outer.anchor * len(kept)) // len(tasks))
-        seed = seed_of("anchor", config.seed, r)
-        place = Stage(stage.folder / "anchor")
-        texts = place.once("texts", lambda: write_edits(base, domain, tasks, n, config.write, seed, place))
-        written = cut_off(place, tasks)
-        drawn = [
-            Selected(t.id, written.get((t.id, e), text), 0.0, (t.id, e) in written, e)
-            for t, row in zip(tasks, texts, strict=True)
-            for e, text in enumerate(row)
-            if text.strip()
-        ]
-        others += drawn[: round(outer.anchor * len(kept))]
+        n = round(outer.anchor * len(kept))
+        others += anchors(load_base(config), domain, tasks, n, config.write, seed_of("anchor", config.seed, r), stage)
     prompts = {t.id: domain.prompt(t) for t in domain.tasks("train")}
-    adapter, record = learn_from(policy, prompts, kept, others, attempts, config, r, broken)
+    adapter, record = learn_from(policy, prompts, kept, others, attempts, config, r, cut_off(stage, tasks))
     if adapter is not None:  # a finetune that diverged is not merged
         policy.merge(adapter)
     elif record["diverged"]:
