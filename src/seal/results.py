@@ -133,7 +133,7 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
                 "cut": _round(sum(s.get("cut", 0.0) for s in settings) / len(settings)),
                 "if_trained": _over([s.get("if_trained") for s in settings]),
                 "kinds": {k: _interval(v) for k, v in kinds.items()},
-                "note": settings[0]["note"],
+                "note": " or ".join(dict.fromkeys(s["note"] for s in settings if s["note"])),
                 "scores": [[_round(x) for x in row] for row in _scores(settings)],
                 "kind scores": {
                     k: [[None if x is None else _round(x) for x in s["kinds"][k]] for s in settings]
