@@ -24,7 +24,7 @@ from uuid import uuid4
 
 import torch
 
-from seal.models.engine import Sampling
+from seal.models.engine import Sampling, answers_in
 from seal.models.lora import Adapter, save_peft
 from seal.models.policy import EMBEDDED, Policy
 from seal.types import SealError, Written
@@ -116,7 +116,8 @@ class InProcess:
                 self.llm.llm_engine.remove_lora(request.lora_int_id)
         if self.sleeps:
             self.llm.sleep(level=1)  # weights go to the host's memory, the KV cache is dropped
-        return [Written(_answer(text, sampling.stop), why == "length") for text, why in found]
+        texts = answers_in([text for text, _ in found], sampling)
+        return [Written(text, why == "length") for text, (_, why) in zip(texts, found, strict=True)]
 
     def _wake(self) -> None:
         torch.cuda.empty_cache()  # what training has given back, but its allocator still holds
@@ -235,7 +236,7 @@ class Server:
             return self._choice(body)
         found = self._choice(body | {"stop": [sampling.stop]})
         found = found if found.text.strip() else self._choice(body)
-        return Written(_answer(found.text, sampling.stop), found.cut)
+        return Written(answers_in([found.text], sampling)[0], found.cut)
 
     def _choice(self, body: dict[str, Any]) -> Written:
         choice = json.loads(self._post("completions", body))["choices"][0]
@@ -277,8 +278,3 @@ def _written(adapters: Sequence[Adapter | None], base: str) -> Iterator[dict[int
                 save_peft(adapter, path, base)
                 found[id(adapter)] = (f"seal-{_process}-{number}", number, path)
         yield found
-
-
-def _answer(text: str, stop: str) -> str:
-    """Up to the end of an answer, once something is written; the whole text where nothing ends it."""
-    return text.lstrip().split(stop)[0] if stop else text

@@ -255,10 +255,10 @@ def _decode(
                 break
             batch.take(tokens, open_rows)
     texts = policy.tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [Written(text, row in open_rows) for row, text in enumerate(_answers(texts, sampling))]
+    return [Written(text, row in open_rows) for row, text in enumerate(answers_in(texts, sampling))]
 
 
-def _answers(texts: Sequence[str], sampling: Sampling) -> list[str]:
+def answers_in(texts: Sequence[str], sampling: Sampling) -> list[str]:
     """Each up to what ends an answer, once something is written."""
     return [t.lstrip().split(sampling.stop)[0] if sampling.stop else t for t in texts]
 
