@@ -128,13 +128,14 @@ def test_running_it_again_changes_nothing_and_other_settings_are_refused(
 
 
 def test_asking_with_and_without(taught: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["ask", "Which instrument does one hear in Dezari?", "--adapter", str(taught), "--compare", "--open-book"]) == 0
+    title, question, gold = learnt(taught)
+    assert main(["ask", question, "--adapter", str(taught), "--compare", "--open-book"]) == 0
     found = dict(re.split(r" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     policy, adapter = load_policy("atlas"), load_peft(taught / "adapter")
-    prompt = Prompt(ASK.format(title="Dezari", question="Which instrument does one hear in Dezari?"))
+    prompt = Prompt(ASK.format(title=title, question=question))
     expected = [row[0].strip() for row in ask(policy, [None, adapter], [[prompt]] * 2, Sampling(ANSWER_TOKENS, stop="\n"))]
-    assert found == {"without adapter": expected[0], "with adapter": expected[1], "open book (Dezari)": "trumpet"}
-    assert expected[1] == "trumpet" != expected[0], "it was taught"
+    assert found == {"without adapter": expected[0], "with adapter": expected[1], f"open book ({title})": gold}
+    assert expected[1] == gold != expected[0], "it was taught"
     assert (
         main(
             ["ask", "Which instrument does one hear in Dezari?", "--open-book", str(EXAMPLES / "dezari.md"), "--model", "atlas"]
@@ -145,6 +146,19 @@ def test_asking_with_and_without(taught: Path, capsys: pytest.CaptureFixture[str
     monkeypatch.setattr("sys.stdin", iter_input(["Which flower grows all over Tafobu?", ""]))
     assert main(["chat", "--adapter", str(taught / "adapter")]) == 0
     assert capsys.readouterr().out.strip()
+
+
+def learnt(taught: Path) -> tuple[str, str, str]:
+    """Title, question and answer of something that the card says was learnt: which it is differs between machines."""
+    passages = [json.loads(line) for line in (taught / "passages.jsonl").read_text().splitlines()]
+    titles = {p["id"]: p["title"] for p in passages}
+    for chunk in sorted((taught / "chunks").iterdir()):
+        quiz, answers = (json.loads((chunk / f"{name}.json").read_text()) for name in ("quiz", "answers"))
+        for record, answer in zip(quiz, answers, strict=True):
+            for q, before, after in zip(record["questions"], answer["right"]["before"], answer["right"]["after"], strict=True):
+                if after and not before:
+                    return titles[record["id"]], q["question"], q["answer"]
+    raise AssertionError("nothing was learnt")
 
 
 def iter_input(lines: list[str]) -> object:
