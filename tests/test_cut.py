@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from seal import loop
-from seal.attempts import anchors, cut_off, finished, write_edits
+from seal.attempts import cut_off, finished, write_edits
 from seal.config import RunConfig, WriteConfig
 from seal.controls import exchanged, kept_in
 from seal.domains.arc import ORACLE, Arc
@@ -153,12 +153,3 @@ def test_siblings_with_the_same_whole_lines_are_told_apart_and_what_is_cut_goes_
     (tmp_path / "texts.json").unlink()
     texts = stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(), 0, stage))
     assert texts == [["B.", "B."]] and cut_off(stage, tasks) == {(tasks[0].id, 0): "B.\nhal"}
-
-
-def test_anchors_that_were_cut_are_told_apart_from_the_rounds_own(policy: Policy, tmp_path: Path) -> None:
-    domain, stage = Knowledge(sizes={"train": 2, "select": 1, "eval": 1}), Stage(tmp_path)
-    tasks = domain.tasks("train")
-    stage.put("cut", [[None], [None]])
-    found = anchors(policy, domain, tasks, 3, WriteConfig(max_tokens=8), 0, stage)
-    assert [(k.task, k.edit, k.cut) for k in found] == [(tasks[0].id, 0, True), (tasks[0].id, 1, True), (tasks[1].id, 0, True)]
-    assert stage.read("cut") == [[None], [None]] and (tmp_path / "anchor/cut.json").exists()

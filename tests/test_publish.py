@@ -144,11 +144,10 @@ def test_numbers_by_round(unbroken: Path) -> None:
     assert flat({"a": {"b": 1, "c": {}}, "d": 2}) == {"a.b": 1, "a.c": {}, "d": 2}
 
 
-@pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])
-def test_trackers_take_a_run(kind: str, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["export", str(unbroken), "--kind", kind, "--out", str(tmp_path / "out")])
+def test_tensorboard_takes_a_run(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["export", str(unbroken), "--kind", "tensorboard", "--out", str(tmp_path / "out")])
     told = capsys.readouterr()
     if code == 2:
-        assert f"pip install {kind}" in told.err
-        pytest.skip(f"{kind} is not installed")
+        assert "pip install tensorboard" in told.err
+        pytest.skip("tensorboard is not installed")
     assert code == 0 and any(p.is_file() and p.stat().st_size for p in (tmp_path / "out").rglob("*"))

@@ -1,4 +1,4 @@
-"""How siblings are tried and scored: races, proxies, priors, drafted questions; and the rules that learn from them, TRL's included."""
+"""How siblings are tried and scored: races, proxies; and the rules that learn from them, TRL's included."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from seal.noise import estimators
 from seal.proxy import proxy_scores, rank_correlation, rating_of
 from seal.restem import pairs_of, select
 from seal.store import Stage, Store
-from seal.trials import plan_race, race, try_siblings, with_prior
+from seal.trials import plan_race, race, try_siblings
 from seal.types import Attempt, BadEdit, Edit, Prompt, Query, Recipe, SealError, Selected
 from tests import tiny
 from tests.runs import FLAGS
@@ -85,58 +85,33 @@ def test_mixed_is_the_mean_of_both_and_likelihoods_are_kept(policy: Policy, tmp_
             assert a.reward == pytest.approx((a.after + likely) / 2, abs=1e-5) and len(a.likelihoods) == len(a.scores)
 
 
-def test_only_the_edits_that_the_proxy_puts_first_are_tried(policy: Policy, tmp_path: Path) -> None:
+def test_where_a_proxy_chooses_nothing_is_tried(policy: Policy, tmp_path: Path) -> None:
     domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
     tasks = domain.tasks("train")[:2]
     texts = [[*TEXTS, " ".join(q["answer"] for q in t.data["questions"])] for t in tasks]
-    wanted = config(trial={"proxy": "exposure", "filter": 2}, edits_per_task=5)
-    found = try_siblings(policy, domain, tasks, texts, wanted, Stage(tmp_path), 0, "try")
-    assert [a.task for a in found] == [t.id for t in tasks for _ in range(2)]
-    assert all(4 in {a.edit for a in found if a.task == t.id} for t in tasks), "the edit that holds all answers comes first"
     alone = config(trial={"proxy": "exposure"}, outer={"select": "proxy_of"})
     untried = try_siblings(policy, domain, tasks, texts, alone, Stage(tmp_path / "alone"), 0, "try")
     assert not (tmp_path / "alone/attempts.jsonl").exists() and len(untried) == 10
-    assert max(untried[:5], key=lambda a: a.reward or 0).edit == 4
-    with pytest.raises(ValueError, match=r"need a trial\.proxy"):
-        config(trial={"filter": 2})
+    for mine in (untried[:5], untried[5:]):
+        assert max(mine, key=lambda a: a.reward or 0).edit == 4, "the edit that holds all answers comes first"
+    for odd in ({"trial": {"proxy": "exposure"}}, {"outer": {"select": "proxy_of"}}):
+        with pytest.raises(ValueError, match="give both, or neither"):
+            config(**odd)
 
 
-def test_every_proxy_gives_a_share_for_every_edit(policy: Policy) -> None:
+def test_a_proxy_gives_a_share_for_every_edit() -> None:
     domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
     tasks = domain.tasks("train")
-    for source in ("in-context", "exposure", "coverage"):
-        scores = proxy_scores(source, policy, domain, tasks, [TEXTS] * 3)
-        assert [len(row) for row in scores] == [4] * 3 and all(0 <= x <= 1 for row in scores for x in row)
+    scores = proxy_scores("exposure", tasks, [TEXTS] * 3)
+    assert [len(row) for row in scores] == [4] * 3 and all(0 <= x <= 1 for row in scores for x in row)
     with pytest.raises(SealError, match="there is no 'luck'"):
-        proxy_scores("luck", policy, domain, tasks, [TEXTS] * 3)
+        proxy_scores("luck", tasks, [TEXTS] * 3)
     assert [rating_of(x) for x in (" 7", "Rating: 9", "4.5/9", "eleven", "11", "")] == [7 / 9, 1.0, 0.5, None, None, None]
 
 
 def test_rank_correlation_is_spearmans_within_tasks() -> None:
     assert rank_correlation([[1, 2, 3], [0, 0, 1]], [[10, 20, 25], [5, 5, 9]]) == (pytest.approx(1.0), 2)
     assert rank_correlation([[1, 2, 3], [1, 1, 1]], [[3, 2, 1], [1, 2, 3]]) == (pytest.approx(-1.0), 1)
-
-
-def test_a_prior_draws_rewards_towards_what_the_proxy_foretells() -> None:
-    attempts = [attempt("a", e, r) for e, r in enumerate((0.0, 0.5, 1.0))] + [attempt("a", 3, None)]
-    scores = {("a", 0): 0.0, ("a", 1): 0.5, ("a", 2): 1.0, ("a", 3): 0.0}
-    assert [a.reward for a in with_prior(attempts, scores, 0.0)] == [0.0, 0.5, 1.0, None]
-    assert [a.reward for a in with_prior(attempts, scores, 5.0)] == pytest.approx([0.0, 0.5, 1.0, None]), "it foretells exactly"
-    often = [attempt("a", 0, 0.0, seed=s) for s in range(3)] + [attempt("a", 1, 1.0, seed=9)]
-    drawn = with_prior(often, {("a", 0): 0.0, ("a", 1): 0.0}, 1.0)
-    assert [a.reward for a in drawn] == pytest.approx([0.25 / 3 / (1 + 1 / 3)] * 3 + [1.25 / 2]), (
-        "weighed against the trials there were"
-    )
-    flat = {k: 0.0 for k in scores}
-    assert [a.reward for a in with_prior(attempts, flat, 1.0)][:3] == pytest.approx([0.25, 0.5, 0.75]), "it foretells the mean"
-
-
-def test_drafted_questions_join_the_given_ones(tmp_path: Path) -> None:
-    policy = load_policy("atlas", threads=1)
-    domain = Knowledge(sizes={"train": 2, "select": 1, "eval": 1})
-    tasks = domain.tasks("train")
-    found = try_siblings(policy, domain, tasks, [["Hu."], ["Hu."]], config(trial={"drafted": 2}), Stage(tmp_path), 0, "try")
-    assert all(len(a.scores) > 5 and a.kinds[5:] == ("drafted",) * (len(a.scores) - 5) for a in found)
 
 
 def test_pairs_are_the_best_and_the_worst_and_a_bad_edit_is_the_worst() -> None:
@@ -160,7 +135,6 @@ def test_every_rule_changes_the_policy_and_goes_on_where_it_was(rule: str, polic
         pytest.importorskip("trl")
     name = tiny.save(tmp_path / "model")
     flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}", "--rounds=1", f"--outer.rule={rule}"]
-    flags += ["--outer.anchor=0.5"] if rule == "sft" else []
     settings = load_config(None, [*flags, "--outer.recipe.learning_rate=1e-2"])
     run(settings, Store(settings))
     before, after = load_policy(name), load_policy(tmp_path / "run/seal/round-1/policy")
@@ -190,15 +164,6 @@ def test_imitation_beside_preference_keeps_the_best_edit_likely(policy: Policy) 
         found.append(log_likelihood(policy, [adapter], [[Query(prompts["a"], x.text) for x in pairs[0]]])[0])
     (chosen, rejected), (chosen_too, rejected_too) = found
     assert chosen > rejected and chosen_too > rejected_too and chosen_too > chosen
-
-
-def test_what_is_kept_is_replayed_in_later_rounds(tmp_path: Path) -> None:
-    name = tiny.save(tmp_path / "model")
-    flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}", "--rounds=2", "--outer.replay=1"]
-    settings = load_config(None, flags)
-    run(settings, Store(settings))
-    first, second = (json.loads((tmp_path / f"run/seal/round-{r}/outer.json").read_text()) for r in (1, 2))
-    assert "others" not in first and second["others"] == min(first["kept"], second["kept"])
 
 
 def test_the_reward_is_a_plain_function_of_trl(tmp_path: Path) -> None:
@@ -239,11 +204,11 @@ def test_a_trainer_of_trl_takes_the_reward(tmp_path: Path) -> None:
 def test_what_a_user_gets_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = tiny.save(tmp_path / "model")
     flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}"]
-    assert main(["train", *flags, "--trial.proxy", "luck", "--trial.filter", "1"]) == 2
+    assert main(["train", *flags, "--trial.proxy", "luck", "--outer.select", "proxy_of"]) == 2
     assert "there is no 'luck'" in capsys.readouterr().err
     assert main(["train", *flags, "--outer.rule", "ppo"]) == 2
     assert "outer.rule" in capsys.readouterr().err
-    for odd in (["--trial.race", "9"], ["--outer.replay", "1"], ["--outer.select", "solved"]):
+    for odd in (["--trial.race", "9"], ["--outer.recipe.tokens", "9"], ["--outer.select", "solved"]):
         assert main(["train", *flags, "--outer.rule", "dpo", *odd]) == 2
         told = capsys.readouterr().err
         assert "dpo" in told and "Value error" not in told and len(told.splitlines()) == 1
@@ -312,9 +277,3 @@ def test_controls_take_as_many_as_seal_did_and_nothing_where_it_kept_nothing() -
     attempts = [attempt(t, e, e / 10) for t in "ab" for e in range(4)]
     assert [k.text for k in select(attempts, "worst_of", 1, 0, {"a": 2})] == ["a 0", "a 1"]
     assert select(attempts, "random_of", 1, 0, {}) == [] and len(select(attempts, "random_of", 1, 0, None)) == 2
-
-
-def test_where_nothing_was_earned_a_prior_foretells_nothing() -> None:
-    attempts = [attempt("a", e, 0.0) for e in range(2)] + [attempt("b", 0, 0.0), attempt("b", 1, 1.0)]
-    scores = {("a", 0): 0.0, ("a", 1): 1.0, ("b", 0): 0.0, ("b", 1): 1.0}
-    assert [a.reward for a in with_prior(attempts, scores, 3.0)][:2] == [0.0, 0.0]

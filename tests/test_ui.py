@@ -156,18 +156,6 @@ def get(
     return found
 
 
-def test_drafted_questions_are_shown(address: str, root: Path) -> None:
-    folder = make_run(
-        root, "drafted", attempt("t", 0, 0.5, scores=[1.0, 0.0], kinds=["all", "drafted"], answers=["yes", "red"])
-    )
-    (folder / "seal/round-1/drafted.json").write_text(json.dumps({"t": [{"question": "Which colour?", "answer": "blue"}]}))
-    try:
-        _, text, _ = get(address, "/task?name=drafted&stage=seal/round-1&task=t")
-        assert "Which colour?" in text and "blue" in text and "test 1" in text and "test 2" not in text
-    finally:
-        shutil.rmtree(folder)
-
-
 def test_keys_alone_will_do(browser: Any, address: str) -> None:
     page = browser.new_page()
     page.goto(address)

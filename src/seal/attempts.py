@@ -105,18 +105,6 @@ def as_written(kept: Sequence[Selected], stage: Stage, tasks: Sequence[Task]) ->
     return [replace(k, text=broken[k.task, k.edit], cut=True) if (k.task, k.edit) in broken else k for k in kept]
 
 
-def anchors(
-    base: Policy, domain: Domain, tasks: Sequence[Task], n: int, config: WriteConfig, seed: object, stage: Stage
-) -> list[Selected]:
-    """``n`` edits that the untouched model writes of these tasks; they have a stage of their own below the round's."""
-    place = Stage(stage.folder / "anchor")
-    texts = place.once("texts", lambda: write_edits(base, domain, tasks, -(-n // len(tasks)), config, seed, place))
-    drawn = [
-        Selected(t.id, x, 0.0, edit=e) for t, row in zip(tasks, texts, strict=True) for e, x in enumerate(row) if x.strip()
-    ]
-    return as_written(drawn[:n], place, tasks)
-
-
 def try_edits(
     policy: Policy,
     domain: Domain,

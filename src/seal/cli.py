@@ -227,8 +227,8 @@ def _train(config: Any, own: dict[str, Any]) -> int:
         raise SealError(f"--controls: there is no control {unknown!r}; there are: {', '.join(CONTROLS)}")
     if config.outer.rule != "sft" and (odd := next((c for c in controls if c != "random"), None)):
         raise SealError(f"--controls {odd} imitates other edits, and outer.rule = {config.outer.rule} imitates none")
-    if "worst" in controls and (config.trial.race or config.trial.filter):
-        raise SealError("--controls worst takes the worst of all siblings, and trial.race and trial.filter leave some out")
+    if "worst" in controls and config.trial.race:
+        raise SealError("--controls worst takes the worst of all siblings, and trial.race leaves some out")
     store = _open(config)
     with _crew(config) as crew:
         run(config, store, crew=crew)

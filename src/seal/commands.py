@@ -412,11 +412,11 @@ def export(args: Namespace) -> int:
 
     must_be_new(args.out)
     if args.kind not in ("results", "dataset"):
-        from seal.integrations.trackers import track
+        from seal.integrations.trackers import tensorboard
         from seal.publish import metrics_of
         from seal.store import read_json
 
-        track(args.kind, list(metrics_of(args.run)), read_json(args.run / "config.json"), args.out)
+        tensorboard(list(metrics_of(args.run)), read_json(args.run / "config.json"), args.out)
         print(args.out)
         return 0
     data = export_results(args.run, args.stage) if args.kind == "results" else export_dataset(args.run, args.stage)

@@ -85,15 +85,9 @@ class TrialConfig(Part):
 
     race: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Inner loops per task, spent by sequential halving among its edits; ``None``: every edit is tried with ``inner.seeds`` seeds."""
-    drafted: Annotated[int, Field(ge=0, le=64)] = 0
-    """Questions per training task that the model drafts itself, added to the given ones."""
     proxy: str | None = None
-    """A score of edits that needs no training: in-context, exposure, coverage, or a judge (``http://host/v1#model``, ``hf:MODEL``);
+    """A score of edits that needs no training: exposure, or a judge (``http://host/v1#model``, ``hf:MODEL``);
     see :mod:`seal.proxy`."""
-    filter: Count | None = None
-    """Try only so many edits of each task, those that the proxy puts first."""
-    prior: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Weight of what the proxy foretells of an edit, in trials."""
 
 
 class OuterConfig(Part):
@@ -114,11 +108,6 @@ class OuterConfig(Part):
     imitate: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Weight of imitating the best edit beside preferring it (DPO, IPO; as in Pang et al., *Iterative Reasoning Preference Optimization*, 2024):
     without it both of a pair may become less likely, the best one too (docs/rewards.md)."""
-    replay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """For every kept edit, so many kept in earlier rounds are imitated too."""
-    anchor: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """For every kept edit, so many that the untouched model wrote are imitated too: up to a constant this is the KL divergence from it to the
-    policy."""
 
 
 class EvalConfig(Part):
@@ -188,25 +177,17 @@ class RunConfig(Part):
             raise ValueError(
                 f"model.device = {model.device} goes with outer.rule = sft, without eval.pool = full, and with vLLM as a server"
             )
-        if not trial.proxy and (trial.filter or trial.prior or outer.select == "proxy_of"):
-            raise ValueError("trial.filter, trial.prior and outer.select = proxy_of need a trial.proxy")
-        if trial.prior and outer.select not in ("best_of", "random_of", "worst_of", "others_of"):
-            raise ValueError(
-                f"trial.prior changes the order of siblings, and outer.select = {outer.select} does not look at it"
-            )
+        if bool(trial.proxy) != (outer.select == "proxy_of"):
+            raise ValueError("trial.proxy is what outer.select = proxy_of selects by: give both, or neither")
         if outer.rule != "sft":
             if outer.select not in ("best_of", "random_of"):
                 raise ValueError(
                     f"outer.rule = {outer.rule} learns from all siblings: outer.select = {outer.select} says nothing to it"
                 )
-            if trial.race or trial.filter:
-                raise ValueError(
-                    f"outer.rule = {outer.rule} learns from all siblings: trial.race and trial.filter leave some out"
-                )
-            if outer.replay or outer.anchor or outer.recipe.tokens:
-                raise ValueError(
-                    f"outer.replay, outer.anchor and outer.recipe.tokens are of outer.rule = sft, not of {outer.rule}"
-                )
+            if trial.race:
+                raise ValueError(f"outer.rule = {outer.rule} learns from all siblings: trial.race leaves some out")
+            if outer.recipe.tokens:
+                raise ValueError(f"outer.recipe.tokens is of outer.rule = sft, not of {outer.rule}")
         if outer.imitate and outer.rule not in ("dpo", "ipo"):
             raise ValueError(f"outer.imitate is of outer.rule = dpo and ipo, not of {outer.rule}")
         if outer.select == "solved" and self.inner.reward != "accuracy":

@@ -151,12 +151,12 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
     ),
     "export": (
         "write a stage of a run as one of SEAL's files (its results, or its passages with the edits), or the run's numbers for a tracker",
-        "--kind tensorboard, wandb or mlflow writes a local folder for that library; nothing is sent.",
+        "--kind tensorboard writes a local folder for that library; nothing is sent.",
         [
             (("run",), {"type": Path}),
             (("--out",), {"type": Path, "required": True, "help": "a new file, or a new folder for a tracker"}),
             (("--stage",), {"default": "seal/round-1", "help": "seal/round-2, eval/no-RL, … (seal/round-1)"}),
-            (("--kind",), {"choices": ["results", "dataset", "tensorboard", "wandb", "mlflow"], "default": "results"}),
+            (("--kind",), {"choices": ["results", "dataset", "tensorboard"], "default": "results"}),
         ],
     ),
     "judge": (

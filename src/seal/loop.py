@@ -6,14 +6,14 @@ import random
 import sys
 from collections.abc import Sequence
 
-from seal.attempts import Crew, anchors, as_written, cut_off, fingerprints, open_domain, write_edits
+from seal.attempts import Crew, as_written, cut_off, fingerprints, open_domain, write_edits
 from seal.config import RunConfig
 from seal.controls import as_many, by_chance, exchanged, kept_in
 from seal.domains.base import Domain
 from seal.integrations.vllm import served
 from seal.models.policy import Policy, load_policy
 from seal.restem import select
-from seal.rules import learn_from, replayed
+from seal.rules import learn_from
 from seal.store import Stage, Store
 from seal.trials import try_siblings, untried
 from seal.types import Attempt, SealError, Selected, Task, seed_of
@@ -52,8 +52,7 @@ def run(config: RunConfig, store: Store, branch: str = "seal", crew: Crew | None
                 kept = select(attempts, rule, config.outer.keep, seed, count)
             kept = as_written(kept, stage, tasks_P)
             stage.once("kept", lambda kept=kept: [vars(k) for k in kept])  # type: ignore[misc]
-            earlier = [k for q in range(1, r) for k in kept_in(store, branch, q)]
-            improve(policy, domain, tasks_P, kept, earlier, attempts, config, stage, r)
+            improve(policy, domain, tasks_P, kept, attempts, config, stage, r)
         policy.release()  # and only then the next one
         policy = load_round(config, stage)
     return policy
@@ -85,20 +84,14 @@ def improve(
     domain: Domain,
     tasks: Sequence[Task],
     kept: Sequence[Selected],
-    earlier: Sequence[Selected],
     attempts: Sequence[Attempt],
     config: RunConfig,
     stage: Stage,
     r: int,
 ) -> None:
     """Finetune the policy by the round's outcome, merge, and save it under the round. With nothing learnt it stays as it is."""
-    outer = config.outer
-    others = replayed(earlier, round(outer.replay * len(kept)), config.seed)
-    if outer.anchor and kept:
-        n = round(outer.anchor * len(kept))
-        others += anchors(load_base(config), domain, tasks, n, config.write, seed_of("anchor", config.seed, r), stage)
     prompts = {t.id: domain.prompt(t) for t in domain.tasks("train")}
-    adapter, record = learn_from(policy, prompts, kept, others, attempts, config, r, cut_off(stage, tasks))
+    adapter, record = learn_from(policy, prompts, kept, attempts, config, r, cut_off(stage, tasks))
     if adapter is not None:  # a finetune that diverged is not merged
         policy.merge(adapter)
     elif record["diverged"]:

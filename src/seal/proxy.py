@@ -1,8 +1,6 @@
 """Scores of self-edits that need no training: what could take the place of inner loops, or choose where to spend them.
 
-*in-context*: how likely the gold answers are to the model with the edit in view, instead of the passage: one forward pass.
-*exposure*: share of the gold answers that stand in the edit. *coverage*: share of the passage's content words in the edit, less the share
-of its own that the passage has not (:mod:`seal.features`). A judge: a model behind an endpoint, or ``hf:MODEL``, with a rubric.
+*exposure*: share of the gold answers that stand in the edit (:mod:`seal.features`). A judge: a model behind an endpoint, or ``hf:MODEL``, with a rubric.
 """
 
 from __future__ import annotations
@@ -13,14 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seal.domains.base import Domain
 from seal.endpoint import Endpoint, is_endpoint
 from seal.features import features
 from seal.models.engine import log_likelihood
-from seal.models.policy import Policy, load_policy
+from seal.models.policy import load_policy
 from seal.types import Prompt, Query, SealError, Task
 
-PROXIES = ("in-context", "exposure", "coverage")
 RUBRIC = (
     "A language model will be trained on the notes below, and will then answer questions about the passage without seeing it.\n\n"
     "Passage: {title}\n{context}\n\nNotes: {edit}\n\nHow well would the notes prepare it? Count what follows from the passage and is said "
@@ -30,44 +26,24 @@ SHOWN_CHARS = 8000
 """Of an edit, what a judge reads."""
 
 
-def proxy_scores(
-    source: str, policy: Policy, domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]
-) -> list[list[float]]:
+def proxy_scores(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:
     """A score in [0, 1] for each edit of each task; an edit that nobody scored is 0.
 
     Raises:
         SealError: there is no such proxy, or it does not suit the domain.
     """
-    if source == "in-context":
-        return _in_context(policy, domain, tasks, texts_P_E)
-    if source in PROXIES:
+    if source == "exposure":
         if any("context" not in t.data for t in tasks):
             raise SealError(f"trial.proxy: {source} is of edits about a passage, and these tasks have none")
-        score = _exposure if source == "exposure" else _coverage
-        return [[score(t, text) for text in texts] for t, texts in zip(tasks, texts_P_E, strict=True)]
+        return [[_exposure(t, text) for text in texts] for t, texts in zip(tasks, texts_P_E, strict=True)]
     if is_endpoint(source) or source.startswith("hf:"):
         return _judged(source, tasks, texts_P_E)
-    raise SealError(f"trial.proxy: there is no {source!r}; there are: {', '.join(PROXIES)}, http://…#model and hf:MODEL")
-
-
-def _in_context(policy: Policy, domain: Domain, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:
-    queries = [domain.shown_queries(t, text) for t, texts in zip(tasks, texts_P_E, strict=True) for text in texts]
-    if not any(queries):
-        raise SealError("trial.proxy: in-context shows an edit in place of the passage, and this domain has no such questions")
-    flat = [q for row in queries for q in row]
-    likely = iter(log_likelihood(policy, [None], [flat])[0])
-    scores = [sum(math.exp(next(likely)) for _ in row) / max(1, len(row)) for row in queries]
-    return _split(scores, texts_P_E)
+    raise SealError(f"trial.proxy: there is no {source!r}; there are: exposure, http://…#model and hf:MODEL")
 
 
 def _exposure(task: Task, text: str) -> float:
     golds = {k: v for k, v in features(task, [text]).items() if k.startswith("gold ")}
     return sum(golds.values()) / max(1, len(golds))
-
-
-def _coverage(task: Task, text: str) -> float:
-    found = features(task, [text])
-    return max(0.0, found["coverage"] - found["invented"] / 2)
 
 
 def _judged(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,28 +20,21 @@ def learn_from(
     policy: Policy,
     prompts: Mapping[str, Prompt],
     kept: Sequence[Selected],
-    others: Sequence[Selected],
     attempts: Sequence[Attempt],
     config: RunConfig,
     r: int,
     broken: Mapping[tuple[str, int], str] | None = None,
 ) -> Outcome:
-    """An adapter by the config's rule. ``others`` are imitated beside what was kept (replay, anchor); ``broken``: of edits that were
-    cut off, task and number → what was written."""
+    """An adapter by the config's rule. ``broken``: of edits that were cut off, task and number → what was written."""
     outer, seed = config.outer, seed_of("outer", config.seed, r)
     if outer.rule == "sft":
-        outcome = train_adapters(policy, [Job(sft_examples([*kept, *others], dict(prompts)), outer.recipe, seed)])[0]
+        outcome = train_adapters(policy, [Job(sft_examples(kept, dict(prompts)), outer.recipe, seed)])[0]
         diverged = outcome.adapter is None
         loss = (0.0, 0.0) if diverged else outcome.loss
         record = {"kept": len(kept), "steps": outcome.steps, "tokens": outcome.tokens, "loss": loss, "diverged": diverged}
-        return outcome.adapter, record | ({"others": len(others)} if others else {})
+        return outcome.adapter, record
     from seal.integrations import trl
 
     if outer.rule == "grpo":
         return trl.grpo(policy, prompts, attempts, outer, config.write.temperature, seed, broken or {})
     return trl.preference(policy, prompts, pairs_of(attempts), outer, seed)
-
-
-def replayed(earlier: Sequence[Selected], n: int, seed: object) -> list[Selected]:
-    """So many edits kept in earlier rounds, drawn without return."""
-    return random.Random(seed_of("replay", seed)).sample(list(earlier), min(n, len(earlier)))

@@ -1,21 +1,16 @@
-"""How the sibling edits of a round are tried: all alike, in a race, only those that a proxy puts first, on drafted questions too."""
+"""How the sibling edits of a round are tried: all alike, in a race, or not at all where a proxy chooses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from seal.attempts import Crew, trials_of, understand, work_through
 from seal.config import InnerConfig, RunConfig
 from seal.domains.base import Domain
 from seal.models.policy import Policy
 from seal.proxy import proxy_scores
-from seal.quiz import draft_quiz
 from seal.store import Stage
-from seal.types import Attempt, BadEdit, SealError, Task, seed_of
+from seal.types import Attempt, BadEdit, Task
 
 
 def try_siblings(
@@ -29,28 +24,16 @@ def try_siblings(
     label: str,
     crew: Crew | None = None,
 ) -> list[Attempt]:
-    """Attempts as a selection is to see them: of a race its finalists', with a proxy's prior counted in. On disk they are as measured."""
+    """Attempts as a selection is to see them: of a race its finalists'."""
     trial, inner = config.trial, config.inner
-    if trial.drafted:
-        tasks = with_drafts(policy, domain, tasks, trial.drafted, stage, config.seed)
-    scores: list[list[float]] | None = None
-    if trial.proxy:
-        source = trial.proxy
-        scores = stage.once("proxy", lambda: proxy_scores(source, policy, domain, tasks, texts_P_E))
-    if scores is not None and config.outer.select == "proxy_of":
+    if source := trial.proxy:
+        scores = stage.once("proxy", lambda: proxy_scores(source, tasks, texts_P_E))
         return untried(domain, tasks, texts_P_E, inner, scores)
     alive = [dict(enumerate(texts)) for texts in texts_P_E]
-    if scores is not None and trial.filter:
-        alive = [_first(texts, row, trial.filter) for texts, row in zip(alive, scores, strict=True)]
     if trial.race:
-        attempts = race(policy, domain, tasks, alive, inner, trial.race, stage, seed, label, crew)
-    else:
-        trials = trials_of(domain, tasks, alive, inner, seed, range(inner.seeds))
-        attempts = work_through(policy, domain, tasks, trials, inner, stage, label, crew)
-    if scores is not None and trial.prior:
-        known = {(t.id, e): s for t, row in zip(tasks, scores, strict=True) for e, s in enumerate(row)}
-        attempts = with_prior(attempts, known, trial.prior)
-    return attempts
+        return race(policy, domain, tasks, alive, inner, trial.race, stage, seed, label, crew)
+    trials = trials_of(domain, tasks, alive, inner, seed, range(inner.seeds))
+    return work_through(policy, domain, tasks, trials, inner, stage, label, crew)
 
 
 def untried(
@@ -72,25 +55,6 @@ def untried(
         for i, (t, texts) in enumerate(zip(tasks, texts_P_E, strict=True))
         for e, text in enumerate(texts)
     ]
-
-
-def _first(texts: Mapping[int, str], scores: Sequence[float], n: int) -> dict[int, str]:
-    """The ``n`` edits of highest score, in their order."""
-    best = sorted(texts, key=lambda e: (-scores[e], e))[:n]
-    return {e: texts[e] for e in sorted(best)}
-
-
-def with_drafts(policy: Policy, domain: Domain, tasks: Sequence[Task], n: int, stage: Stage, seed: int) -> list[Task]:
-    """The tasks with ``n`` questions more, at most: drafted by the model with the passage in view, answered by it the same way again."""
-
-    def compute() -> dict[str, list[dict[str, Any]]]:
-        records = draft_quiz(policy, [{**t.data, "id": t.id} for t in tasks], n, seed_of("drafted", seed))
-        return {r["id"]: [{k: q[k] for k in ("question", "answer")} for q in r["questions"]] for r in records}
-
-    if any("context" not in t.data for t in tasks):
-        raise SealError("trial.drafted: questions are drafted from a passage, and these tasks have none")
-    drafted = stage.once("drafted", compute)
-    return [domain.with_questions(t, drafted[t.id]) for t in tasks]
 
 
 # ---------------------------------------------------------------------------------------------------------------- racing
@@ -151,37 +115,3 @@ def _best(texts: Mapping[int, str], task: Task, attempts: Sequence[Attempt], n: 
 def _mean(rewards: Sequence[float | None]) -> float:
     known = [r for r in rewards if r is not None]
     return sum(known) / len(known) if known else -1.0
-
-
-# ----------------------------------------------------------------------------------------------------------------- prior
-
-
-def with_prior(attempts: Sequence[Attempt], scores: Mapping[tuple[str, int], float], weight: float) -> list[Attempt]:
-    """Rewards drawn towards what a proxy foretells: the foretold reward counts like ``weight`` trials of the edit. It is the task's mean
-    reward, plus the proxy's deviation from its mean there times the slope that fits all tasks of the round best."""
-    known = [a for a in attempts if a.reward is not None]
-    by_task: dict[str, list[Attempt]] = {}
-    for a in known:
-        by_task.setdefault(a.task, []).append(a)
-    x, y = [], []
-    means = {}
-    for task, group in by_task.items():
-        score, reward = np.array([scores[a.task, a.edit] for a in group]), np.array([float(a.reward or 0) for a in group])
-        means[task] = float(score.mean()), float(reward.mean())
-        x += list(score - score.mean())
-        y += list(reward - reward.mean())
-    spread = float(np.dot(x, x))
-    slope = float(np.dot(x, y)) / spread if spread else 0.0
-    tried = {(a.task, a.edit): sum(b.edit == a.edit for b in by_task[a.task]) for a in known}
-
-    def drawn(a: Attempt) -> Attempt:
-        if a.reward is None:
-            return a
-        score, reward = means[a.task]
-        if reward == 0:  # nothing was earned there, and nothing is foretold
-            return a
-        foretold = reward + slope * (scores[a.task, a.edit] - score)
-        w = weight / tried[a.task, a.edit]
-        return replace(a, reward=(a.reward + w * foretold) / (1 + w))
-
-    return [drawn(a) for a in attempts]

@@ -36,7 +36,7 @@ from seal.evaluate import NO_RL, Evaluation
 from seal.features import mean_features
 from seal.loop import load_round, run
 from seal.noise import estimators, rewarded
-from seal.proxy import PROXIES, proxy_scores, rank_correlation
+from seal.proxy import proxy_scores, rank_correlation
 from seal.results import machine, record_text
 from seal.stats import difference, interval
 from seal.store import Store, read_json, write_whole
@@ -64,13 +64,8 @@ VARIANTS: dict[str, list[str]] = {
     "sft mixed 5x3": [*FLAT, "--inner.reward", "mixed"],
     "sft likelihood race 8": ["--edits_per_task", "8", "--inner.reward", "likelihood", "--trial.race", "15"],
     "sft likelihood 15x1": ["--edits_per_task", "15", "--inner.reward", "likelihood"],
-    "sft likelihood filtered 15 to 5x3": [
-        "--edits_per_task", "15", "--inner.seeds", "3", "--inner.reward", "likelihood", "--trial.proxy", "in-context", "--trial.filter", "5",
-    ],
-    "sft proxy alone 15": ["--edits_per_task", "15", "--trial.proxy", "in-context", "--outer.select", "proxy_of"],
     "sft exposure alone 15": ["--edits_per_task", "15", "--trial.proxy", "exposure", "--outer.select", "proxy_of"],
     "sft random": [*FLAT, "--outer.select", "random_of"],
-    "sft likelihood 5x3, anchor": [*FLAT, "--inner.reward", "likelihood", "--outer.anchor", "1"],
     "dpo likelihood 5x3": [*FLAT, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
     "dpo likelihood 5x3, imitating": [
         *FLAT, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4", "--outer.imitate", "1",
@@ -90,7 +85,6 @@ VARIANTS: dict[str, list[str]] = {
     "budget: 24 x 10 likelihood": [*SMALL, "24", "--edits_per_task", "10", "--inner.reward", "likelihood"],
     "budget: 16 x 15 likelihood": [*SMALL, "16", "--edits_per_task", "15", "--inner.reward", "likelihood"],
     "rounds: sft likelihood": [*LONG, "--inner.reward", "likelihood"],
-    "rounds: sft likelihood, anchor": [*LONG, "--inner.reward", "likelihood", "--outer.anchor", "1"],
     "rounds: dpo likelihood": [*LONG, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
     "rounds: grpo likelihood": [
         *LONG, "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
@@ -118,10 +112,7 @@ DONORS = {
     for v in VARIANTS
     if (v.startswith("arc: ") and "--outer.rule" in VARIANTS[v]) or v == "arc: sft likelihood"
 }
-DONORS |= {
-    v: "sft likelihood 5x3"
-    for v in ("dpo likelihood 5x3, imitating", "ipo likelihood 5x3", "sft mixed 5x3", "sft likelihood 5x3, anchor")
-}
+DONORS |= {v: "sft likelihood 5x3" for v in ("dpo likelihood 5x3, imitating", "ipo likelihood 5x3", "sft mixed 5x3")}
 DONORS |= {"grpo likelihood 15x1, rate 1e-3": "sft likelihood 15x1"}
 """Whose edits and trials of the first round a variant of the same seed takes over: they are the same, but for how they are rewarded."""
 
@@ -290,7 +281,7 @@ def table(runs: str) -> dict[str, Any]:
     ]
     return {
         "command": "python tools/rules/compare.py run --seeds 0 1 2; python tools/rules/compare.py choose; python tools/rules/compare.py table", "date": date.today().isoformat(),
-        "machine": f"{machine()}, one thread a run", "rows": rows, "differences": differences, "chosen": chosen(runs), "reliability": reliabilities(runs), "proxies": proxies(runs),
+        "machine": f"{machine()}, one thread a run", "rows": rows, "differences": differences, "chosen": chosen(runs), "reliability": reliabilities(runs), "proxies": proxy(runs),
     }  # fmt: skip
 
 
@@ -333,14 +324,12 @@ def reliabilities(runs: str) -> dict[str, Any]:
     }
 
 
-def proxies(runs: str) -> dict[str, Any]:
-    """Rank correlation of each proxy with the measured reward, among the siblings of the first round (five edits, three seeds each)."""
-    found: dict[str, list[float]] = {}
+def proxy(runs: str) -> dict[str, Any]:
+    """Rank correlation of *exposure* with the measured reward, among the siblings of the first round (five edits, three seeds each)."""
+    found: list[float] = []
     for folder in sorted(Path(runs).glob("sft-likelihood-5x3-[0-9]")):
         config = RunConfig.model_validate(read_json(folder / "config.json"))
         domain = open_domain(config)
-        from seal.loop import load_base
-
         tasks = {t.id: t for t in domain.tasks("train")}
         rewards: dict[str, dict[int, list[float]]] = {}
         texts: dict[str, dict[int, str]] = {}
@@ -351,13 +340,9 @@ def proxies(runs: str) -> dict[str, Any]:
         mine = [tasks[t] for t in texts]
         rows = [list(texts[t.id].values()) for t in mine]
         earned = [[sum(r) / len(r) for r in rewards[t.id].values()] for t in mine]
-        for source in PROXIES:
-            scores = proxy_scores(source, load_base(config), domain, mine, rows)
-            found.setdefault(source, []).append(rank_correlation(scores, earned)[0])
-    return {
-        k: {"runs": len(v), "rank correlation": round(sum(v) / len(v), 3), "each": [round(x, 3) for x in v]}
-        for k, v in found.items()
-    }
+        found.append(rank_correlation(proxy_scores("exposure", mine, rows), earned)[0])
+    mean = round(sum(found) / len(found), 3) if found else None
+    return {"exposure": {"runs": len(found), "rank correlation": mean, "each": [round(x, 3) for x in found]}}
 
 
 def _numbers(found: Any) -> dict[str, float]:

@@ -79,18 +79,6 @@ class Domain(ABC):
         """The test with the context in view: what the model can do by reading. Empty: not offered."""
         return ()
 
-    def shown_queries(self, task: Task, text: str) -> Sequence[Query]:
-        """The test with a self-edit in view instead of the context. Empty: not offered."""
-        return ()
-
-    def with_questions(self, task: Task, questions: Sequence[Mapping[str, str]]) -> Task:
-        """The task with more ``{question, answer}``.
-
-        Raises:
-            SealError: tasks of this domain take none.
-        """
-        raise SealError(f"trial.drafted: the domain {type(self).__name__} takes no questions (Domain.with_questions)")
-
     def retrieval_queries(self, tasks: Sequence[Task], k: int) -> list[Sequence[Query]]:
         """The test with the ``k`` contexts in view that a search over all these tasks' finds: the alternative to learning. Empty: not
         offered."""

@@ -191,14 +191,6 @@ class Knowledge(Domain):
             Query(Prompt(prompts.ASK_OPEN.format(**slots, question=q["question"])), q["answer"]) for q in task.data["questions"]
         ]
 
-    def shown_queries(self, task: Task, text: str) -> Sequence[Query]:
-        """The edit stands where the passage would."""
-        return self.open_queries(Task(task.id, {**task.data, "context": text}))
-
-    def with_questions(self, task: Task, questions: Sequence[Mapping[str, str]]) -> Task:
-        more = [{"question": q["question"], "answer": q["answer"], "kind": "drafted"} for q in questions]
-        return Task(task.id, {**task.data, "questions": [*task.data["questions"], *more]})
-
     def known_tasks(self, n: int) -> Sequence[Task]:
         """Entities of the invented world that the embedded model knows by heart."""
         return (

@@ -175,11 +175,9 @@ class Pages:
         before = _before(run, name, file, task_id)
         selected = [k for k in run.file(f"{name}/kept.json") or () if k.get("task") == task_id]
         kept = {k.get("edit", k.get("text")) for k in selected}  # by its number; an earlier version kept the text alone
-        drafts = run.file(f"{name.split('/leg-')[0]}/drafted.json")
-        drafted = drafts.get(task_id, []) if isinstance(drafts, dict) else []
         for edit in edits:
-            given = (task.data.get("questions") if task else None) or [{}] * (len(edit["scores"]) - len(drafted))
-            edit["asked"] = _answers(edit, [*given, *drafted], before)
+            given = (task.data.get("questions") if task else None) or [{}] * len(edit["scores"])
+            edit["asked"] = _answers(edit, given, before)
             edit["kept"] = bool({edit["edit"], edit["text"]} & kept)
             edit["rows_made"] = _rows_made(domain, task, edit["text"])
             edit["picture"] = Markup(domain.picture(task, edit["text"], before, edit["answers"])) if domain and task else ""
