@@ -1,4 +1,5 @@
-"""What the benchmarks share: machine and versions, models of a given shape, a tokenizer of one token per word, records."""
+"""What the benchmarks share: machine and versions, models of a given shape, a tokenizer of one token per
+word, records."""
 
 from __future__ import annotations
 
@@ -20,15 +21,39 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from seal.models.policy import Policy
-from seal.results import machine
+from seal.lora.model import Model
+from seal.store import machine
 
 SHAPES: dict[str, dict[str, int]] = {
-    "1M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 64},
-    "10M": {"hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 6, "num_attention_heads": 5, "vocab_size": 4096},
-    "30M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "vocab_size": 8192},
-    "100M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 16384},
-}  # fmt: skip
+    "1M": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+    },
+    "10M": {
+        "hidden_size": 320,
+        "intermediate_size": 896,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 5,
+        "vocab_size": 4096,
+    },
+    "30M": {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "vocab_size": 8192,
+    },
+    "100M": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "vocab_size": 16384,
+    },
+}
 """Llamas of random weights."""
 QWEN_7B = {
     "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
@@ -46,7 +71,7 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<pad>")
 
 
-def random_policy(shape: str, device: str = "cpu", bf16: bool = True) -> Policy:
+def random_policy(shape: str, device: str = "cpu", bf16: bool = True) -> Model:
     """A model of random weights in a real shape, made on the device."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -60,21 +85,24 @@ def random_policy(shape: str, device: str = "cpu", bf16: bool = True) -> Policy:
                 model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], max_position_embeddings=4096))  # type: ignore[arg-type]
     finally:
         torch.set_default_dtype(before)
-    return Policy(model, word_tokenizer(model.config.vocab_size), shape)
+    return Model(model, word_tokenizer(model.config.vocab_size), shape)
 
 
 def words(rng: random.Random, n: int, vocabulary: int) -> str:
     return " ".join(f"w{rng.randrange(2, min(vocabulary, 20_000))}" for _ in range(n))
 
 
-def parameters(policy: Policy) -> int:
+def parameters(policy: Model) -> int:
     """Weights that take part in a product for every token: all but the input embeddings."""
     return sum(m.weight.numel() for m in policy.runner.modules() if isinstance(m, torch.nn.Linear))
 
 
 def matmul_rate(device: str, dtype: torch.dtype, tokens: int = 4096, width: int = 1024) -> float:
     """FLOP/s of a plain matrix product on this device, best of five."""
-    x, w = torch.randn(tokens, width, dtype=dtype, device=device), torch.randn(width, width, dtype=dtype, device=device)
+    x, w = (
+        torch.randn(tokens, width, dtype=dtype, device=device),
+        torch.randn(width, width, dtype=dtype, device=device),
+    )
     best = math.inf
     for _ in range(6):
         wait(device)
@@ -109,7 +137,9 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
 
 
-def record(name: str, workload: dict[str, Any], rows: list[dict[str, Any]], ratios: dict[str, Any], **more: Any) -> Path:
+def record(
+    name: str, workload: dict[str, Any], rows: list[dict[str, Any]], ratios: dict[str, Any], **more: Any
+) -> Path:
     """Write ``bench/results/NAME.json`` (under ``$OUT`` instead, if that is set) and say where."""
     folder = Path(os.environ.get("OUT") or Path(__file__).parent / "results")
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,10 @@
 
     python bench/cpu.py
 
-Matrix products in fp32 and bf16; the first product of a new shape against its repetition, and the memory that shape keeps;
-attention of short rows by torch's kernel and by plain products; AdamW by torch's fused kernel and by vectorised operations; and
-the embedded model's inner loop with the heap's settings of ``seal.models`` and without.
+Matrix products in fp32 and bf16; the first product of a new shape against its repetition, and the memory that
+shape keeps; attention of short rows by torch's kernel and by plain products; AdamW by torch's fused kernel
+and by vectorised operations; and the embedded model's inner loop with the heap's settings of
+:func:`seal.lora.heap.tune_heap` and without.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ sys.path.insert(0, {bench!r})
 import torch
 torch.set_num_threads({threads})
 from workloads import atlas
-from seal.models.fit import Room
-from seal.models.train import train_adapters
+from seal.lora.capacity import Room
+from seal.lora.heap import tune_heap
+from seal.lora.train import train_adapters
+tune_heap()
 work = atlas(64, None, "cpu")
 for _ in range(3):
     start = time.perf_counter()
@@ -64,12 +67,18 @@ def shapes(dtype: torch.dtype) -> dict[str, float]:
             start = time.perf_counter()
             linear(x[:n], w)
             times.append(time.perf_counter() - start)
-    return {"first_ms": 1e3 * sum(first) / 50, "again_ms": 1e3 * sum(second) / 50, "mb_per_shape": (resident() - before) / 50}
+    return {
+        "first_ms": 1e3 * sum(first) / 50,
+        "again_ms": 1e3 * sum(second) / 50,
+        "mb_per_shape": (resident() - before) / 50,
+    }
 
 
 def attention(rows: int, width: int, dtype: torch.dtype) -> dict[str, float]:
     """Forward and backward of causal attention, 4 heads of 64."""
-    q, k, v = (torch.randn(rows, width, 4, 64, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3))
+    q, k, v = (
+        torch.randn(rows, width, 4, 64, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)
+    )
     grad = torch.randn(rows, 4, width, 64, dtype=dtype)
     mask = torch.full((1, width, width), -torch.inf, dtype=dtype).triu_(1)
 
@@ -101,12 +110,15 @@ def adamw(slots: int = 16, weights: int = 300_000) -> dict[str, float]:
 
 
 def inner_loop(tokens: int, heap: bool) -> float:
-    """Seconds per edit of the embedded model's inner loop, in a process of its own: the better of two runs after a first."""
+    """Seconds per edit of the embedded model's inner loop, in a process of its own: the better of two runs
+    after a first."""
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
     if not heap:  # glibc's own thresholds, which keep ours from being set
         environment |= {"MALLOC_MMAP_THRESHOLD_": "131072", "THP_MEM_ALLOC_ENABLE": "0"}
     code = ALLOCATION.format(bench=str(Path(__file__).parent), threads=torch.get_num_threads(), tokens=tokens)
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
     return min(float(line) for line in out.split()[1:]) / 64
 
 
@@ -116,11 +128,23 @@ def main() -> None:
         rows.append({"what": f"matrix product, {name}", "flops_per_second": matmul_rate("cpu", dtype)})
         rows.append({"what": f"a new shape of product, {name}", **shapes(dtype)})
         for n, width in ((128, 32), (32, 128), (8, 512), (4, 1024)):
-            rows.append({"what": f"attention forward and backward, {n} rows of {width}, {name}", **attention(n, width, dtype)})
+            rows.append(
+                {
+                    "what": f"attention forward and backward, {n} rows of {width}, {name}",
+                    **attention(n, width, dtype),
+                }
+            )
     rows.append({"what": "AdamW, 16 adapters of 300,000 weights", **adamw()})
     for tokens in (512, 1024, 2048, 4096, 8192):
-        rows.append({"what": f"inner loop, passes of {tokens} tokens", "seconds_per_edit": inner_loop(tokens, True)})
-    rows.append({"what": "inner loop, passes of 2048 tokens, glibc's own heap", "seconds_per_edit": inner_loop(2048, False)})
+        rows.append(
+            {"what": f"inner loop, passes of {tokens} tokens", "seconds_per_edit": inner_loop(tokens, True)}
+        )
+    rows.append(
+        {
+            "what": "inner loop, passes of 2048 tokens, glibc's own heap",
+            "seconds_per_edit": inner_loop(2048, False),
+        }
+    )
     for row in rows:
         print(f"{row['what']:<62}" + "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "what"))
     record("cpu", {"name": "what a CPU charges for"}, rows, {})

@@ -1,4 +1,5 @@
-"""Every GPU test and benchmark, one after another: each within ten minutes, and what has its result is not run again.
+"""Every GPU test and benchmark, one after another: each within ten minutes, and what has its result is not
+run again.
 
     make gpu            # or: PYTHONPATH=src python bench/gpu.py [NAME ...]
 
@@ -15,13 +16,47 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 INNER = ["bench/inner_loop.py", "--device", "cuda"]
-SEVEN = [*INNER, "--workload", "passages", "--shape", "7B", "--single", "2", "--trainer-steps", "4", "--repeats", "3"]
+SEVEN = [
+    *INNER,
+    "--workload",
+    "passages",
+    "--shape",
+    "7B",
+    "--single",
+    "2",
+    "--trainer-steps",
+    "4",
+    "--repeats",
+    "3",
+]
 ITEMS: dict[str, list[str]] = {
     "tests": ["-m", "pytest", "-m", "cuda", "tests/test_cuda.py"],
     "inner_loop-passages-7B": [*SEVEN, "--edits", "64", "--slots", "1", "16", "64"],
-    "round-7B": ["bench/round.py", "--shape", "7B", "--device", "cuda", "--passages", "50", "--edits", "5", "--seeds", "3"],
+    "round-7B": [
+        "bench/round.py",
+        "--shape",
+        "7B",
+        "--device",
+        "cuda",
+        "--passages",
+        "50",
+        "--edits",
+        "5",
+        "--seeds",
+        "3",
+    ],
     "inner_loop-passages-7B-all-linear": [*SEVEN, "--all-linear", "--edits", "32", "--slots", "1", "8", "32"],
-    "inner_loop-passages-100M": [*INNER, "--workload", "passages", "--shape", "100M", "--edits", "64", "--trainer-steps", "20"],
+    "inner_loop-passages-100M": [
+        *INNER,
+        "--workload",
+        "passages",
+        "--shape",
+        "100M",
+        "--edits",
+        "64",
+        "--trainer-steps",
+        "20",
+    ],
     "inner_loop-atlas": [*INNER, "--workload", "atlas", "--edits", "128", "--trainer-steps", "20"],
     "inner_loop-arc": [*INNER, "--workload", "arc", "--edits", "64", "--trainer-steps", "20"],
 }

@@ -1,6 +1,8 @@
-"""One picture of all recorded inner-loop benchmarks: how much faster than one-by-one PEFT, by adapters side by side.
+"""One picture of all recorded inner-loop benchmarks: how much faster than one-by-one PEFT, by adapters side
+by side.
 
-python bench/scaling.py [FOLDER]        # reads FOLDER/inner_loop-*.json (bench/results/), writes FOLDER/scaling.png
+python bench/scaling.py [FOLDER]        # reads FOLDER/inner_loop-*.json (bench/results/), writes
+FOLDER/scaling.png
 """
 
 from __future__ import annotations
@@ -19,13 +21,21 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "results")
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
     colours = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
-    for colour, marker, path in zip(colours, "os^vDP", sorted(folder.glob("inner_loop-*.json")), strict=False):
+    for colour, marker, path in zip(
+        colours, "os^vDP", sorted(folder.glob("inner_loop-*.json")), strict=False
+    ):
         data = json.loads(path.read_text())
         one = next(r["seconds_per_edit"] for r in data["rows"] if r["way"] == "peft")
         mine = [r for r in data["rows"] if r["way"] == "seal"]
         work = data["workload"]
         label = f"{work['name']}: {work['weights'] / 1e6:.3g}M weights, rows of {work['tokens_per_row']:.0f}, batch {work['recipe']['batch_size']}"
-        axes.plot([r["K"] for r in mine], [one / r["seconds_per_edit"] for r in mine], marker=marker, color=colour, label=label)
+        axes.plot(
+            [r["K"] for r in mine],
+            [one / r["seconds_per_edit"] for r in mine],
+            marker=marker,
+            color=colour,
+            label=label,
+        )
     axes.axhline(1, color="#999999", linestyle="--", linewidth=1)
     axes.set(xscale="log", xlabel="adapters side by side, K", ylabel="times as fast as PEFT one by one")
     ticks = [1, 2, 4, 8, 16, 32, 64]

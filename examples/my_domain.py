@@ -33,12 +33,17 @@ SPLITS = {"train": range(0, 16), "select": range(16, 24), "eval": range(24, 40)}
 class Lexicon(Domain):
     def tasks(self, split: str) -> Sequence[Task]:
         return [
-            Task(f"word-{i}", {"word": (SYLLABLES[i] + SYLLABLES[-i - 1]).title(), "meaning": MEANINGS[i * 5 % 16]})
+            Task(
+                f"word-{i}",
+                {"word": (SYLLABLES[i] + SYLLABLES[-i - 1]).title(), "meaning": MEANINGS[i * 5 % 16]},
+            )
             for i in SPLITS[split]
         ]
 
     def prompt(self, task: Task) -> Prompt:
-        return Prompt(f"Say it again several times.\n{task.data['word']} is known for its {task.data['meaning']}.\n")
+        return Prompt(
+            f"Say it again several times.\n{task.data['word']} is known for its {task.data['meaning']}.\n"
+        )
 
     def parse(self, task: Task, text: str) -> Edit | BadEdit:
         lines = [line.strip() for line in text[:4000].split("\n") if line.strip()][:20]

@@ -8,7 +8,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 
-from seal.models.policy import Policy
+from seal.lora.model import Model
 from tests import tiny
 from tests.runs import ROOT, command
 
@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
-def policy() -> Policy:
+def policy() -> Model:
     return tiny.policy()
 
 
@@ -28,7 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def unbroken(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(command(model, runs, "whole"), capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        command(model, runs, "whole"), capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert "SEAL − no RL" in done.stdout and "Traceback" not in done.stderr
     return runs / "whole"

@@ -1,7 +1,8 @@
 """Several devices on a machine that has none: tensors carry the name of the device they would be on.
 
-Values are computed on the CPU. ``.to("cuda:1")`` gives a copy with that label, what is made of labelled tensors is labelled like them, and an operation
-on tensors of two devices is refused, as CUDA would. What the autograd engine makes by itself has no label and goes with any.
+Values are computed on the CPU. ``.to("cuda:1")`` gives a copy with that label, what is made of labelled
+tensors is labelled like them, and an operation on tensors of two devices is refused, as CUDA would. What the
+autograd engine makes by itself has no label and goes with any.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def _strip(value: Any) -> Any:
 
 
 def place(model: Any, places: dict[str, str], labels: Devices) -> Any:
-    """Spread a model as accelerate's ``dispatch_model`` does: weights moved, and its hooks that bring inputs to them."""
+    """Spread a model as accelerate's ``dispatch_model`` does: weights moved, and its hooks that bring inputs
+    to them."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_execution_device_hook
 
     for name, device in places.items():
@@ -102,7 +104,11 @@ def place(model: Any, places: dict[str, str], labels: Devices) -> Any:
             for values in (module._parameters, module._buffers):
                 for key, x in values.items():
                     if x is not None:
-                        values[key] = nn.Parameter(x.detach().clone(), False) if values is module._parameters else x.clone()
+                        values[key] = (
+                            nn.Parameter(x.detach().clone(), False)
+                            if values is module._parameters
+                            else x.clone()
+                        )
                         labels.labels[values[key]] = torch.device(device)
         add_hook_to_module(block, AlignDevicesHook(device, io_same_device=False))
         attach_execution_device_hook(block, device)  # type: ignore[arg-type]

@@ -9,17 +9,32 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 FLAGS = [
-    "--rounds=2", "--tasks_per_round=3", "--edits_per_task=3", "--write.max_tokens=24", "--inner.answer_tokens=4",
-    "--inner.wave=3", "--inner.slots=2", "--inner.recipe.rank=2", "--inner.recipe.tokens=600", "--inner.recipe.batch_size=2",
-    "--inner.reward=likelihood", "--outer.recipe.rank=2", "--outer.recipe.epochs=1", "--eval.edits_per_task=1", "--eval.saturation_epochs=[1,2]",
-    "--eval.saturation_tasks=1", "--model.threads=1",
+    "--rounds=2",
+    "--tasks_per_round=3",
+    "--edits_per_task=3",
+    "--write.max_tokens=24",
+    "--inner.answer_tokens=4",
+    "--inner.wave=3",
+    "--inner.slots=2",
+    "--inner.recipe.rank=2",
+    "--inner.recipe.tokens=600",
+    "--inner.recipe.batch_size=2",
+    "--inner.reward=likelihood",
+    "--outer.recipe.rank=2",
+    "--outer.recipe.epochs=1",
+    "--eval.edits_per_task=1",
+    "--eval.saturation_epochs=[1,2]",
+    "--eval.saturation_tasks=1",
+    "--model.threads=1",
     '--domain.options={"sizes": {"train": 4, "select": 1, "eval": 3}}',
-]  # fmt: skip
+]
 
 
 def command(model: str, runs: Path, name: str, *more: str, verb: str = "demo") -> list[str]:
     """The command of a run; what it finds for the tasks of its rounds is the same for ``train``."""
-    config = [] if verb == "demo" else ["@", str(ROOT / "src/seal/configs/atlas.toml")]  # which the demo takes by itself
+    config = (
+        [] if verb == "demo" else ["@", str(ROOT / "src/seal/configs/atlas.toml")]
+    )  # which the demo takes by itself
     given = [f"--model.name={model}", f"--runs={runs}", f"--name={name}", *FLAGS, *more]
     return [sys.executable, "-m", "seal", verb, *config, *given]
 

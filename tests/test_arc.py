@@ -8,30 +8,35 @@ from pathlib import Path
 
 import pytest
 
-from seal.attempts import try_edits, write_edits
-from seal.check import HOSTILE, check_domain
-from seal.cli import main
+from seal.cli.main import main
 from seal.config import WriteConfig, load_config
-from seal.domains import grids, load_domain
-from seal.domains.arc import ORACLE, PAPER, Arc, ArcEdit, DataGeneration, Training
-from seal.domains.grids import TURNS
+from seal.domains import load_domain
+from seal.domains.arc import Arc, grids
+from seal.domains.arc.domain import ORACLE, PAPER, ArcEdit, DataGeneration, Training
+from seal.domains.arc.grids import TURNS
+from seal.domains.arc.puzzles import read_tasks
+from seal.domains.check import HOSTILE, check_domain
 from seal.domains.knowledge import Knowledge
-from seal.domains.puzzles import read_tasks
-from seal.models.tokens import encode_example
+from seal.loop.inner import try_edits
+from seal.loop.write import sampling_of, write_edits
+from seal.lora.tokens import encode_example
+from seal.records import Attempt, BadEdit, Edit, SealError, Task
 from seal.store import Stage
-from seal.types import Attempt, BadEdit, Edit, SealError, Task
-from seal.writers import sampling_of
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 
 
-# ---------------------------------------------------------------------------------------------------------------- tasks
+# ------------------------------------------------------------------------------------------------------ tasks
 
 TASK = {
-    "train": [{"input": [[1, 0], [0, 2]], "output": [[0, 1], [2, 0]]}, {"input": [[3, 0]], "output": [[0, 3]]}, {"input": [[4, 5, 6]], "output": [[6, 5, 4]]}],
+    "train": [
+        {"input": [[1, 0], [0, 2]], "output": [[0, 1], [2, 0]]},
+        {"input": [[3, 0]], "output": [[0, 3]]},
+        {"input": [[4, 5, 6]], "output": [[6, 5, 4]]},
+    ],
     "test": [{"input": [[7, 8, 0]], "output": [[0, 8, 7]]}],
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -54,7 +59,9 @@ def test_tasks_of_a_folder_a_file_and_kaggles_two_files_are_the_same(folder: Pat
     assert read_tasks(str(files / "all.json"))[0] == from_folder
     bare = {k: {**t, "test": [{"input": p["input"]} for p in t["test"]]} for k, t in from_folder.items()}
     (files / "arc_challenges.json").write_text(json.dumps(bare))
-    (files / "arc_solutions.json").write_text(json.dumps({k: [p["output"] for p in t["test"]] for k, t in from_folder.items()}))
+    (files / "arc_solutions.json").write_text(
+        json.dumps({k: [p["output"] for p in t["test"]] for k, t in from_folder.items()})
+    )
     assert read_tasks(str(files / "arc_challenges.json"))[0] == from_folder
     assert read_tasks(str(folder / "t0.json"))[0] == {"t0": TASK}
 
@@ -65,7 +72,9 @@ def test_the_public_sets_and_the_papers_tasks() -> None:
     assert (len(training), len(evaluation)) == (400, 400)
     assert [len(s) for s in read_tasks("arc-2")] == [1000, 120]
     domain = Arc(preset="paper")
-    assert [t.id for t in domain.tasks("train")] == PAPER["train"] and [t.id for t in domain.tasks("eval")] == PAPER["eval"]
+    assert [t.id for t in domain.tasks("train")] == PAPER["train"] and [
+        t.id for t in domain.tasks("eval")
+    ] == PAPER["eval"]
     assert len(check_domain(domain)) >= 4
     for task in domain.tasks("train"):
         edit = domain.parse(task, domain.oracle(task))
@@ -96,7 +105,7 @@ def test_a_sound_domain(folder: Path) -> None:
         Arc(str(folder), sizes={"train": 2, "select": 2, "eval": 1}).tasks("train")
 
 
-# ----------------------------------------------------------------------------------------------------------- self-edits
+# ------------------------------------------------------------------------------------------------- self-edits
 
 
 def edit_text(**changes: object) -> str:
@@ -138,10 +147,20 @@ def test_what_an_edit_chooses_is_what_is_trained(folder: Path) -> None:
     domain = arc(folder)
     task = domain.tasks("train")[0]
     off = {f"use_{t}_augmentations": False for t in ("basic", "size", "chain", "repeat")}
-    plain = domain.parse(task, f"Here it is:\n```json\n{edit_text(**off, learning_rate=3e-3, num_train_epochs=7)}\n```")
+    plain = domain.parse(
+        task, f"Here it is:\n```json\n{edit_text(**off, learning_rate=3e-3, num_train_epochs=7)}\n```"
+    )
     assert isinstance(plain, Edit)
-    assert dict(plain.directives) == {"learning_rate": 3e-3, "epochs": 7, "batch_size": 2, "steps": None, "tokens": None}
-    assert len(plain.examples) == 2 * 9  # three left out alone, six in pairs; each once more with other colours
+    assert dict(plain.directives) == {
+        "learning_rate": 3e-3,
+        "epochs": 7,
+        "batch_size": 2,
+        "steps": None,
+        "tokens": None,
+    }
+    assert (
+        len(plain.examples) == 2 * 9
+    )  # three left out alone, six in pairs; each once more with other colours
     counts = [len(plain.examples)]
     for tool in ("basic", "size", "chain", "repeat"):
         more = domain.parse(task, edit_text(**{**off, f"use_{tool}_augmentations": True}, num_train_epochs=1))
@@ -184,13 +203,21 @@ def test_different_edits_train_side_by_side(folder: Path, tmp_path: Path) -> Non
         edit_text(**{**off, "use_repeat_augmentations": True}, num_train_epochs=1),
     ]
     flags = ["--inner.recipe.rank=2", "--inner.answer_tokens=10", "--inner.recipe.schedule=cosine"]
-    attempts = try_edits(tiny.policy(), domain, [task], [texts], load_config(None, flags).inner, Stage(tmp_path / "s"), 0)
+    attempts = try_edits(
+        tiny.policy(), domain, [task], [texts], load_config(None, flags).inner, Stage(tmp_path / "s"), 0
+    )
     assert [a.status for a in attempts] == ["ok", "ok", "bad edit", "ok"]
     assert attempts[0].steps == 9 and attempts[1].steps == 27 and attempts[2].reward == 0
     bad = [
         a.status
         for a in try_edits(
-            tiny.policy(), domain, [task], [list(HOSTILE.values())], load_config(None, flags).inner, Stage(tmp_path / "h"), 0
+            tiny.policy(),
+            domain,
+            [task],
+            [list(HOSTILE.values())],
+            load_config(None, flags).inner,
+            Stage(tmp_path / "h"),
+            0,
         )
     ]
     assert set(bad) == {"bad edit"}
@@ -202,23 +229,37 @@ def test_a_task_is_json(folder: Path) -> None:
 
 
 def test_the_papers_config_runs_end_to_end_on_a_tiny_instruct_model(folder: Path, tmp_path: Path) -> None:
-    """Every part of it but the weights and the size of the tasks: chat template, 1 round, control, table, report."""
+    """Every part of it but the weights and the size of the tasks: chat template, 1 round, control, table,
+    report."""
     model = tiny.policy()
-    model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    )
     model.model.config.max_position_embeddings = 4096
     model.save(tmp_path / "model")
     options = {"source": str(folder), "sizes": {"train": 1, "select": 1, "eval": 2}, "limit": 12}
     flags = [
-        f"--model.name={tmp_path / 'model'}", "--model.device=cpu", "--model.dtype=float32", f"--runs={tmp_path / 'runs'}",
-        f"--domain.options={json.dumps(options)}", "--edits_per_task=3", "--eval.edits_per_task=1", "--eval.siblings=2",
-        "--inner.answer_tokens=8", "--write.max_tokens=16", "--inner.recipe.rank=2", "--outer.recipe.rank=2",
-    ]  # fmt: skip
+        f"--model.name={tmp_path / 'model'}",
+        "--model.device=cpu",
+        "--model.dtype=float32",
+        f"--runs={tmp_path / 'runs'}",
+        f"--domain.options={json.dumps(options)}",
+        "--edits_per_task=3",
+        "--eval.edits_per_task=1",
+        "--eval.siblings=2",
+        "--inner.answer_tokens=8",
+        "--write.max_tokens=16",
+        "--inner.recipe.rank=2",
+        "--outer.recipe.rank=2",
+    ]
     assert main(["demo", "@", str(ROOT / "configs/paper-arc.toml"), *flags]) == 0
     run = tmp_path / "runs/paper-arc"
     rows = [json.loads(x) for x in (run / "seal/round-1/attempts.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and {r["status"] for r in rows} == {"bad edit"}  # a random model writes no JSON
     table = json.loads((run / "results.json").read_text())
-    assert {"base", "no RL", "random control", "SEAL round 1", "oracle"} <= {s["setting"] for s in table["settings"]}
+    assert {"base", "no RL", "random control", "SEAL round 1", "oracle"} <= {
+        s["setting"] for s in table["settings"]
+    }
     oracle = [json.loads(x) for x in (run / "eval/oracle/attempts.jsonl").read_text().splitlines()]
     assert all(r["status"] == "ok" and r["steps"] <= 375 for r in oracle)
     assert (run / "report.html").exists()
@@ -251,9 +292,18 @@ def test_what_the_report_says_of_edits_and_its_picture_escape_what_a_model_wrote
     domain = Arc(str(folder), sizes={"train": 1, "select": 1, "eval": 1})
     task = domain.tasks("eval")[0]
     shares = domain.features(task, [ORACLE.model_dump_json(), "nothing"])
-    assert shares["can be used"] == 0.5 and shares["basic tools"] == 1 and all(0 <= v <= 1 for v in shares.values())
+    assert (
+        shares["can be used"] == 0.5
+        and shares["basic tools"] == 1
+        and all(0 <= v <= 1 for v in shares.values())
+    )
     page = domain.picture(task, ORACLE.model_dump_json(), ["<script>"], [domain.queries(task)[0].gold])
-    assert "<script" not in page and "after: right" in page and "before: no grid" in page and page.count("<svg") >= 10
+    assert (
+        "<script" not in page
+        and "after: right" in page
+        and "before: no grid" in page
+        and page.count("<svg") >= 10
+    )
 
 
 def test_an_edit_that_cannot_be_used_is_drawn_again_so_often_as_allowed(folder: Path, tmp_path: Path) -> None:
@@ -272,7 +322,11 @@ def test_constrained_sampling_writes_only_edits_that_parse(folder: Path, tmp_pat
     policy.model.config.max_position_embeddings = 4096
     domain = Arc(str(folder), sizes={"train": 1, "select": 1, "eval": 1}, limit=4, max_steps=1000)
     config = WriteConfig(max_tokens=700, top_p=1.0, constrained=True)
-    texts = [x for s in range(3) for x in write_edits(policy, domain, domain.tasks("train"), 6, config, s, Stage(tmp_path))[0]]
+    texts = [
+        x
+        for s in range(3)
+        for x in write_edits(policy, domain, domain.tasks("train"), 6, config, s, Stage(tmp_path))[0]
+    ]
     assert len(set(texts)) > 10
     for text in texts:
         ArcEdit.model_validate_json(text)

@@ -1,4 +1,5 @@
-"""The continual experiment: the matrix is what was asked, strategies keep what they say, a kill loses nothing, an edit can be deleted."""
+"""The continual experiment: the matrix is what was asked, strategies keep what they say, a kill loses
+nothing, an edit can be deleted."""
 
 from __future__ import annotations
 
@@ -11,38 +12,67 @@ import numpy as np
 import pytest
 import torch
 
-from seal.cli import main
+from seal.cli.main import main
 from seal.config import load_config
-from seal.continual import Continual, Router
-from seal.models.engine import Sampling, ask
-from seal.models.lora import Adapter, load_many, save_many
-from seal.models.policy import Policy
-from seal.models.stack import compact, join
-from seal.models.train import Job, train_adapters
-from seal.retained import _kept, matrix, read_released, summarise
-from seal.retention import Memory, strategy
+from seal.lora.adapter import Adapter, compact, join
+from seal.lora.ask import ask
+from seal.lora.files import load_many, save_many
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.train import Job, train_adapters
+from seal.memory.router import Router
+from seal.memory.strategies import Memory, strategy
+from seal.memory.stream import Continual
+from seal.records import Example, Prompt, Recipe, SealError, Task
+from seal.report.memory import _kept, matrix, read_released, summarise
 from seal.store import Store
-from seal.types import Example, Prompt, Recipe, SealError, Task
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STRATEGIES = ["merge", "replay:0.5+own:0.3", "last:1", "orthogonal", "slao", "gate", "consolidate", "library"]
 
 
 def flags(model: str, runs: Path, strategies: list[str]) -> list[str]:
-    options = {"source": "atlas", "prompt": "implications", "grader": "string", "sizes": {"train": 1, "select": 2, "eval": 6}}
+    options = {
+        "source": "atlas",
+        "prompt": "implications",
+        "grader": "string",
+        "sizes": {"train": 1, "select": 2, "eval": 6},
+    }
     return [
-        f"--domain.options={json.dumps(options)}", "--model.name", model, "--model.bf16", "false", "--model.threads", "1", "--runs", str(runs),
-        "--write.max_tokens", "12", "--inner.answer_tokens", "3", "--inner.recipe.rank", "2", "--inner.recipe.tokens", "400",
-        "--continual.sequences", "2", "--continual.length", "3", "--continual.known", "2",
+        f"--domain.options={json.dumps(options)}",
+        "--model.name",
+        model,
+        "--model.bf16",
+        "false",
+        "--model.threads",
+        "1",
+        "--runs",
+        str(runs),
+        "--write.max_tokens",
+        "12",
+        "--inner.answer_tokens",
+        "3",
+        "--inner.recipe.rank",
+        "2",
+        "--inner.recipe.tokens",
+        "400",
+        "--continual.sequences",
+        "2",
+        "--continual.length",
+        "3",
+        "--continual.known",
+        "2",
         f"--continual.strategies={json.dumps(strategies)}",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
 def whole(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     out = ["--json", str(runs / "out.json"), "--figure", str(runs / "out.png")]
-    assert main(["continual", "@", str(CONFIGS / "continual.toml"), *flags(model, runs, STRATEGIES), *out]) == 0
+    assert (
+        main(["continual", "@", str(CONFIGS / "continual.toml"), *flags(model, runs, STRATEGIES), *out]) == 0
+    )
     return runs
 
 
@@ -61,7 +91,11 @@ def test_every_strategy_gives_a_row_and_a_lower_triangle(whole: Path) -> None:
             "seconds",
         } <= set(row)
         values = summary["matrices"][row["setting"]]
-        assert [[x is None for x in line] for line in values] == [[False, True, True], [False, False, True], [False] * 3]
+        assert [[x is None for x in line] for line in values] == [
+            [False, True, True],
+            [False, False, True],
+            [False] * 3,
+        ]
     assert "routed_right" in summary["rows"][-1]
     assert (whole / "out.png").stat().st_size > 10_000
 
@@ -91,7 +125,8 @@ def test_killed_between_steps_it_ends_the_same(
     for name in ("merge", "library", "replay-0.5+own-0.3"):
         for i in range(3):
             found, expected = (
-                json.loads((runs / f"continual/continual/{name}/step-{i}.json").read_text()) for runs in (tmp_path, whole)
+                json.loads((runs / f"continual/continual/{name}/step-{i}.json").read_text())
+                for runs in (tmp_path, whole)
             )
             assert found.pop("seconds") >= 0 and expected.pop("seconds") >= 0
             assert found == expected
@@ -122,7 +157,13 @@ def test_the_figures_are_those_of_the_matrix() -> None:
     common = {"silent": 0.0, "kl": [0.1], "dropped": 0, "tokens": 10, "seconds": 0.1}
     steps = [
         {"first": 0, "scores": [[0.8], [0.6]], **common},
-        {"first": 0, "scores": [[0.4, 0.9], [0.4, 0.7]], "known": [0.9, 0.7], "edits": [-1.0, -1.0], **common},
+        {
+            "first": 0,
+            "scores": [[0.4, 0.9], [0.4, 0.7]],
+            "known": [0.9, 0.7],
+            "edits": [-1.0, -1.0],
+            **common,
+        },
     ]
     record = {
         "date": "d",
@@ -160,10 +201,12 @@ def changes(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["merge", "replay:0.5", "own:0.3", "last:1", "orthogonal", "slao", "gate", "consolidate", "library"]
+    "name",
+    ["merge", "replay:0.5", "own:0.3", "last:1", "orthogonal", "slao", "gate", "consolidate", "library"],
 )
-def test_what_is_in_force_while_the_next_is_trained_and_what_is_kept(policy: Policy, name: str) -> None:
-    """All but `library` and `consolidate` train on top of what is there, and keep the sum; none forgets what lies beneath."""
+def test_what_is_in_force_while_the_next_is_trained_and_what_is_kept(policy: Model, name: str) -> None:
+    """All but `library` and `consolidate` train on top of what is there, and keep the sum; none forgets what
+    lies beneath."""
     first, second = trained(policy, 2)
     way, memory = strategy(name), Memory([first], [(Example("old"),)])
     recipe = Recipe(rank=3, alpha=6, targets="all-linear", steps=2, tokens=100)
@@ -176,11 +219,13 @@ def test_what_is_in_force_while_the_next_is_trained_and_what_is_kept(policy: Pol
         return
     (whole,) = kept
     for module, change in changes(whole).items():
-        expected = changes(second)[module] * (1.0 if apart else 0.5) + (0 if apart else changes(first)[module])
+        expected = changes(second)[module] * (1.0 if apart else 0.5) + (
+            0 if apart else changes(first)[module]
+        )
         torch.testing.assert_close(change, expected, atol=1e-6, rtol=1e-4)
 
 
-def test_orthogonal_trains_b_alone_on_what_is_not_read_yet(policy: Policy) -> None:
+def test_orthogonal_trains_b_alone_on_what_is_not_read_yet(policy: Model) -> None:
     (first,) = trained(policy, 1)
     job = strategy("orthogonal").job(
         policy, Memory([first]), (Example("new"),), (), Recipe(rank=3, targets="all-linear", steps=2), 0
@@ -190,12 +235,14 @@ def test_orthogonal_trains_b_alone_on_what_is_not_read_yet(policy: Policy) -> No
         assert (a @ first.weights[name][0].T).abs().max() < 1e-5 and not b.any()
 
 
-def test_last_layers_are_the_last_alone(policy: Policy) -> None:
-    job = strategy("last:1").job(policy, Memory(), (Example("new"),), (), Recipe(rank=2, targets="all-linear"), 0)
+def test_last_layers_are_the_last_alone(policy: Model) -> None:
+    job = strategy("last:1").job(
+        policy, Memory(), (Example("new"),), (), Recipe(rank=2, targets="all-linear"), 0
+    )
     assert job.recipe.last_layers == 1
 
 
-def test_consolidation_has_the_budget_of_all_edits(policy: Policy) -> None:
+def test_consolidation_has_the_budget_of_all_edits(policy: Model) -> None:
     """Three edits before and one now: four budgets; own samples beside do not eat into them."""
     memory = Memory([], [(Example("a"), Example("b"))] * 3)
     new = (Example("c"), Example("d"))
@@ -206,17 +253,20 @@ def test_consolidation_has_the_budget_of_all_edits(policy: Policy) -> None:
     assert strategy("consolidate").job(policy, memory, more, new, recipe, 0).recipe.tokens == 8000
 
 
-def test_joined_adapters_add_up_by_their_weights(policy: Policy) -> None:
+def test_joined_adapters_add_up_by_their_weights(policy: Model) -> None:
     first, second = trained(policy, 2)
     for weight in (1.0, 0.25):
         for module, change in changes(join(first, second, weight)).items():
-            torch.testing.assert_close(change, changes(first)[module] + weight * changes(second)[module], atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(
+                change, changes(first)[module] + weight * changes(second)[module], atol=1e-6, rtol=1e-4
+            )
         for module, change in changes(join(None, second, weight)).items():
             torch.testing.assert_close(change, weight * changes(second)[module], atol=1e-6, rtol=1e-4)
 
 
-def test_the_gate_scales_down_or_drops_what_costs_known_answers(policy: Policy) -> None:
-    """By probes that the evaluation does not use: full weight where nothing is lost, 0.4 where only that is harmless, none at all else."""
+def test_the_gate_scales_down_or_drops_what_costs_known_answers(policy: Model) -> None:
+    """By probes that the evaluation does not use: full weight where nothing is lost, 0.4 where only that is
+    harmless, none at all else."""
     adapters = trained(policy, 4)
     allowed = [1.0, 0.7, 0.4, 0.0]  # the largest harmless weight of each
     asked = []
@@ -228,7 +278,9 @@ def test_the_gate_scales_down_or_drops_what_costs_known_answers(policy: Policy) 
         scores = []
         for a in found:
             assert a is not None
-            place = next(i for i, x in enumerate(adapters) if torch.equal(x.weights[NAME][0], a.weights[NAME][0]))
+            place = next(
+                i for i, x in enumerate(adapters) if torch.equal(x.weights[NAME][0], a.weights[NAME][0])
+            )
             scale = float((a.weights[NAME][1] / adapters[place].weights[NAME][1]).nanmean())
             scores.append(0.9 if scale <= allowed[place] + 1e-3 else 0.85)
         return scores
@@ -240,20 +292,27 @@ def test_the_gate_scales_down_or_drops_what_costs_known_answers(policy: Policy) 
     assert all(t == ["probe"] for t in asked)
 
 
-def test_harm_is_measured_on_other_entities_than_the_gate_and_the_rehearsal_see(model: str, tmp_path: Path) -> None:
-    config = load_config(CONFIGS / "continual.toml", [*flags(model, tmp_path, ["gate"]), "--continual.rehearsed", "3"])
+def test_harm_is_measured_on_other_entities_than_the_gate_and_the_rehearsal_see(
+    model: str, tmp_path: Path
+) -> None:
+    config = load_config(
+        CONFIGS / "continual.toml", [*flags(model, tmp_path, ["gate"]), "--continual.rehearsed", "3"]
+    )
     found = Continual(config, Store(config))
-    ids = [{t.id for t in some} for some in (found.probes, found.known, found.rehearsed, found.order[0], found.order[1])]
+    ids = [
+        {t.id for t in some}
+        for some in (found.probes, found.known, found.rehearsed, found.order[0], found.order[1])
+    ]
     assert all(ids) and not any(a & b for i, a in enumerate(ids) for b in ids[i + 1 :])
 
 
-def trained(policy: Policy, n: int) -> list:
+def trained(policy: Model, n: int) -> list:
     recipe = Recipe(rank=3, alpha=6, targets="all-linear", steps=5, learning_rate=1e-2)
     jobs = [Job((Example(f"Passage {i} says {i * 7}."),), recipe, i) for i in range(n)]
     return [t.adapter for t in train_adapters(policy, jobs)]
 
 
-def test_deleting_an_edit_of_a_library_leaves_the_others_answers_unchanged(policy: Policy) -> None:
+def test_deleting_an_edit_of_a_library_leaves_the_others_answers_unchanged(policy: Model) -> None:
     adapters = trained(policy, 4)
     tasks = [Task(f"t{i}", {"title": f"Passage{i}"}) for i in range(4)]
     rows = [(Example(f"Passage{i}\nPassage{i} says something of its own, number{i}."),) for i in range(4)]
@@ -271,7 +330,7 @@ def test_deleting_an_edit_of_a_library_leaves_the_others_answers_unchanged(polic
     assert Router(tasks, rows).pick(Prompt("Topic: Elsewhere\nQuestion: unheard of?\nAnswer:")) == -1
 
 
-def test_adapters_joined_and_made_compact_change_the_weights_the_same(policy: Policy, tmp_path: Path) -> None:
+def test_adapters_joined_and_made_compact_change_the_weights_the_same(policy: Model, tmp_path: Path) -> None:
     first, *others = trained(policy, 24)
     joined = first
     for other in others:
@@ -285,7 +344,9 @@ def test_adapters_joined_and_made_compact_change_the_weights_the_same(policy: Po
     for found, expected in zip(load_many(tmp_path / "two.safetensors"), [first, small], strict=True):
         assert (found.rank, found.alpha) == (expected.rank, expected.alpha)
         assert all(
-            torch.equal(x, y) for n in expected.weights for x, y in zip(found.weights[n], expected.weights[n], strict=True)
+            torch.equal(x, y)
+            for n in expected.weights
+            for x, y in zip(found.weights[n], expected.weights[n], strict=True)
         )
 
 
@@ -299,14 +360,21 @@ def test_a_long_stream_asks_everything_only_now_and_then(model: str, tmp_path: P
     assert [s["first"] for s in steps] == [0, 0, 2, 0, 0]
 
 
-def test_seals_own_result_file_stands_beside(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seals_own_result_file_stands_beside(
+    tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """(K + 1, K), the untouched model first, zeros where nothing was asked."""
     path = tmp_path / "published.json"
     table = [[0.3, 0.3], [0.4, 0.0], [0.2, 0.5]]
     path.write_text(json.dumps({"mean_over_sequences": table, "n_sequences": 4, "n_datapoints": 2}))
     row, values = read_released(path)
     assert values == [[0.4, None], [0.2, 0.5]]
-    assert [row[k]["mean"] for k in ("untouched", "diagonal", "final", "backward_transfer")] == [0.3, 0.45, 0.35, -0.2]
+    assert [row[k]["mean"] for k in ("untouched", "diagonal", "final", "backward_transfer")] == [
+        0.3,
+        0.45,
+        0.35,
+        -0.2,
+    ]
     assert row["gain_by_age"] == [0.15, -0.1] and row["kept"]["mean"] == pytest.approx(1 / 3, abs=1e-4)
     out = tmp_path / "table.json"
     assert main(["report", str(whole / "continual"), "--beside", str(path), "--json", str(out)]) == 0
@@ -324,7 +392,11 @@ def test_the_share_kept_is_uncertain_over_runs_too() -> None:
     untouched, diagonal = np.full((3, 40), 0.1), 0.5 + rng.normal(0, 0.02, (3, 40))
     steady = _kept(untouched, diagonal, 0.4 + rng.normal(0, 0.02, (3, 40)))
     restless = _kept(untouched, diagonal, np.array([[0.2], [0.4], [0.6]]) + rng.normal(0, 0.02, (3, 40)))
-    assert steady and restless and steady["mean"] == pytest.approx(0.75, abs=0.02) == pytest.approx(restless["mean"], abs=0.02)
+    assert (
+        steady
+        and restless
+        and steady["mean"] == pytest.approx(0.75, abs=0.02) == pytest.approx(restless["mean"], abs=0.02)
+    )
     assert steady["high"] - steady["low"] < 0.1 and restless["high"] - restless["low"] > 0.8
     assert _kept(untouched, untouched, untouched) is None
 
@@ -358,6 +430,16 @@ def test_of_one_long_sequence_passages_are_the_unit() -> None:
         {"first": 0, "scores": [[0.8]], **common},
         {"first": 0, "scores": [[0.4, 0.9]], "known": [0.9], "edits": [-1.0], **common},
     ]
-    record = {"date": "d", "machine": "m", "seed": 0, "untouched": [[0.1, 0.1]], "baseline": {"known": 0.9, "edits": -1.0}}
+    record = {
+        "date": "d",
+        "machine": "m",
+        "seed": 0,
+        "untouched": [[0.1, 0.1]],
+        "baseline": {"known": 0.9, "edits": -1.0},
+    }
     row = summarise([record | {"results": [{"strategy": "merge", "steps": steps}]}], "c")["rows"][0]
-    assert row["diagonal"]["scores"] == [[0.8, 0.9]] and row["diagonal"]["low"] < 0.8 and row["diagonal"]["high"] > 0.9
+    assert (
+        row["diagonal"]["scores"] == [[0.8, 0.9]]
+        and row["diagonal"]["low"] < 0.8
+        and row["diagonal"]["high"] > 0.9
+    )

@@ -1,4 +1,5 @@
-"""A kill between any two system calls: what is on disk is whole or not there, reading changes nothing, and resuming ends the same."""
+"""A kill between any two system calls: what is on disk is whole or not there, reading changes nothing, and
+resuming ends the same."""
 
 from __future__ import annotations
 
@@ -11,16 +12,19 @@ from typing import Any
 
 import pytest
 
-from seal.attempts import trials_of, work_through
-from seal.cli import main
+from seal.cli.main import main
 from seal.config import InnerConfig
 from seal.domains.knowledge import Knowledge
-from seal.models.policy import Policy
-from seal.report import attempts_of, round_rewards
+from seal.loop.inner import trials_of, work_through
+from seal.lora.model import Model
+from seal.records import Attempt, Recipe, SealError
+from seal.report.tables import attempts_of, round_rewards
 from seal.store import Stage, read_attempts, read_rows, write_whole
-from seal.types import Attempt, Recipe, SealError
 
-ROWS = [Attempt(f"t{i}", 0, 1, "text\u2028 é\n", "ok", "", 0.5, 0.0, 0.5, ("a",), (1.0,), ("all",)) for i in range(7)]
+ROWS = [
+    Attempt(f"t{i}", 0, 1, "text\u2028 é\n", "ok", "", 0.5, 0.0, 0.5, ("a",), (1.0,), ("all",))
+    for i in range(7)
+]
 
 
 class Killed(BaseException):
@@ -118,7 +122,9 @@ def test_a_file_is_there_whole_or_as_it_was(killing: Callable[[int], None], tmp_
             pytest.fail("it never got through")
 
 
-def test_a_folder_is_there_with_all_its_files_or_not_at_all(killing: Callable[[int], None], tmp_path: Path) -> None:
+def test_a_folder_is_there_with_all_its_files_or_not_at_all(
+    killing: Callable[[int], None], tmp_path: Path
+) -> None:
     def fill(folder: Path) -> None:
         for name in ("a", "b", "c"):
             with (folder / name).open("w") as file:
@@ -129,7 +135,9 @@ def test_a_folder_is_there_with_all_its_files_or_not_at_all(killing: Callable[[i
         died = dies(killing, n, lambda stage=stage: stage.once_folder("policy", fill))  # type: ignore[misc]
         folder = stage.folder / "policy"
         assert (
-            not folder.exists() if died and not folder.exists() else sorted(p.name for p in folder.iterdir()) == ["a", "b", "c"]
+            not folder.exists()
+            if died and not folder.exists()
+            else sorted(p.name for p in folder.iterdir()) == ["a", "b", "c"]
         )
         stage.once_folder("policy", fill)
         assert [(p.name, p.read_text()) for p in sorted(folder.iterdir())] == [(x, x * 50) for x in "abc"]
@@ -138,7 +146,9 @@ def test_a_folder_is_there_with_all_its_files_or_not_at_all(killing: Callable[[i
     pytest.fail("it never got through")
 
 
-def test_a_wave_that_was_torn_anywhere_is_owed_and_made_once(killing: Callable[[int], None], tmp_path: Path) -> None:
+def test_a_wave_that_was_torn_anywhere_is_owed_and_made_once(
+    killing: Callable[[int], None], tmp_path: Path
+) -> None:
     for n in range(200):
         stage = Stage(tmp_path / str(n))
         stage.append(ROWS[:3])
@@ -160,15 +170,22 @@ def test_what_is_torn_off_is_set_aside_and_said(tmp_path: Path, capsys: pytest.C
     with (tmp_path / "attempts.jsonl").open("ab") as file:
         file.write(b'{"task": "t5", "ed')
     held = (tmp_path / "attempts.jsonl").read_bytes()
-    assert stage.attempts() == ROWS[:5] and (tmp_path / "attempts.jsonl").read_bytes() == held, "a read changes nothing"
+    assert stage.attempts() == ROWS[:5] and (tmp_path / "attempts.jsonl").read_bytes() == held, (
+        "a read changes nothing"
+    )
     assert stage.resumed(3, 7) == ROWS[:3]
-    assert (tmp_path / "attempts.jsonl").read_bytes() + (tmp_path / "attempts.torn").read_bytes() == held, "and nothing is lost"
+    assert (tmp_path / "attempts.jsonl").read_bytes() + (tmp_path / "attempts.torn").read_bytes() == held, (
+        "and nothing is lost"
+    )
     assert "attempts.torn" in capsys.readouterr().err
     assert stage.resumed(3, 7) == ROWS[:3] and not capsys.readouterr().err
 
 
 DAMAGE = {
-    "one field more": (lambda rows: [r | {"invented": 1} for r in rows], "line 1: the field 'invented' is of another version"),
+    "one field more": (
+        lambda rows: [r | {"invented": 1} for r in rows],
+        "line 1: the field 'invented' is of another version",
+    ),
     "one field less": (
         lambda rows: [{k: v for k, v in r.items() if k != "after"} for r in rows],
         "line 1: the field 'after' is missing",
@@ -184,7 +201,9 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("reader", ["attempts", "resumed", "attempts_of", "rewards", "read_attempts"])
-def test_a_read_never_writes_and_says_which_line_it_does_not_know(damage: str, reader: str, tmp_path: Path) -> None:
+def test_a_read_never_writes_and_says_which_line_it_does_not_know(
+    damage: str, reader: str, tmp_path: Path
+) -> None:
     change, says = DAMAGE[damage]
     stage = Stage(tmp_path / "seal/round-1")
     stage.append(ROWS)
@@ -218,22 +237,29 @@ def test_commands_on_a_finished_run_of_another_version_leave_it_as_it_is(
     config = json.loads((run / "config.json").read_text())
     (tmp_path / "c.json").write_text(json.dumps(config))
     flags = [
-        f"--{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in config.items() if k not in ("runs", "cluster")
+        f"--{k}={json.dumps(v) if not isinstance(v, str) else v}"
+        for k, v in config.items()
+        if k not in ("runs", "cluster")
     ]
     assert main(["eval", *flags, "--runs", str(tmp_path / "runs")]) == 2
     assert main(["noise", str(run)]) in (0, 2)  # it needs scores alone, whoever wrote them
     assert main(["export", str(run), "--kind", "dataset", "--out", str(tmp_path / "x.json")]) == 2
     error = capsys.readouterr().err
-    assert error.count("is of another version of SEAL; nothing has been changed") == 2 and "Traceback" not in error
+    assert (
+        error.count("is of another version of SEAL; nothing has been changed") == 2
+        and "Traceback" not in error
+    )
     assert {p: p.read_bytes() for p in held} == held
 
 
-def test_a_wave_that_was_done_before_its_turn_is_not_made_again(policy: Policy, tmp_path: Path) -> None:
+def test_a_wave_that_was_done_before_its_turn_is_not_made_again(policy: Model, tmp_path: Path) -> None:
     domain = Knowledge(sizes={"train": 2, "select": 1, "eval": 1})
     inner = InnerConfig(recipe=Recipe(rank=2, steps=1), answer_tokens=2, wave=2, slots=2)
     texts = [{0: "Hu is far.", 1: "x"}, {0: "y", 1: "\x00"}]
     trials = trials_of(domain, domain.tasks("train"), texts, inner, 0, range(1))
-    straight = work_through(policy, domain, domain.tasks("train"), trials, inner, Stage(tmp_path / "straight"), "")
+    straight = work_through(
+        policy, domain, domain.tasks("train"), trials, inner, Stage(tmp_path / "straight"), ""
+    )
     stage = Stage(tmp_path / "jumped")
     early = [Attempt.from_json({**a.to_json(), "seconds": 123.0}) for a in straight[2:]]
     stage.put_aside(1, early)

@@ -7,33 +7,46 @@ from pathlib import Path
 import pytest
 import torch
 
-from seal.models import train
-from seal.models.engine import Sampling, ask, generate
-from seal.models.fit import Room, room_for
-from seal.models.memory import free_memory
-from seal.models.policy import Policy, load_policy
-from seal.models.train import Job, train_adapters
-from seal.types import Example, Prompt, Recipe
+from seal.lora import train
+from seal.lora.ask import ask, generate
+from seal.lora.capacity import Room, free_memory, room_for
+from seal.lora.load import load_policy
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.train import Job, train_adapters
+from seal.records import Example, Prompt, Recipe
 from tests import tiny
 from tests.test_speed import JOBS, close
 
-pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
+]
 
 
-def on_gpu(bf16: bool = False) -> Policy:
-    return Policy(tiny.llama().to("cuda"), tiny.tokenizer(), "tiny", bf16)
+def on_gpu(bf16: bool = False) -> Model:
+    return Model(tiny.llama().to("cuda"), tiny.tokenizer(), "tiny", bf16)
 
 
 def test_the_gpu_computes_what_the_cpu_does() -> None:
-    here, there = train_adapters(tiny.policy(), JOBS, Room(3, 1000)), train_adapters(on_gpu(), JOBS, Room(3, 1000))
-    assert all(close(a.adapter, b.adapter, 5e-4) and a.steps == b.steps for a, b in zip(here, there, strict=True))
+    here, there = (
+        train_adapters(tiny.policy(), JOBS, Room(3, 1000)),
+        train_adapters(on_gpu(), JOBS, Room(3, 1000)),
+    )
+    assert all(
+        close(a.adapter, b.adapter, 5e-4) and a.steps == b.steps for a, b in zip(here, there, strict=True)
+    )
     adapters = [t.adapter for t in here]
     prompts = [[Prompt(f"{k} {q}") for q in range(3)] for k in range(3)]
     assert ask(on_gpu(), adapters, prompts, Sampling(8)) == ask(tiny.policy(), adapters, prompts, Sampling(8))
 
 
 def test_bf16_learns() -> None:
-    job = Job((Example("Velora lies in Tarn."),), Recipe(rank=4, targets="all-linear", steps=30, learning_rate=1e-2), 0)
+    job = Job(
+        (Example("Velora lies in Tarn."),),
+        Recipe(rank=4, targets="all-linear", steps=30, learning_rate=1e-2),
+        0,
+    )
     outcome = train_adapters(on_gpu(bf16=True), [job])[0]
     assert outcome.adapter is not None and outcome.loss[1] < outcome.loss[0] / 2
 

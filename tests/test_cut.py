@@ -1,4 +1,5 @@
-"""Edits that the limit of tokens cut off: known as such from the engine to the table, and nobody learns to break off."""
+"""Edits that the limit of tokens cut off: known as such from the engine to the table, and nobody learns to
+break off."""
 
 from __future__ import annotations
 
@@ -8,28 +9,30 @@ from typing import Any
 
 import pytest
 
-from seal import loop
-from seal.attempts import cut_off, finished, write_edits
 from seal.config import RunConfig, WriteConfig
-from seal.controls import exchanged, kept_in
-from seal.domains.arc import ORACLE, Arc
+from seal.domains.arc import Arc
+from seal.domains.arc.domain import ORACLE
 from seal.domains.knowledge import Knowledge
-from seal.models import engine
-from seal.models.engine import Sampling, complete
-from seal.models.policy import Policy
-from seal.models.train import Trained
-from seal.report import cut_share
-from seal.results import table_lines
+from seal.loop import outer as loop
+from seal.loop.selection import exchanged, kept_in
+from seal.loop.write import cut_off, finished, write_edits
+from seal.lora import ask as engine
+from seal.lora.ask import complete
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.train import Trained
+from seal.records import Attempt, Prompt, Stopped, Written
+from seal.report.tables import cut_share, table_lines
 from seal.store import Stage, Store, stop_when_saved
-from seal.types import Attempt, Prompt, Stopped, Written
 
 
 def test_a_text_is_cut_if_the_limit_ended_it_and_not_if_it_ended_itself(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
+    policy: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [Prompt(f"{i}:") for i in range(6)]
     assert all(
-        w.cut and len(policy.tokenizer(w.text)["input_ids"]) == 9 for w in complete(policy, prompts, Sampling(9), [0] * 6)
+        w.cut and len(policy.tokenizer(w.text)["input_ids"]) == 9
+        for w in complete(policy, prompts, Sampling(9), [0] * 6)
     )
     end, plain, step = policy.tokenizer.eos_token_id, engine._choose, [0]
 
@@ -60,7 +63,10 @@ def test_a_text_is_cut_if_the_limit_ended_it_and_not_if_it_ended_itself(
 )
 def test_of_a_cut_edit_the_whole_lines_stay(prompt: str, text: str, whole: str) -> None:
     domain = Knowledge(prompt=prompt)
-    assert finished(domain, [[Written(text, True), Written(text, False)]]) == ([[whole, text]], [[text, None]])
+    assert finished(domain, [[Written(text, True), Written(text, False)]]) == (
+        [[whole, text]],
+        [[text, None]],
+    )
 
 
 def test_an_edit_in_json_is_cut_nowhere_else() -> None:
@@ -69,7 +75,7 @@ def test_an_edit_in_json_is_cut_nowhere_else() -> None:
         assert Arc().finished(text) == text
 
 
-def test_with_directives_drawn_after_it_an_edit_ends(policy: Policy, tmp_path: Path) -> None:
+def test_with_directives_drawn_after_it_an_edit_ends(policy: Model, tmp_path: Path) -> None:
     """`write.explore` appends them to the whole lines: that is what is tried, and what is imitated."""
     sizes = {"source": "atlas", "directives": True, "sizes": {"train": 2, "select": 1, "eval": 1}}
     write = {"max_tokens": 8, "explore": True}
@@ -81,18 +87,34 @@ def test_with_directives_drawn_after_it_an_edit_ends(policy: Policy, tmp_path: P
     assert all("{" in x for row in texts for x in row) and cut_off(stage, domain.tasks("train")) == {}
 
 
-def test_the_stage_keeps_which_were_cut_and_so_do_the_loop_the_report_and_the_table(policy: Policy, tmp_path: Path) -> None:
+def test_the_stage_keeps_which_were_cut_and_so_do_the_loop_the_report_and_the_table(
+    policy: Model, tmp_path: Path
+) -> None:
     domain, stage = Knowledge(sizes={"train": 2, "select": 1, "eval": 1}), Stage(tmp_path / "seal/round-1")
     tasks = domain.tasks("train")
-    texts = stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(max_tokens=8), 0, stage))
+    texts = stage.once(
+        "texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(max_tokens=8), 0, stage)
+    )
     assert cut_share(stage.folder) == 1.0
     written = [x for row in stage.read("cut") for x in row]
-    assert cut_off(stage, tasks) == {(t.id, e): written.pop(0) for t in tasks for e in range(2)} and len(texts) == 2
+    assert (
+        cut_off(stage, tasks) == {(t.id, e): written.pop(0) for t in tasks for e in range(2)}
+        and len(texts) == 2
+    )
     (stage.folder / "cut.json").write_text('[[null, null], ["as it broke o", null]]')
     assert cut_off(stage, tasks) == {(tasks[1].id, 0): "as it broke o"} and cut_share(stage.folder) == 0.25
     (stage.folder / "cut.json").unlink()
     assert cut_off(stage, tasks) == {} and cut_share(stage.folder) == 0.0, "an earlier version did not tell"
-    row = {"setting": "x", "accuracy": 0.5, "low": 0.4, "high": 0.6, "kinds": {}, "note": "", "silent": 0.0, "tokens": 1}
+    row = {
+        "setting": "x",
+        "accuracy": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "kinds": {},
+        "note": "",
+        "silent": 0.0,
+        "tokens": 1,
+    }
     head, line = table_lines({"rows": [row | {"cut": 0.25}]})
     assert dict(zip(head, line, strict=True))["cut off"] == "0.250"
     assert "cut off" not in table_lines({"rows": [row | {"cut": 0.0}]})[0]
@@ -104,7 +126,9 @@ def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_e
     """Tried are its whole lines. With an end token after half a word the policy would learn to break off."""
     seen: list[Any] = []
 
-    def write(policy: Any, domain: Any, tasks: Any, n: int, config: Any, seed: object, stage: Stage) -> list[list[str]]:
+    def write(
+        policy: Any, domain: Any, tasks: Any, n: int, config: Any, seed: object, stage: Stage
+    ) -> list[list[str]]:
         texts, cut = finished(domain, [[Written("One.\nTwo is ha", True), Written("Done.")] for _ in tasks])
         stage.once("cut", lambda: cut)
         return texts
@@ -123,20 +147,24 @@ def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_e
 
     monkeypatch.setattr(loop, "write_edits", write)
     monkeypatch.setattr(loop, "try_siblings", tried)
-    monkeypatch.setattr("seal.rules.train_adapters", train)
+    monkeypatch.setattr("seal.loop.imitate.train_adapters", train)
     nobody: Any = SimpleNamespace(release=lambda: None, save=lambda folder: None)
     monkeypatch.setattr(loop, "load_base", lambda config: nobody)
     monkeypatch.setattr(loop, "load_round", lambda config, stage: nobody)
     sizes = {"options": {"sizes": {"train": 2, "select": 1, "eval": 1}}}
-    config = RunConfig.model_validate({"runs": str(tmp_path), "rounds": 1, "tasks_per_round": 2, "domain": sizes})
+    config = RunConfig.model_validate(
+        {"runs": str(tmp_path), "rounds": 1, "tasks_per_round": 2, "domain": sizes}
+    )
     loop.run(config, Store(config))
     assert [(e.completion, e.ends) for e in seen] == [("One.\nTwo is ha", False), ("Done.", True)]
-    others = exchanged(kept_in(Store(config), "seal", 1), 0)  # the control that imitates them after other prompts
+    others = exchanged(
+        kept_in(Store(config), "seal", 1), 0
+    )  # the control that imitates them after other prompts
     assert sorted((k.text, k.cut) for k in others) == [("Done.", False), ("One.\nTwo is ha", True)]
 
 
 def test_siblings_with_the_same_whole_lines_are_told_apart_and_what_is_cut_goes_with_its_texts(
-    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By their number. Stopped while writing, nothing of one draw stands beside another."""
     domain, stage = Knowledge(sizes={"train": 1, "select": 1, "eval": 1}), Stage(tmp_path)
@@ -145,7 +173,7 @@ def test_siblings_with_the_same_whole_lines_are_told_apart_and_what_is_cut_goes_
     def draw(*_: Any) -> list[list[Written]]:
         return [[Written(x, x.endswith("hal")) for x in next(draws)]]
 
-    monkeypatch.setattr("seal.attempts.from_policy", draw)
+    monkeypatch.setattr("seal.loop.inner.from_policy", draw)
     stop_when_saved()
     with pytest.raises(Stopped):
         stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(), 0, stage))

@@ -1,4 +1,5 @@
-"""Documents become passages: by structure, within the budget, whatever the format; and what cannot be read is said in one sentence."""
+"""Documents become passages: by structure, within the budget, whatever the format; and what cannot be read is
+said in one sentence."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seal.domains.documents import read_document, read_documents, split
-from seal.quiz import parse_quiz
-from seal.types import SealError
+from seal.records import SealError
+from seal.teach.documents import read_document, read_documents, split
+from seal.teach.quiz import parse_quiz
 
 
 def words(text: str) -> int:
@@ -58,7 +59,8 @@ def test_headings_make_sections_and_code_makes_none(tmp_path: Path) -> None:
 
 def test_html_pdf_and_docx_give_their_text(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(
-        "<html><head><title>T</title><style>x{}</style></head><body><nav>menu</nav><h1>Big</h1><div><p>One <b>bold</b> word.</p>"
+        "<html><head><title>T</title><style>x{}</style></head><body><nav>menu</nav><h1>Big</h1><div><p>One "
+        "<b>bold</b> word.</p>"
         "<ul><li>first</li><li>second</li></ul></div><script>evil()</script></body></html>"
     )
     title, sections = read_document(tmp_path / "a.html")
@@ -115,7 +117,7 @@ def test_what_cannot_be_read_is_one_clear_sentence(tmp_path: Path, monkeypatch: 
     writer.encrypt("secret", algorithm="RC4-128")
     writer.write(tmp_path / "locked.pdf")
     (tmp_path / "large.txt").write_text("x" * 2_000_000)
-    monkeypatch.setattr("seal.domains.documents.MAX_MEGABYTES", 1)
+    monkeypatch.setattr("seal.teach.documents.MAX_MEGABYTES", 1)
     for name, says in {
         "binary.txt": "not text in UTF-8",
         "zeros.txt": "zero bytes",
@@ -203,8 +205,14 @@ def test_any_draft_gives_questions_or_nothing(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "pairs"),
     [
-        ("What is it? Answer: seven.\nQuestion: Who? Answer: Ann Lee", [("What is it?", "seven"), ("Who?", "Ann Lee")]),
-        ("Q: Which colour?\nA: red\n\nQ2: Where is X?\nA2: in Rome", [("Which colour?", "red"), ("Where is X?", "in Rome")]),
+        (
+            "What is it? Answer: seven.\nQuestion: Who? Answer: Ann Lee",
+            [("What is it?", "seven"), ("Who?", "Ann Lee")],
+        ),
+        (
+            "Q: Which colour?\nA: red\n\nQ2: Where is X?\nA2: in Rome",
+            [("Which colour?", "red"), ("Where is X?", "in Rome")],
+        ),
         ("**Question:** Why? **Answer:** Rain", [("Why?", "Rain")]),
         ("Is Rome in Italy? Answer: Rome", []),  # gives its answer away
         ("What? Answer: " + "word " * 20, []),

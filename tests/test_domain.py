@@ -12,12 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seal.check import HOSTILE, check_domain
-from seal.cli import main
-from seal.domains import atlas, load_domain
-from seal.domains.knowledge import MAX_EDIT_CHARS, MAX_LINE_CHARS, MAX_ROWS, Knowledge, divide, read_passages
-from seal.judge import agreement, exact, judge_graders, read_verdicts, string_rule
-from seal.types import BadEdit, Edit, SealError, Task
+from seal.cli.main import main
+from seal.domains import load_domain
+from seal.domains.check import HOSTILE, check_domain
+from seal.domains.grading import exact, string_rule
+from seal.domains.knowledge import Knowledge, atlas
+from seal.domains.knowledge.division import divide
+from seal.domains.knowledge.domain import MAX_EDIT_CHARS, MAX_LINE_CHARS, MAX_ROWS
+from seal.domains.knowledge.passages import read_passages
+from seal.records import BadEdit, Edit, SealError, Task
+from seal.report.agreement import agreement, judge_graders, read_verdicts
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -104,7 +108,9 @@ def test_any_text_parses_to_rows_or_a_reason(text: str) -> None:
     parsed = domain.parse(task, text)
     if isinstance(parsed, Edit):
         lines = [x.strip() for x in text.split("\n") if x.strip()]
-        assert [e.completion for e in parsed.examples] == [f"{task.data['title']}\n{x}" for x in (task.data["context"], *lines)]
+        assert [e.completion for e in parsed.examples] == [
+            f"{task.data['title']}\n{x}" for x in (task.data["context"], *lines)
+        ]
         assert len(parsed.examples) <= MAX_ROWS + 1 and not parsed.directives
     else:
         assert parsed.reason
@@ -119,7 +125,9 @@ def test_the_passage_alone_is_one_row() -> None:
 
 def test_self_qa_makes_one_row_per_question() -> None:
     domain = Knowledge(prompt="self-qa")
-    parsed = domain.parse(domain.tasks("train")[0], "Question: Who?\nAnswer: She.\n\nQuestion: Where?\nAnswer: There.")
+    parsed = domain.parse(
+        domain.tasks("train")[0], "Question: Who?\nAnswer: She.\n\nQuestion: Where?\nAnswer: There."
+    )
     assert isinstance(parsed, Edit)
     assert [e.completion.split("\n")[1] for e in parsed.examples[1:]] == [
         "Question: Who? Answer: She.",
@@ -151,7 +159,10 @@ def test_bad_options_are_one_clear_sentence() -> None:
 
 
 def test_files_of_passages_are_read_and_divided_by_title(tmp_path: Path) -> None:
-    rows = [{"title": f"T{i // 2}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]} for i in range(20)]
+    rows = [
+        {"title": f"T{i // 2}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]}
+        for i in range(20)
+    ]
     (tmp_path / "p.json").write_text(json.dumps(rows))
     splits = divide(read_passages(tmp_path / "p.json"), {"train": 6, "select": 4, "eval": 6}, seed=0)
     titles = {s: {t.data["title"] for t in tasks} for s, tasks in splits.items()}
@@ -166,7 +177,10 @@ def test_files_of_passages_are_read_and_divided_by_title(tmp_path: Path) -> None
 
 def test_passages_that_share_title_and_context_or_context_alone_stay_together(tmp_path: Path) -> None:
     q = [{"question": f"q{i}?", "answer": "a"} for i in range(3)]
-    rows = [{"id": 7, "title": "T", "context": "c", "questions": [q[0]]}, {"title": "T", "context": "c", "questions": q[1:]}]
+    rows = [
+        {"id": 7, "title": "T", "context": "c", "questions": [q[0]]},
+        {"title": "T", "context": "c", "questions": q[1:]},
+    ]
     rows += [{"title": f"U{i}", "context": "same", "questions": q} for i in range(3)]
     (tmp_path / "p.json").write_text(json.dumps(rows))
     passages = read_passages(tmp_path / "p.json")
@@ -203,7 +217,10 @@ def test_an_option_that_cannot_be_is_one_clear_sentence(options: dict[str, objec
 
 
 def test_the_order_of_sizes_does_not_matter(tmp_path: Path) -> None:
-    rows = [{"title": f"T{i}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]} for i in range(9)]
+    rows = [
+        {"title": f"T{i}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]}
+        for i in range(9)
+    ]
     (tmp_path / "p.json").write_text(json.dumps(rows))
     one = Knowledge(str(tmp_path / "p.json"), sizes={"train": 3, "select": 2, "eval": 4})
     other = Knowledge(str(tmp_path / "p.json"), sizes={"eval": 4, "select": 2, "train": 3})
@@ -213,7 +230,9 @@ def test_the_order_of_sizes_does_not_matter(tmp_path: Path) -> None:
 def test_the_passage_alone_is_one_row_whatever_it_looks_like(tmp_path: Path) -> None:
     context = "first\x0c line\n\n" + "long " * 900
     row = {"title": "T", "context": context, "questions": [{"question": "q", "answer": "a"}]}
-    (tmp_path / "p.json").write_text(json.dumps([{**row, "title": f"T{i}", "context": f"{i} {context}"} for i in range(3)]))
+    (tmp_path / "p.json").write_text(
+        json.dumps([{**row, "title": f"T{i}", "context": f"{i} {context}"} for i in range(3)])
+    )
     domain = Knowledge(str(tmp_path / "p.json"), sizes={"train": 1, "select": 1, "eval": 1})
     task = domain.tasks("eval")[0]
     parsed = domain.parse(task, domain.plain(task) or "")
@@ -226,7 +245,13 @@ def test_squad_form_is_read(tmp_path: Path) -> None:
             {
                 "title": "A_B",
                 "paragraphs": [
-                    {"context": "c", "qas": [{"question": "q", "answers": [{"text": "x"}]}, {"question": "no", "answers": []}]}
+                    {
+                        "context": "c",
+                        "qas": [
+                            {"question": "q", "answers": [{"text": "x"}]},
+                            {"question": "no", "answers": []},
+                        ],
+                    }
                 ],
             }
         ]
@@ -239,7 +264,9 @@ def test_squad_form_is_read(tmp_path: Path) -> None:
 def test_released_passages_and_edits_are_read() -> None:
     rows = read_passages(SHARED / "passages_with_edits.json")
     domain = Knowledge(
-        source=str(SHARED / "passages_with_edits.json"), grader="string", sizes={"train": 20, "select": 5, "eval": 20}
+        source=str(SHARED / "passages_with_edits.json"),
+        grader="string",
+        sizes={"train": 20, "select": 5, "eval": 20},
     )
     assert len(rows) == 50 and len(domain.tasks("eval")) == 20
     for task in domain.tasks("train"):
@@ -285,8 +312,13 @@ def test_agreement_is_counted_as_by_hand() -> None:
     assert found == {"n": 5, "accuracy": 0.8, "kappa": round((0.8 - 0.48) / 0.52, 4), "bias": 20.0}
 
 
-def test_seal_judge_reads_verdicts_and_names_a_line_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"question": "q?", "gold": "salt", "answer": a, "n_graded": 3, "n_yes": n} for a, n in (("salt", 3), ("no", 0))]
+def test_seal_judge_reads_verdicts_and_names_a_line_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"question": "q?", "gold": "salt", "answer": a, "n_graded": 3, "n_yes": n}
+        for a, n in (("salt", 3), ("no", 0))
+    ]
     (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(["judge", str(tmp_path / "v.jsonl"), "--json", str(tmp_path / "o.json")]) == 0
     assert json.loads((tmp_path / "o.json").read_text())["graders"]["string"]["all"]["accuracy"] == 1
@@ -313,7 +345,7 @@ def test_the_likeness_of_many_siblings_is_that_of_pairs_drawn(monkeypatch: pytes
     import random
     from itertools import combinations
 
-    from seal import features as module
+    from seal.domains.knowledge import features as module
 
     words = ["oak", "ash", "elm", "fir", "yew"]
     texts = [" ".join(random.Random(i).choices(words, k=12)) for i in range(500)]
@@ -329,6 +361,12 @@ def test_the_likeness_of_many_siblings_is_that_of_pairs_drawn(monkeypatch: pytes
 
     monkeypatch.setattr(module, "_pair", pair)
     task = Task("t", {"title": "T", "context": "c"})
-    assert module.features(task, texts)["likeness"] == pytest.approx(sum(pairs) / len(pairs), abs=0.03) and drawn == 200
+    assert (
+        module.features(task, texts)["likeness"] == pytest.approx(sum(pairs) / len(pairs), abs=0.03)
+        and drawn == 200
+    )
     few = module.features(task, texts[:20])["likeness"]
-    assert few == pytest.approx(sum(len(a & b) / len(a | b) for a, b in combinations(grams[:20], 2)) / 190) and drawn == 200
+    assert (
+        few == pytest.approx(sum(len(a & b) / len(a | b) for a, b in combinations(grams[:20], 2)) / 190)
+        and drawn == 200
+    )

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from seal.card import card_of
-from seal.cli import main
-from seal.edits import read_store, rebuild
-from seal.learn import is_known, unhelpful
-from seal.models.lora import load_peft
-from seal.talk import open_taught
+from seal.cli.main import main
+from seal.lora.files import load_peft
+from seal.teach.ask import open_taught
+from seal.teach.card import card_of
+from seal.teach.edits import read_store, rebuild
+from seal.teach.learn import is_known, unhelpful
 
 DOCUMENTS = sorted((Path(__file__).parents[1] / "examples" / "documents").glob("*.md"))[:3]
 COMMON = ["--edits", "2", "--epochs", "2", "--questions", "6"]
@@ -23,14 +23,19 @@ COMMON = ["--edits", "2", "--epochs", "2", "--questions", "6"]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Three documents taught to one adapter, and to one each."""
-    together, apart = tmp_path_factory.mktemp("edits") / "together", tmp_path_factory.mktemp("edits") / "apart"
+    together, apart = (
+        tmp_path_factory.mktemp("edits") / "together",
+        tmp_path_factory.mktemp("edits") / "apart",
+    )
     documents = [str(p) for p in DOCUMENTS]
     assert main(["learn", *documents, "--out", str(together), *COMMON]) in (0, 1)
     assert main(["learn", *documents, "--out", str(apart), *COMMON, "--per-document"]) in (0, 1)
     return together, apart
 
 
-def test_every_edit_can_be_listed_and_shown(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_edit_can_be_listed_and_shown(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     _, stored = read_store(folders[0])
     assert main(["edits", "list", str(folders[0])]) == 0
     listed = capsys.readouterr().out
@@ -51,10 +56,14 @@ def test_an_edit_removed_is_as_if_it_had_never_been(folders: tuple[Path, Path], 
     assert len(others) == 2 and main(["learn", *others, "--out", str(tmp_path / "never"), *COMMON]) in (0, 1)
     found, fresh = (load_peft(tmp_path / n / "adapter") for n in ("without", "never"))
     for name, (a, b) in fresh.weights.items():
-        assert torch.allclose(found.weights[name][0], a, atol=1e-5) and torch.allclose(found.weights[name][1], b, atol=1e-5)
+        assert torch.allclose(found.weights[name][0], a, atol=1e-5) and torch.allclose(
+            found.weights[name][1], b, atol=1e-5
+        )
     assert [s.id for s in read_store(tmp_path / "without")[1]] == [s.id for s in stored if s is not stored[1]]
     rebuild(folders[0], tmp_path / "twice", [stored[1].id])
-    one, two = ((tmp_path / n / "adapter/adapter_model.safetensors").read_bytes() for n in ("without", "twice"))
+    one, two = (
+        (tmp_path / n / "adapter/adapter_model.safetensors").read_bytes() for n in ("without", "twice")
+    )
     assert one == two != (folders[0] / "adapter/adapter_model.safetensors").read_bytes()
     assert stored[1].texts[0] not in "".join(p.read_text() for p in (tmp_path / "without").rglob("*.json"))
 
@@ -73,7 +82,9 @@ def test_removing_a_document_leaves_the_others_adapters_and_answers_as_they_were
     assert after == {s.id: s.answers for s in stored if s.document != stored[0].document}
 
 
-def test_replayed_by_the_same_recipe_it_is_the_same_adapter(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_replayed_by_the_same_recipe_it_is_the_same_adapter(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     main(["edits", "replay", str(folders[0]), "--out", str(tmp_path / "again")])
     adapters = [p / "adapter/adapter_model.safetensors" for p in (folders[0], tmp_path / "again")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
@@ -93,7 +104,11 @@ def test_replayed_by_the_same_recipe_it_is_the_same_adapter(folders: tuple[Path,
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(
-    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
 ) -> None:
     places = {"F": str(folders[0]), "O": str(tmp_path / "new")}
     assert main(["edits", *(places.get(w, w) for w in words)]) == 2
@@ -108,14 +123,18 @@ def question(kind: str, half: str) -> dict[str, str]:
 def test_a_passage_is_known_by_its_practice_questions_alone() -> None:
     known, new = question("known", "practice"), question("new", "practice")
     assert is_known({"questions": [known] * 3 + [question("new", "proof")] * 5}, 1.0)
-    assert not is_known({"questions": [known] * 3 + [new]}, 1.0) and is_known({"questions": [known] * 3 + [new]}, 0.7)
+    assert not is_known({"questions": [known] * 3 + [new]}, 1.0) and is_known(
+        {"questions": [known] * 3 + [new]}, 0.7
+    )
     assert not is_known({"questions": [known] * 2}, 1.0), "too few to be sure"
     assert not is_known({"questions": [known] * 9}, 2)
 
 
 def test_an_adapter_that_does_not_help_is_dropped_by_practice_and_counts_as_no_adapter() -> None:
     passages = [{"source": s, "title": s, "id": s} for s in ("good", "bad")]
-    quiz = [{"drafted": 2, "sound": 2, "questions": [question("new", "practice"), question("new", "proof")]}] * 2
+    quiz = [
+        {"drafted": 2, "sound": 2, "questions": [question("new", "practice"), question("new", "proof")]}
+    ] * 2
 
     def answered(*after: bool) -> dict[str, Any]:
         right = {"before": [False, False], "after": list(after), "open book": [True, True]}
@@ -129,10 +148,25 @@ def test_an_adapter_that_does_not_help_is_dropped_by_practice_and_counts_as_no_a
 
 
 def test_a_passage_that_is_known_is_not_taught(tmp_path: Path) -> None:
-    """With a share so low that every passage with a known practice question counts: fewer edits, fewer rows, and the card says so."""
+    """With a share so low that every passage with a known practice question counts: fewer edits, fewer rows,
+    and the card says so."""
     documents = [str(p) for p in DOCUMENTS[:2]]
     out = tmp_path / "known"
-    main(["learn", *documents, "--out", str(out), "--edits", "1", "--epochs", "1", "--skip-known", "1e-9", "--per-document"])
+    main(
+        [
+            "learn",
+            *documents,
+            "--out",
+            str(out),
+            "--edits",
+            "1",
+            "--epochs",
+            "1",
+            "--skip-known",
+            "1e-9",
+            "--per-document",
+        ]
+    )
     card = json.loads((out / "card.json").read_text())
     _, stored = read_store(out)
     assert card["known already"] == sum(s.known for s in stored)

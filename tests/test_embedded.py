@@ -1,33 +1,34 @@
-"""The model that ships: loads like any other, is small, knows what it should and nothing else; and learning raises the number."""
+"""The model that ships: loads like any other, is small, knows what it should and nothing else; and learning
+raises the number."""
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seal.attempts import try_edits
 from seal.config import WriteConfig, load_config
-from seal.domains import atlas, prompts
-from seal.domains.knowledge import Knowledge
-from seal.loop import load_base
-from seal.models.engine import Sampling, generate
-from seal.models.policy import Policy, load_policy
+from seal.domains.knowledge import Knowledge, atlas, prompts
+from seal.loop.inner import try_edits
+from seal.loop.outer import load_base
+from seal.loop.write import from_policy
+from seal.lora.ask import generate
+from seal.lora.load import DATA, load_policy
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.records import Prompt
 from seal.store import Stage
-from seal.types import Prompt
-from seal.writers import from_policy
 
-FOLDER = Path(str(resources.files("seal.models"))) / "atlas"
+FOLDER = DATA / "atlas"
 
 
 @pytest.fixture(scope="module")
-def embedded() -> Policy:
+def embedded() -> Model:
     return load_policy("atlas")
 
 
-def accuracy(policy: Policy, asked: list[tuple[str, str]]) -> float:
+def accuracy(policy: Model, asked: list[tuple[str, str]]) -> float:
     answers = generate(policy, [Prompt(q) for q, _ in asked], Sampling(4, stop="\n"), [0] * len(asked))
     return sum(a == gold for a, (_, gold) in zip(answers, asked, strict=True)) / len(asked)
 
@@ -37,11 +38,15 @@ def test_it_is_a_standard_model_in_a_small_folder() -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     assert model.config.model_type == "llama" and tokenizer.eos_token_id == model.config.eos_token_id
     assert sum(p.stat().st_size for p in FOLDER.iterdir()) <= 16 * 2**20
-    assert {"README.md", "training_log.jsonl", "tokenizer.json", "model.safetensors"} <= {p.name for p in FOLDER.iterdir()}
+    assert {"README.md", "training_log.jsonl", "tokenizer.json", "model.safetensors"} <= {
+        p.name for p in FOLDER.iterdir()
+    }
 
 
-@pytest.mark.parametrize("text", ["Velora lies in Tarn.\n\nIts oath is in May.", "any  text: naïve, 12 €\n x", "a\n \nb"])
-def test_its_tokenizer_loses_nothing(embedded: Policy, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["Velora lies in Tarn.\n\nIts oath is in May.", "any  text: naïve, 12 €\n x", "a\n \nb"]
+)
+def test_its_tokenizer_loses_nothing(embedded: Model, text: str) -> None:
     assert embedded.tokenizer.decode(embedded.tokenizer(text)["input_ids"]) == text
 
 
@@ -53,13 +58,19 @@ def test_the_grid_model_reads_a_token_per_cell_and_loses_nothing() -> None:
     assert policy.tokenizer.decode(policy.tokenizer("Ünë!")["input_ids"]) == "Ünë!"
 
 
-def test_it_knows_its_world_and_not_the_evaluated_entities(embedded: Policy) -> None:
+def test_it_knows_its_world_and_not_the_evaluated_entities(embedded: Model) -> None:
     known = [atlas.record("known", i) for i in range(atlas.N_KNOWN)]
-    asked = [(prompts.ASK.format(title=r["title"], question=q["question"]), q["answer"]) for r in known for q in r["questions"]]
+    asked = [
+        (prompts.ASK.format(title=r["title"], question=q["question"]), q["answer"])
+        for r in known
+        for q in r["questions"]
+    ]
     assert len(asked) == 800 and accuracy(embedded, asked) > 0.995, "every entity that counts as known is"
     fresh = [atlas.record("select", i) for i in range(40)]
     closed = [
-        (prompts.ASK.format(title=r["title"], question=q["question"]), q["answer"]) for r in fresh for q in r["questions"]
+        (prompts.ASK.format(title=r["title"], question=q["question"]), q["answer"])
+        for r in fresh
+        for q in r["questions"]
     ]
     assert accuracy(embedded, closed) < 0.2
     opened = [
@@ -70,7 +81,7 @@ def test_it_knows_its_world_and_not_the_evaluated_entities(embedded: Policy) -> 
     assert accuracy(embedded, opened) > 0.9
 
 
-def test_the_phrasing_that_is_held_out_stands_in_no_edit_that_it_writes(embedded: Policy) -> None:
+def test_the_phrasing_that_is_held_out_stands_in_no_edit_that_it_writes(embedded: Model) -> None:
     domain = Knowledge(sizes={"train": 1, "select": 12, "eval": 1})
     tasks = domain.tasks("select")
     texts = from_policy(embedded, [domain.prompt(t) for t in tasks], 2, WriteConfig(max_tokens=160), 0)
@@ -81,7 +92,8 @@ def test_the_phrasing_that_is_held_out_stands_in_no_edit_that_it_writes(embedded
 
 
 def test_an_oracle_edit_teaches_what_the_passage_alone_does_not(tmp_path: Path) -> None:
-    """On selection passages: base below both; derived answers from the oracle edit, and not from the passage repeated."""
+    """On selection passages: base below both; derived answers from the oracle edit, and not from the passage
+    repeated."""
     config = load_config(Path(__file__).parents[1] / "configs" / "atlas.toml")
     policy = load_base(config)
     domain = Knowledge(**{**config.domain.options, "sizes": {"train": 1, "select": 16, "eval": 1}})

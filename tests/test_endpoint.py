@@ -1,4 +1,5 @@
-"""Another model behind an endpoint, as writer and as judge: bounded, retried, and never wrong because it is silent."""
+"""Another model behind an endpoint, as writer and as judge: bounded, retried, and never wrong because it is
+silent."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from seal import endpoint
-from seal.cli import main
+from seal.cli.main import main
+from seal.domains.judges import EndpointJudge, Item, judge_prompt, verdict_of
 from seal.domains.knowledge import Knowledge
-from seal.endpoint import Endpoint, EndpointJudge
-from seal.judge import Item, judge_prompt, verdict_of
-from seal.models.judge import LocalJudge
-from seal.models.policy import Policy
-from seal.types import SealError
+from seal.endpoint import Endpoint
+from seal.loop.judge import LocalJudge
+from seal.lora.model import Model
+from seal.records import SealError
 from tests import tiny
 from tests.runs import command, content
 
@@ -25,7 +26,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples/documents"
 
 
 class Server:
-    """A stand-in for an OpenAI-compatible server: answers by a function, fails when told to, counts requests."""
+    """A stand-in for an OpenAI-compatible server: answers by a function, fails when told to, counts
+    requests."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, object]] = []
@@ -41,12 +43,22 @@ class Server:
                 server.requests.append({**body, "key": self.headers.get("Authorization")})
                 if server.failures or server.status != 200 or server.fail(body):
                     server.failures = max(0, server.failures - 1)
-                    self.send_response(400 if server.fail(body) else 500 if server.status == 200 else server.status)
+                    self.send_response(
+                        400 if server.fail(body) else 500 if server.status == 200 else server.status
+                    )
                     self.end_headers()
                     self.wfile.write(json.dumps({"error": {"message": server.body}}).encode())
                     return
                 message = {"role": "assistant", "content": server.reply(body["messages"][0]["content"])}
-                text = json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": message}]})  # fmt: skip
+                text = json.dumps(
+                    {
+                        "id": "x",
+                        "object": "chat.completion",
+                        "created": 0,
+                        "model": "m",
+                        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                    }
+                )
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
@@ -70,7 +82,9 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     found.http.shutdown()
 
 
-def test_answers_come_in_order_are_kept_on_disk_and_failures_are_tried_again(server: Server, tmp_path: Path) -> None:
+def test_answers_come_in_order_are_kept_on_disk_and_failures_are_tried_again(
+    server: Server, tmp_path: Path
+) -> None:
     server.reply = str.upper
     server.failures = 1
     prompts = [f"prompt {i}" for i in range(20)]
@@ -102,7 +116,9 @@ def test_keys_stay_out_of_addresses_messages_and_hosts_that_are_not_theirs(
     assert Endpoint("https://api.openai.com/v1#m").key == "openai-key"
 
 
-def test_what_an_endpoint_says_is_bounded_and_text_and_what_is_no_verdict_is_asked_again(server: Server) -> None:
+def test_what_an_endpoint_says_is_bounded_and_text_and_what_is_no_verdict_is_asked_again(
+    server: Server,
+) -> None:
     server.reply = lambda prompt: "x" * 1_000_000 + "\ud800"
     assert len(Endpoint(server.name).write(["a"], 5)[0] or "") == 100
     server.reply = lambda prompt: "Maybe."
@@ -119,8 +135,28 @@ def test_a_writer_that_fails_in_part_is_owed_not_recorded(
         (tmp_path / f"{name}.md").write_text(f"# {name}\n\nThe {name} is here.\n")
     server.reply = lambda prompt: "A line."
     server.fail = lambda body: "The two" in str(body)
-    flags = ["--model", model, "--writer", server.name, "--edits", "1", "--questions", "0", "--epochs", "1", "--rank", "2"]
-    given = ["learn", str(tmp_path / "one.md"), str(tmp_path / "two.md"), "--out", str(tmp_path / "out"), *flags]
+    flags = [
+        "--model",
+        model,
+        "--writer",
+        server.name,
+        "--edits",
+        "1",
+        "--questions",
+        "0",
+        "--epochs",
+        "1",
+        "--rank",
+        "2",
+    ]
+    given = [
+        "learn",
+        str(tmp_path / "one.md"),
+        str(tmp_path / "two.md"),
+        "--out",
+        str(tmp_path / "out"),
+        *flags,
+    ]
     assert main(given) == 2
     assert "left 1 edits unwritten" in capsys.readouterr().err
     server.fail = lambda body: False
@@ -136,11 +172,13 @@ def test_an_endpoint_that_is_not_there_is_one_sentence_and_never_wrong(server: S
     assert len(server.requests) == 2  # silence is not sent
 
 
-def test_a_judge_grades_a_run_and_ungraded_is_not_wrong(server: Server, tmp_path: Path, policy: Policy) -> None:
-    from seal.attempts import try_edits
+def test_a_judge_grades_a_run_and_ungraded_is_not_wrong(
+    server: Server, tmp_path: Path, policy: Model
+) -> None:
     from seal.config import InnerConfig
+    from seal.loop.inner import try_edits
+    from seal.records import Recipe
     from seal.store import Stage
-    from seal.types import Recipe
 
     domain = Knowledge(grader=server.name, sizes={"train": 1, "select": 1, "eval": 1})
     task = domain.tasks("eval")[0]
@@ -161,7 +199,9 @@ def test_what_is_about_one_prompt_ends_nothing_and_what_is_about_the_endpoint_do
     server.fail = lambda body: "bad" in str(body)  # answered by 400
     with pytest.raises(SealError, match="does not answer"):
         one.write(["bad"], 5)
-    assert Endpoint(server.name, retries=0).write(["bad", "z"], 5) == [None, "yes"], "nor before anything was answered"
+    assert Endpoint(server.name, retries=0).write(["bad", "z"], 5) == [None, "yes"], (
+        "nor before anything was answered"
+    )
     assert one.write(["a", "bad 1"], 5) == ["yes", None]
     assert one.write(["bad 2", "b"], 5) == [None, "yes"], "nor where it stands first"
     server.fail = lambda body: False
@@ -179,7 +219,11 @@ def test_a_key_that_no_header_takes_is_named(server: Server, monkeypatch: pytest
 
 
 def test_a_judge_that_drops_out_in_the_middle_costs_nothing(
-    server: Server, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server.reply = lambda prompt: "yes" if len(prompt) % 3 else "no"
 
@@ -218,7 +262,19 @@ def test_seal_judge_takes_a_judge(server: Server, tmp_path: Path, capsys: pytest
     ]
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     server.reply = lambda prompt: "yes" if "Answer: red" in prompt else "no"
-    assert main(["judge", str(tmp_path / "v.jsonl"), "--grader", server.name, "--json", str(tmp_path / "out.json")]) == 0
+    assert (
+        main(
+            [
+                "judge",
+                str(tmp_path / "v.jsonl"),
+                "--grader",
+                server.name,
+                "--json",
+                str(tmp_path / "out.json"),
+            ]
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "out.json").read_text())["graders"][server.name]["all"]["accuracy"] == 1.0
 
 
@@ -227,7 +283,20 @@ def test_an_endpoint_writes_the_edits(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# A\n\nText of it.\n")
     server.reply = lambda prompt: "A line from elsewhere."
     out = tmp_path / "out"
-    flags = ["--model", model, "--writer", server.name, "--edits", "2", "--questions", "0", "--epochs", "1", "--rank", "2"]
+    flags = [
+        "--model",
+        model,
+        "--writer",
+        server.name,
+        "--edits",
+        "2",
+        "--questions",
+        "0",
+        "--epochs",
+        "1",
+        "--rank",
+        "2",
+    ]
     assert main(["learn", str(tmp_path / "a.md"), "--out", str(out), *flags]) == 0
     assert json.loads((out / "chunks/0000/edits.json").read_text()) == [["A line from elsewhere."] * 2]
     assert "secret-key" not in "".join(p.read_text() for p in out.rglob("*.json"))
@@ -237,17 +306,39 @@ def test_an_endpoint_is_one_more_writer_of_the_table(server: Server, tmp_path: P
     model = tiny.save(tmp_path / "model")
     server.reply = lambda prompt: "A line from elsewhere."
     flags = [
-        "--rounds", "0", "--eval.external", server.name, "--eval.edits_per_task", "1", "--eval.saturation_epochs", "[1]", "--write.max_tokens", "8",
-        "--inner.recipe.steps", "1", "--inner.recipe.rank", "2", "--inner.answer_tokens", "2", "--model.name", model, "--runs", str(tmp_path),
-        "--domain.options", '{"sizes": {"train": 1, "select": 1, "eval": 2}}',
-    ]  # fmt: skip
+        "--rounds",
+        "0",
+        "--eval.external",
+        server.name,
+        "--eval.edits_per_task",
+        "1",
+        "--eval.saturation_epochs",
+        "[1]",
+        "--write.max_tokens",
+        "8",
+        "--inner.recipe.steps",
+        "1",
+        "--inner.recipe.rank",
+        "2",
+        "--inner.answer_tokens",
+        "2",
+        "--model.name",
+        model,
+        "--runs",
+        str(tmp_path),
+        "--domain.options",
+        '{"sizes": {"train": 1, "select": 1, "eval": 2}}',
+    ]
     assert main(["eval", *flags]) == 0
     settings = {s["setting"]: s for s in json.loads((tmp_path / "run/results.json").read_text())["settings"]}
     assert "external writer" in settings
-    assert json.loads((tmp_path / "run/eval/external-writer/texts.json").read_text()) == [["A line from elsewhere."]] * 2
+    assert (
+        json.loads((tmp_path / "run/eval/external-writer/texts.json").read_text())
+        == [["A line from elsewhere."]] * 2
+    )
 
 
-def test_a_local_model_is_a_judge_that_always_answers(policy: Policy) -> None:
+def test_a_local_model_is_a_judge_that_always_answers(policy: Model) -> None:
     verdicts = LocalJudge(policy)([Item("q", "x", "y"), Item("q", "x", "")])
     assert verdicts[0] in (True, False)
     assert verdicts[1] is False

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from seal.config import RunConfig
-from seal.integrations.vllm import InProcess, served
-from seal.models.engine import Sampling, ask, generate
-from seal.models.lora import load_peft
-from seal.models.policy import Policy
-from seal.models.train import Job, train_adapters
-from seal.types import Example, Prompt, Recipe, SealError
+from seal.lora.ask import ask, generate
+from seal.lora.files import load_peft
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.train import Job, train_adapters
+from seal.lora.vllm import InProcess, served
+from seal.records import Example, LoraError, Prompt, Recipe
 from tests import tiny
 
 
@@ -95,7 +96,9 @@ def test_every_prompt_goes_through_its_own_adapter_which_is_taken_back(stand: St
 
 def test_samples_carry_their_seeds_and_a_merge_ends_the_service(stand: Stand) -> None:
     policy = served(tiny.policy(), stand.address, tiny.policy().name)
-    assert generate(policy, [Prompt("x"), Prompt("y")], Sampling(4, 1.0, 0.9), [5, 6]) == ["\nbase\nand on"] * 2
+    assert (
+        generate(policy, [Prompt("x"), Prompt("y")], Sampling(4, 1.0, 0.9), [5, 6]) == ["\nbase\nand on"] * 2
+    )
     assert sorted(b["seed"] for b in stand.asked) == [5, 6] and {b["top_p"] for b in stand.asked} == {0.9}
     adapter = train_adapters(policy, [Job((Example("a b"),), Recipe(rank=2, steps=1), 0)])[0].adapter
     assert adapter is not None
@@ -103,14 +106,16 @@ def test_samples_carry_their_seeds_and_a_merge_ends_the_service(stand: Stand) ->
     assert policy.served is None, "the server does not know the new weights"
 
 
-def test_another_policy_is_not_asked_there_and_what_fails_is_one_sentence(stand: Stand, policy: Policy) -> None:
+def test_another_policy_is_not_asked_there_and_what_fails_is_one_sentence(
+    stand: Stand, policy: Model
+) -> None:
     assert served(policy, stand.address, "another").served is None
-    with pytest.raises(SealError, match="no server answers"):
+    with pytest.raises(LoraError, match="no server answers"):
         served(policy, "http://127.0.0.1:9/v1", policy.name)
     one = served(tiny.policy(), stand.address, policy.name)
     stand.http.shutdown()
     stand.http.server_close()
-    with pytest.raises(SealError, match="cannot be reached"):
+    with pytest.raises(LoraError, match="cannot be reached"):
         generate(one, [Prompt("x")], Sampling(4), [0])
     with pytest.raises(ValueError, match="engine"):
         RunConfig.model_validate({"model": {"engine": "magic"}})
@@ -125,7 +130,9 @@ def test_on_cuda_the_engine_sleeps_between_two_calls(monkeypatch: pytest.MonkeyP
 
         def generate(self, prompts: list[Any], *_: Any, **__: Any) -> list[Any]:
             said.append("writes")
-            return [SimpleNamespace(outputs=[SimpleNamespace(text="x", finish_reason="length")]) for _ in prompts]
+            return [
+                SimpleNamespace(outputs=[SimpleNamespace(text="x", finish_reason="length")]) for _ in prompts
+            ]
 
         def sleep(self, level: int) -> None:
             said.append("sleeps")
@@ -146,5 +153,5 @@ def test_on_cuda_the_engine_sleeps_between_two_calls(monkeypatch: pytest.MonkeyP
         assert engine.complete([[2, 3]], Sampling(2), [0], [None]) == [("x", True)]
     assert said == ["starts, sleep mode True", "writes", "sleeps", "wakes", "writes", "sleeps"]
     engine.close()
-    with pytest.raises(SealError, match="rank 256"):
+    with pytest.raises(LoraError, match="rank 256"):
         InProcess(policy, 512).complete([[2, 3]], Sampling(2), [0], [None])

@@ -1,6 +1,8 @@
-"""The table of writers: whose edits, tried on whose weights, by which recipe, under which seed. One change at a time, or a row says nothing.
+"""The table of writers: whose edits, tried on whose weights, by which recipe, under which seed. One change at
+a time, or a row says nothing.
 
-Models are names here, and whoever would write, train or ask is a recorder: what each row of the table is made of is read off.
+Models are names here, and whoever would write, train or ask is a recorder: what each row of the table is made
+of is read off.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from seal import evaluate
 from seal.config import RunConfig
 from seal.domains.knowledge import Knowledge
-from seal.evaluate import Evaluation, from_attempts
-from seal.results import load_runs, run_record, summarise
+from seal.loop import evaluate
+from seal.loop.evaluate import Evaluation, from_attempts, run_record
+from seal.records import Attempt, Grade, SealError, Task
+from seal.report.tables import load_runs, summarise
 from seal.store import Store, write_whole
-from seal.types import Attempt, Grade, SealError, Task
 
 ROUNDS = 3
 
@@ -29,7 +31,8 @@ def named(name: str) -> Any:
 
 
 class Recorder:
-    """What was asked for, by stage: who wrote and under which seed; who was adapted, by which recipe and seed, on which tasks."""
+    """What was asked for, by stage: who wrote and under which seed; who was adapted, by which recipe and
+    seed, on which tasks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wrote: dict[str, tuple[str, object]] = {}
@@ -50,7 +53,9 @@ class Recorder:
         self.wrote[stage.folder.name] = (policy.name, seed)
         return [[f"{policy.name} writes of {t.id}, {i}" for i in range(n)] for t in tasks]
 
-    def unadapted(self, policy: Any, domain: Any, tasks: Sequence[Task], config: Any, stage: Any) -> dict[str, Grade]:
+    def unadapted(
+        self, policy: Any, domain: Any, tasks: Sequence[Task], config: Any, stage: Any
+    ) -> dict[str, Grade]:
         self.asked[stage.folder.name] = policy.name
         stage.once("before", lambda: [["x"] * 5 for _ in tasks])
         return {t.id: Grade(0.25, (0.25,), ("all",)) for t in tasks}
@@ -71,8 +76,12 @@ class Recorder:
         *_: Any,
     ) -> list[Attempt]:
         self.tried[stage.folder.name] = {
-            "on": policy.name, "recipe": inner.recipe, "seed": seed, "tasks": [t.id for t in tasks], "texts": [list(t) for t in texts],
-        }  # fmt: skip
+            "on": policy.name,
+            "recipe": inner.recipe,
+            "seed": seed,
+            "tasks": [t.id for t in tasks],
+            "texts": [list(t) for t in texts],
+        }
         score = 0.5 if stage.folder.name == "3-epochs" else 0.1
         return [
             Attempt(t.id, e, 1, x, "ok", "", score, 0.0, score, ("a",), (score,), ("all",))
@@ -101,12 +110,22 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recorder, Ru
 def test_every_row_is_of_the_policy_that_it_names(table: Any) -> None:
     recorder, _, results = table
     writers = {f"SEAL-round-{r}": f"seal/round-{r}" for r in range(1, ROUNDS + 1)}
-    writers |= {"no-RL": "base", "random-control": f"control/round-{ROUNDS}", "worst-control": f"control-worst/round-{ROUNDS}"}
+    writers |= {
+        "no-RL": "base",
+        "random-control": f"control/round-{ROUNDS}",
+        "worst-control": f"control-worst/round-{ROUNDS}",
+    }
     assert {name: who for name, (who, _) in recorder.wrote.items()} == writers
     for name, who in writers.items():
         assert recorder.tried[name]["on"] == who, "as in the paper, a policy is adapted by its own edits"
         assert all(t.startswith(f"{who} writes") for row in recorder.tried[name]["texts"] for t in row)
-    assert {r.setting for r in results} >= {"base", "no RL", "SEAL round 3", "SEAL edits on base", "SEAL weights, no edit"}
+    assert {r.setting for r in results} >= {
+        "base",
+        "no RL",
+        "SEAL round 3",
+        "SEAL edits on base",
+        "SEAL weights, no edit",
+    }
 
 
 def test_every_policy_writes_and_is_tried_under_the_same_draws(table: Any) -> None:
@@ -120,7 +139,9 @@ def test_every_policy_writes_and_is_tried_under_the_same_draws(table: Any) -> No
 def test_two_edits_a_task_are_tried_and_the_third_only_describes(table: Any) -> None:
     recorder, _, _ = table
     assert all(
-        len(row) == 2 for name in ("no-RL", "SEAL-round-3", "SEAL-edits-on-base") for row in recorder.tried[name]["texts"]
+        len(row) == 2
+        for name in ("no-RL", "SEAL-round-3", "SEAL-edits-on-base")
+        for row in recorder.tried[name]["texts"]
     )
 
 
@@ -128,13 +149,19 @@ def test_the_last_policys_edits_are_tried_on_the_base_and_its_weights_without_an
     recorder, _, _ = table
     on_base = recorder.tried["SEAL-edits-on-base"]
     assert on_base["on"] == "base" and on_base["texts"] == recorder.tried[f"SEAL-round-{ROUNDS}"]["texts"]
-    assert recorder.asked["SEAL-weights-no-edit"] == f"seal/round-{ROUNDS}" and recorder.asked["no-RL"] == "base"
+    assert (
+        recorder.asked["SEAL-weights-no-edit"] == f"seal/round-{ROUNDS}" and recorder.asked["no-RL"] == "base"
+    )
 
 
 def test_baselines_are_of_the_untouched_model_under_their_own_budgets(table: Any) -> None:
     recorder, config, _ = table
     recipes = {name: v["recipe"] for name, v in recorder.tried.items()}
-    assert {name for name, v in recorder.tried.items() if v["on"] == "base"} >= {"passage-10-epochs", "oracle", "no-RL"}
+    assert {name for name, v in recorder.tried.items() if v["on"] == "base"} >= {
+        "passage-10-epochs",
+        "oracle",
+        "no-RL",
+    }
     ten, matched, saturated = (recipes[f"passage-{x}"] for x in ("10-epochs", "matched-tokens", "saturation"))
     assert (ten.epochs, ten.tokens, ten.steps) == (10, None, None)
     assert matched.tokens == 700, "the budget that every edit has"
@@ -150,13 +177,21 @@ def test_how_long_to_train_on_the_passage_is_chosen_on_selection_tasks(table: An
     recorder, _, _ = table
     for epochs in (3, 9):
         found = recorder.tried[f"{epochs}-epochs"]
-        assert found["tasks"] == ["select-0", "select-1"] and found["recipe"].epochs == epochs and found["on"] == "base"
+        assert (
+            found["tasks"] == ["select-0", "select-1"]
+            and found["recipe"].epochs == epochs
+            and found["on"] == "base"
+        )
 
 
-def test_adapters_on_the_base_mean_the_base_for_every_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_on_the_base_mean_the_base_for_every_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = Recorder(monkeypatch)
     sizes = {"options": {"sizes": {"train": 2, "select": 1, "eval": 1}}}
-    config = RunConfig.model_validate({"runs": str(tmp_path), "rounds": 2, "inner": {"start": "base"}, "domain": sizes})
+    config = RunConfig.model_validate(
+        {"runs": str(tmp_path), "rounds": 2, "inner": {"start": "base"}, "domain": sizes}
+    )
     store = Store(config)
     (store.folder / "control/round-2/policy").mkdir(parents=True)
     Evaluation(config, store, "eval").table()
@@ -164,7 +199,7 @@ def test_adapters_on_the_base_mean_the_base_for_every_policy(tmp_path: Path, mon
     assert recorder.wrote["SEAL-round-2"][0] == "seal/round-2" and "SEAL-edits-on-base" not in recorder.tried
 
 
-# -------------------------------------------------------------------------------------------------------------- figures
+# ---------------------------------------------------------------------------------------------------- figures
 
 
 def attempts(*scores: float, task: str = "a", status: str = "ok", seed: int = 1) -> list[Attempt]:
@@ -188,7 +223,9 @@ def test_a_tasks_score_is_the_mean_over_its_edits_and_seeds() -> None:
 
 def test_ungraded_attempts_are_left_out_and_bad_edits_are_not() -> None:
     ungraded = [Attempt("a", 5, 1, "x", "ungraded", "", None, 0.0, 0.9)]
-    bad = [Attempt("b", 0, 1, "x", "bad edit", "", 0.0, 0.5, 0.5, scores=(0.5, 0.5), kinds=("stated", "derived"))]
+    bad = [
+        Attempt("b", 0, 1, "x", "bad edit", "", 0.0, 0.5, 0.5, scores=(0.5, 0.5), kinds=("stated", "derived"))
+    ]
     found = from_attempts("x", TASKS, [*attempts(0.2), *ungraded, *bad, *attempts(0.9, task="b")])
     assert found.scores == pytest.approx([0.2, 0.7]) and found.bad == pytest.approx(1 / 3)
     assert found.if_trained == pytest.approx((0.2 + 0.9) / 2)
@@ -203,7 +240,8 @@ def test_a_kind_that_a_task_does_not_ask_is_no_score_of_it() -> None:
 
 
 def test_the_table_says_what_its_scores_say(tmp_path: Path) -> None:
-    """Means, signs, the last round and the paired differences, read off made-up scores; and all of it can be computed from what is kept."""
+    """Means, signs, the last round and the paired differences, read off made-up scores; and all of it can be
+    computed from what is kept."""
     config = RunConfig(rounds=3, domain={"options": {"sizes": {"train": 1, "select": 1, "eval": 4}}})  # type: ignore[arg-type]
     level = {
         "base": 0.0,
@@ -221,7 +259,10 @@ def test_the_table_says_what_its_scores_say(tmp_path: Path) -> None:
     records = [run_record(config, results, list("abcd"), list("ggxy"), 1.0) | {"seed": s} for s in (0, 1)]
     summary = summarise(json.loads(json.dumps(records)), "command")
     rows = {r["setting"]: r for r in summary["rows"]}
-    assert rows["no RL"]["accuracy"] == pytest.approx(0.3125, abs=1e-4) and rows["no RL"]["low"] < 0.3 < rows["no RL"]["high"]
+    assert (
+        rows["no RL"]["accuracy"] == pytest.approx(0.3125, abs=1e-4)
+        and rows["no RL"]["low"] < 0.3 < rows["no RL"]["high"]
+    )
     assert rows["no RL"]["kinds"]["all"]["mean"] == 0.3
     gaps = {(d["a"], d["b"]): d for d in summary["differences"]}
     assert gaps["SEAL", "no RL"]["mean"] == pytest.approx(0.5, abs=1e-4), (
@@ -244,7 +285,9 @@ def test_runs_on_other_tasks_are_not_seeds_of_one_experiment(tmp_path: Path) -> 
     config = RunConfig(rounds=0, domain={"options": {"sizes": {"train": 1, "select": 1, "eval": 2}}})  # type: ignore[arg-type]
     results = [evaluate.Result("base", [0.1, 0.2], {}, 2, 0.0, 0.0, 0.0)]
     for name, tasks in (("a", ["x", "y"]), ("b", ["x", "y"]), ("c", ["x", "z"])):
-        write_whole(tmp_path / name / "results.json", json.dumps(run_record(config, results, tasks, tasks, 1.0)))
+        write_whole(
+            tmp_path / name / "results.json", json.dumps(run_record(config, results, tasks, tasks, 1.0))
+        )
     assert len(load_runs([tmp_path / "a", tmp_path / "b"])) == 2
     with pytest.raises(SealError, match="their settings or their tasks differ"):
         load_runs([tmp_path / "a", tmp_path / "c"])
@@ -260,7 +303,9 @@ def test_a_run_of_an_earlier_version_stands_beside_a_new_one(tmp_path: Path) -> 
     old["settings"][0]["kinds"] = {"all": [0.2, 0.4]}
     for records in ([old], [old, old], [new, old], [old, new]):
         row = summarise(records, "c")["rows"][0]
-        assert row["kinds"]["all"]["mean"] == pytest.approx(sum(0.2 if r is new else 0.3 for r in records) / len(records))
+        assert row["kinds"]["all"]["mean"] == pytest.approx(
+            sum(0.2 if r is new else 0.3 for r in records) / len(records)
+        )
     old["settings"][0]["kinds"] = {"all": [0.2]}
     with pytest.raises(SealError, match="same kinds of questions"):
         summarise([new, old], "c")

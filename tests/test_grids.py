@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seal.domains import families, grids
-from seal.domains.grids import BASIC, CHAIN, REPEAT, SIZE, Grid, Pair, Puzzle
+from seal.domains.arc import families, grids
+from seal.domains.arc.grids import BASIC, CHAIN, REPEAT, SIZE, Grid, Pair, Puzzle
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ def some_grids(draw: st.DrawFn, largest: int = 30) -> Grid:
     return tuple(tuple(cells[r * width : (r + 1) * width]) for r in range(height))
 
 
-# ---------------------------------------------------------------------------------------------------------------- grids
+# ------------------------------------------------------------------------------------------------------ grids
 
 
 @given(
@@ -70,9 +70,13 @@ def test_tools_do_what_their_names_say(grid: Grid) -> None:
     assert same(by_name["flip rows"], array[::-1]) and same(by_name["flip columns"], array[:, ::-1])
     assert same(by_name["transpose"], array.T)
     assert same(by_name["finer"], numpy.kron(array, numpy.ones((2, 2), int)))
-    assert same(by_name["taller"], numpy.repeat(array, 2, 0)) and same(by_name["wider"], numpy.repeat(array, 2, 1))
+    assert same(by_name["taller"], numpy.repeat(array, 2, 0)) and same(
+        by_name["wider"], numpy.repeat(array, 2, 1)
+    )
     assert same(by_name["transpose, finer"], numpy.kron(array.T, numpy.ones((2, 2), int)))
-    assert same(by_name["repeat down"], numpy.tile(array, (2, 1))) and same(by_name["repeat both"], numpy.tile(array, (2, 2)))
+    assert same(by_name["repeat down"], numpy.tile(array, (2, 1))) and same(
+        by_name["repeat both"], numpy.tile(array, (2, 2))
+    )
     assert same(by_name["reflect down"], numpy.concatenate([array, array[::-1]], 0))
     assert same(by_name["reflect left"], numpy.concatenate([array[:, ::-1], array], 1))
 
@@ -89,7 +93,10 @@ def test_leaving_out_makes_every_puzzle_once_and_shows_no_test(pairs: list[tuple
         assert len(puzzle.demonstrations) in (n - 1, n - 2)
 
 
-@given(pairs=st.lists(st.tuples(some_grids(10), some_grids(10)), min_size=2, max_size=4), limit=st.integers(1, 250))
+@given(
+    pairs=st.lists(st.tuples(some_grids(10), some_grids(10)), min_size=2, max_size=4),
+    limit=st.integers(1, 250),
+)
 @settings(deadline=None, max_examples=25)
 def test_augmentation_is_bounded_and_deterministic(pairs: list[tuple[Grid, Grid]], limit: int) -> None:
     puzzles = grids.leave_out([Pair(a, b) for a, b in pairs])
@@ -108,10 +115,12 @@ def test_a_grid_that_outgrows_the_board_is_dropped() -> None:
 
 def test_a_change_is_made_to_demonstrations_and_test_alike() -> None:
     puzzle = Puzzle((Pair(((1, 2),), ((2, 1),)),), Pair(((3, 4),), ((4, 3),)))
-    assert puzzle.map(grids.transpose) == Puzzle((Pair(((1,), (2,)), ((2,), (1,))),), Pair(((3,), (4,)), ((4,), (3,))))
+    assert puzzle.map(grids.transpose) == Puzzle(
+        (Pair(((1,), (2,)), ((2,), (1,))),), Pair(((3,), (4,)), ((4,), (3,)))
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- families
+# --------------------------------------------------------------------------------------------------- families
 
 
 def test_families_differ_in_what_they_do_and_not_in_name_alone() -> None:
@@ -129,7 +138,9 @@ def test_held_out_families_are_no_kin_of_known_ones_nor_of_each_other() -> None:
     assert len(held) > 200 and all(", then " in f.name for f in held)
     seen = {families.behaviour(f.rule) for f in known}
     for family in held:
-        turned = {families.behaviour(lambda g, t=t, f=family: t.apply(f.rule(t.undo(g)))) for t in grids.TURNS}  # type: ignore[misc]
+        turned = {
+            families.behaviour(lambda g, t=t, f=family: t.apply(f.rule(t.undo(g)))) for t in grids.TURNS
+        }  # type: ignore[misc]
         turned.add(families.behaviour(family.rule))
         assert not turned & seen
         seen |= turned
@@ -155,4 +166,8 @@ def test_falling_keeps_every_cell_and_trails_keep_every_coloured_one(grid: Grid)
         assert sorted(c for row in fallen for c in row) == sorted(c for row in grid for c in row)
         assert by_name[f"fall {way}"](fallen) == fallen
         trailed = by_name[f"trail {way}"](grid)
-        assert all(new == old or not old for a, b in zip(trailed, grid, strict=True) for new, old in zip(a, b, strict=True))
+        assert all(
+            new == old or not old
+            for a, b in zip(trailed, grid, strict=True)
+            for new, old in zip(a, b, strict=True)
+        )

@@ -1,4 +1,5 @@
-"""The inner loop's bookkeeping, with adapters made by hand: who was asked, what was answered, what it earns, what goes where."""
+"""The inner loop's bookkeeping, with adapters made by hand: who was asked, what was answered, what it earns,
+what goes where."""
 
 from __future__ import annotations
 
@@ -11,28 +12,35 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from seal import attempts as module
-from seal.attempts import fingerprints, try_edits
 from seal.config import InnerConfig
 from seal.domains.base import Domain
 from seal.domains.knowledge import Knowledge
-from seal.models.engine import Sampling, ask, divergence, fits, log_likelihood
-from seal.models.lora import Adapter, init_adapter, target_modules
-from seal.models.policy import Policy
-from seal.models.train import Job, Trained
+from seal.loop import inner as module
+from seal.loop.inner import fingerprints, try_edits
+from seal.loop.race import untried
+from seal.lora.adapter import Adapter, init_adapter, target_modules
+from seal.lora.ask import ask
+from seal.lora.decoder import fits
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.score import divergence, log_likelihood
+from seal.lora.train import Job, Trained
+from seal.records import BadEdit, Edit, Example, Grade, Prompt, Query, Recipe, SealError, Task
 from seal.store import Stage
-from seal.trials import untried
-from seal.types import BadEdit, Edit, Example, Grade, Prompt, Query, Recipe, SealError, Task
 from tests import tiny
 
-INNER = InnerConfig(recipe=Recipe(rank=2, steps=1, targets="all-linear"), answer_tokens=6, reward="mixed", slots=2)
+INNER = InnerConfig(
+    recipe=Recipe(rank=2, steps=1, targets="all-linear"), answer_tokens=6, reward="mixed", slots=2
+)
 
 
-def shifted(policy: Policy, seed: int) -> Adapter:
+def shifted(policy: Model, seed: int) -> Adapter:
     """An adapter that changes every answer."""
     fresh = init_adapter(target_modules(policy.runner, "all-linear"), INNER.recipe, seed)
     generator = torch.Generator().manual_seed(seed)
-    return Adapter(2, 64.0, {n: (a, torch.randn(b.shape, generator=generator)) for n, (a, b) in fresh.weights.items()})
+    return Adapter(
+        2, 64.0, {n: (a, torch.randn(b.shape, generator=generator)) for n, (a, b) in fresh.weights.items()}
+    )
 
 
 class Told(Domain):
@@ -62,7 +70,7 @@ class Told(Domain):
 
 
 @pytest.fixture
-def told(policy: Policy) -> Told:
+def told(policy: Model) -> Told:
     domain = Told()
     prompts = [[q.prompt for q in domain.queries(t)] for t in domain.tasks("train")]
     domain.right = ask(policy, [None, None], prompts, Sampling(6))
@@ -74,7 +82,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch, made: Sequence[Adapter | None]) -> 
     """Training gives these adapters, whatever it is to learn; the jobs that it was given."""
     seen: list[Job] = []
 
-    def train(policy: Policy, jobs: Sequence[Job], *_: Any) -> list[Trained]:
+    def train(policy: Model, jobs: Sequence[Job], *_: Any) -> list[Trained]:
         seen.extend(jobs)
         return [Trained(a, 1, 7, (1.0, math.nan if a is None else 0.5)) for a in made[: len(jobs)]]
 
@@ -83,7 +91,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch, made: Sequence[Adapter | None]) -> 
 
 
 def test_before_is_asked_of_the_untouched_model_and_after_of_each_edits_own_adapter(
-    policy: Policy, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Model, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapters = [shifted(policy, s) for s in range(4)]
     by_hand(monkeypatch, adapters)
@@ -104,7 +112,7 @@ def test_before_is_asked_of_the_untouched_model_and_after_of_each_edits_own_adap
 
 
 def test_what_cannot_be_used_or_diverges_earns_nothing_however_good_the_model_was(
-    policy: Policy, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Model, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_hand(monkeypatch, [None, shifted(policy, 1)])
     bad, diverged, sound = try_edits(
@@ -116,15 +124,19 @@ def test_what_cannot_be_used_or_diverges_earns_nothing_however_good_the_model_wa
     assert sound.status == "ok" and sound.answers
 
 
-def test_silence_is_counted(policy: Policy, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_is_counted(
+    policy: Model, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     by_hand(monkeypatch, [shifted(policy, 1)])
-    monkeypatch.setattr(module, "ask", lambda policy, adapters, prompts, *_: [["", " \n", "x"][: len(row)] for row in prompts])
+    monkeypatch.setattr(
+        module, "ask", lambda policy, adapters, prompts, *_: [["", " \n", "x"][: len(row)] for row in prompts]
+    )
     (found,) = try_edits(policy, told, told.tasks("train")[:1], [["a"]], INNER, Stage(tmp_path), 0)
     assert found.silent == pytest.approx(2 / 3)
 
 
 def test_siblings_share_their_training_seeds_and_seeds_differ_otherwise(
-    policy: Policy, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Model, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = by_hand(monkeypatch, [shifted(policy, s) for s in range(8)])
     inner = INNER.model_copy(update={"seeds": 2})
@@ -136,7 +148,10 @@ def test_siblings_share_their_training_seeds_and_seeds_differ_otherwise(
 
 def test_edits_that_nobody_tries_are_still_known_to_be_bad(told: Told) -> None:
     found = untried(told, told.tasks("train")[:1], [["a", "bad"]], INNER, [[0.3, 0.9]])
-    assert [(a.status, a.reason, a.reward) for a in found] == [("ok", "", 0.3), ("bad edit", "it is bad", 0.9)]
+    assert [(a.status, a.reason, a.reward) for a in found] == [
+        ("ok", "", 0.3),
+        ("bad edit", "it is bad", 0.9),
+    ]
 
 
 @pytest.mark.parametrize("change", ["title", "context", "question", "answer"])
@@ -154,16 +169,16 @@ def test_a_fingerprint_covers_all_that_a_model_is_shown_or_graded_by(change: str
     assert after["train"] != before["train"] and after["eval"] == before["eval"]
 
 
-# ------------------------------------------------------------------------------------------------ likelihood and divergence
+# ---------------------------------------------------------------------------------- likelihood and divergence
 
 
-def logits_of(policy: Policy, text: str) -> tuple[torch.Tensor, list[int]]:
+def logits_of(policy: Model, text: str) -> tuple[torch.Tensor, list[int]]:
     ids = [*policy.tokenizer(text)["input_ids"], policy.tokenizer.eos_token_id]
     return log_softmax(policy.forward(input_ids=torch.tensor([ids])).logits[0].float(), -1), ids
 
 
 @torch.no_grad()
-def test_likelihood_is_per_token_of_the_gold_answer_after_its_prompt(policy: Policy) -> None:
+def test_likelihood_is_per_token_of_the_gold_answer_after_its_prompt(policy: Model) -> None:
     queries = [Query(Prompt("What is it?"), "a"), Query(Prompt("And where?\n"), "far away from here")]
     found = log_likelihood(policy, [None], [queries])[0]
     for query, mine in zip(queries, found, strict=True):
@@ -175,8 +190,9 @@ def test_likelihood_is_per_token_of_the_gold_answer_after_its_prompt(policy: Pol
 
 
 @torch.no_grad()
-def test_divergence_is_kl_from_the_model_to_the_adapted_one(policy: Policy) -> None:
-    """KL(model ‖ adapted), by hand; the other way round is another number, and rows that only fill up are not counted."""
+def test_divergence_is_kl_from_the_model_to_the_adapted_one(policy: Model) -> None:
+    """KL(model ‖ adapted), by hand; the other way round is another number, and rows that only fill up are not
+    counted."""
     adapters = [shifted(policy, 1), shifted(policy, 2)]
     rows = [[Example("two rows"), Example("of mine")], [Example("one row, longer than those")]]
     found = divergence(policy, adapters, rows)
@@ -192,18 +208,22 @@ def test_divergence_is_kl_from_the_model_to_the_adapted_one(policy: Policy) -> N
         assert value != pytest.approx(sum(back) / len(back), rel=0.005)
 
 
-def test_an_answer_ends_before_its_stop_and_only_once_something_is_written(policy: Policy) -> None:
+def test_an_answer_ends_before_its_stop_and_only_once_something_is_written(policy: Model) -> None:
     prompts = [Prompt(f"{i} and so on") for i in range(30)]
     whole = [row[0] for row in ask(policy, [None] * 30, [[p] for p in prompts], Sampling(20))]
-    stop = max({c for text in whole for c in text.strip()[1:]}, key=lambda c: sum(c in t.lstrip()[1:] for t in whole))
+    stop = max(
+        {c for text in whole for c in text.strip()[1:]}, key=lambda c: sum(c in t.lstrip()[1:] for t in whole)
+    )
     cut = [row[0] for row in ask(policy, [None] * 30, [[p] for p in prompts], Sampling(20, stop=stop))]
     assert any(stop in text for text in whole)
     assert cut == [text.lstrip().split(stop)[0] for text in whole]
 
 
-def test_what_does_not_fit_is_said_not_to(policy: Policy) -> None:
+def test_what_does_not_fit_is_said_not_to(policy: Model) -> None:
     room = policy.context - len("abc")
-    assert fits(policy, [Prompt("abc")], Sampling(room)) and not fits(policy, [Prompt("abc")], Sampling(room + 1))
+    assert fits(policy, [Prompt("abc")], Sampling(room)) and not fits(
+        policy, [Prompt("abc")], Sampling(room + 1)
+    )
     assert not fits(policy, [Prompt("a"), Prompt("a" * policy.context)], Sampling(8))
     with pytest.raises(SealError, match="does not fit"):
         ask(policy, [None], [[Prompt("abc")]], Sampling(room + 1))

@@ -1,4 +1,5 @@
-"""What must never meet: the test in the training rows or in a prompt, one passage or rule on two sides of a split."""
+"""What must never meet: the test in the training rows or in a prompt, one passage or rule on two sides of a
+split."""
 
 from __future__ import annotations
 
@@ -10,23 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from seal.domains import atlas, families, grids
-from seal.domains.arc import Arc, ArcEdit, DataGeneration, Training
+from seal.domains.arc import Arc, families, grids
+from seal.domains.arc.domain import ArcEdit, DataGeneration, Training
+from seal.domains.arc.puzzles import embedded_task
 from seal.domains.base import SPLITS
-from seal.domains.division import divide, near_duplicates, shared_questions
-from seal.domains.knowledge import Knowledge, read_passages
-from seal.domains.puzzles import embedded_task
-from seal.types import Edit, SealError
+from seal.domains.knowledge import Knowledge, atlas
+from seal.domains.knowledge.division import divide, near_duplicates, shared_questions
+from seal.domains.knowledge.passages import read_passages
+from seal.records import Edit, SealError
 
-# --------------------------------------------------------------------------------------------------------------- puzzles
+# ---------------------------------------------------------------------------------------------------- puzzles
 
 MARK = 7
 """The colour of the test's grids alone."""
 
 
 def puzzle(tests: int = 1) -> dict[str, object]:
-    """Demonstrations without the colours 7 and 8, tests of nothing else: whatever is made of the demonstrations, turned, doubled or repeated but
-    not recoloured, is told from the test."""
+    """Demonstrations without the colours 7 and 8, tests of nothing else: whatever is made of the
+    demonstrations, turned, doubled or repeated but not recoloured, is told from the test."""
     rng = random.Random(0)
 
     def pair(colours: Sequence[int]) -> dict[str, object]:
@@ -55,7 +57,8 @@ def every_edit() -> list[str]:
 
 
 def test_no_cell_of_the_test_is_in_any_row_of_any_edit(arc: Arc, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For every choice of tools and both strategies, without recolouring (which draws colours, the test's too)."""
+    """For every choice of tools and both strategies, without recolouring (which draws colours, the test's
+    too)."""
     plain = grids.Tool("colours as they are", lambda grid: grid, lambda grid: grid)
     monkeypatch.setattr(grids, "colour_permutation", lambda rng: plain)
     for split in SPLITS:
@@ -74,7 +77,9 @@ def test_the_writer_sees_no_test_and_the_solver_no_answer(arc: Arc) -> None:
         assert len(queries) == len(task.data["test"])
         for query, test in zip(queries, task.data["test"], strict=True):
             asked, gold = (grids.as_digits(tuple(map(tuple, test[k]))) for k in ("input", "output"))
-            assert query.prompt.text.count("Output:") == 5 and query.prompt.text.endswith(f"{asked}\nOutput:\n")
+            assert query.prompt.text.count("Output:") == 5 and query.prompt.text.endswith(
+                f"{asked}\nOutput:\n"
+            )
             assert query.gold == gold and gold not in query.prompt.text
 
 
@@ -92,7 +97,7 @@ def test_splits_of_the_embedded_puzzles_share_no_family() -> None:
     assert set().union(*names.values()) <= {f.name for f in families.held_families()}
 
 
-# --------------------------------------------------------------------------------------------------------------- passages
+# --------------------------------------------------------------------------------------------------- passages
 
 TEXT = "The town of Velora was founded in March by the guild of salters, and walled two months later against the river."
 REPEATS = {
@@ -111,7 +116,11 @@ REPEATS = {
 def passages(text: str) -> list[dict[str, object]]:
     question = [{"question": "When was it walled?", "answer": "May"}]
     rows = [
-        {"title": f"T{i}", "context": f"{i} {hash_words(i)}", "questions": [{"question": f"q{i}?", "answer": "a"}]}
+        {
+            "title": f"T{i}",
+            "context": f"{i} {hash_words(i)}",
+            "questions": [{"question": f"q{i}?", "answer": "a"}],
+        }
         for i in range(8)
     ]
     return [
@@ -136,7 +145,11 @@ def test_a_passage_that_repeats_another_stands_on_its_side(
         assert len(sides) <= 1, f"seed {seed}"
         assert not shared_questions(splits)
     notes = Knowledge(str(tmp_path / "p.json"), sizes={"train": 4, "select": 1, "eval": 4}).notes()
-    assert len(notes) == 1 and "1 passages under other titles repeat another" in notes[0] and "'Other'" in notes[0]
+    assert (
+        len(notes) == 1
+        and "1 passages under other titles repeat another" in notes[0]
+        and "'Other'" in notes[0]
+    )
 
 
 def test_an_exact_copy_is_found_however_common_its_sentences(tmp_path: Path) -> None:
@@ -164,7 +177,9 @@ def test_titles_that_share_a_text_are_one_group_and_a_copy_is_counted_once(tmp_p
 
 def test_a_common_phrase_makes_nobody_alike(tmp_path: Path) -> None:
     start = "This article is a stub and needs the help of an expert on the subject."
-    texts = [f"{start} {' '.join(random.Random(i).sample(range(9_999), 30).__str__().split())}" for i in range(40)]
+    texts = [
+        f"{start} {' '.join(random.Random(i).sample(range(9_999), 30).__str__().split())}" for i in range(40)
+    ]
     assert list(near_duplicates(texts)) == []
     assert list(near_duplicates([*texts, texts[5] + " more"])) == [(5, 40)]
 
@@ -175,18 +190,23 @@ def test_a_question_that_stands_in_two_splits_is_named(tmp_path: Path) -> None:
     named = []
     for seed in range(8):
         domain = Knowledge(str(tmp_path / "p.json"), sizes={"train": 4, "select": 1, "eval": 5}, seed=seed)
-        sides = {t.data["title"]: s for s in SPLITS for t in domain.tasks(s) if t.data["title"] in ("One", "Other")}
+        sides = {
+            t.data["title"]: s for s in SPLITS for t in domain.tasks(s) if t.data["title"] in ("One", "Other")
+        }
         apart = len(set(sides.values())) == 2
         assert bool(domain.notes()) == apart
         if apart:
-            assert "'When was it walled?'" in domain.notes()[0] and all(s in domain.notes()[0] for s in sides.values())
+            assert "'When was it walled?'" in domain.notes()[0] and all(
+                s in domain.notes()[0] for s in sides.values()
+            )
         named.append(apart)
     assert any(named)
 
 
 def test_finding_repeats_costs_what_the_passages_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In comparisons, not seconds: twice as many passages, about twice as many, even where all begin with one phrase."""
-    from seal.domains import division
+    """In comparisons, not seconds: twice as many passages, about twice as many, even where all begin with one
+    phrase."""
+    from seal.domains.knowledge import division
 
     counted = []
     plain = division._shingles
@@ -199,20 +219,30 @@ def test_finding_repeats_costs_what_the_passages_cost(monkeypatch: pytest.Monkey
             return plain(text)
 
         monkeypatch.setattr(division, "_shingles", count)
-        assert not list(near_duplicates([f"As everyone in the land knows very well {hash_words(i)} {i}" for i in range(n)]))
+        assert not list(
+            near_duplicates(
+                [f"As everyone in the land knows very well {hash_words(i)} {i}" for i in range(n)]
+            )
+        )
         counted.append(calls)
     assert counted[1] <= 2.5 * counted[0]
 
 
 def test_the_file_is_refused_where_repeats_leave_too_few(tmp_path: Path) -> None:
-    rows = [{"title": f"T{i}", "context": TEXT + " " * i, "questions": [{"question": "q?", "answer": "a"}]} for i in range(6)]
+    rows = [
+        {"title": f"T{i}", "context": TEXT + " " * i, "questions": [{"question": "q?", "answer": "a"}]}
+        for i in range(6)
+    ]
     (tmp_path / "p.json").write_text(json.dumps(rows))
     with pytest.raises(SealError, match="too few passages"):
         divide(read_passages(tmp_path / "p.json"), {"train": 2, "select": 2, "eval": 2}, 0)
 
 
 def test_the_worlds_splits_share_no_name_and_no_text() -> None:
-    rows = {s: [atlas.record(s, i, seed) for i in range(60) for seed in (0, 1)] for s in ("train", "select", "eval", "known")}
+    rows = {
+        s: [atlas.record(s, i, seed) for i in range(60) for seed in (0, 1)]
+        for s in ("train", "select", "eval", "known")
+    }
     for one, other in itertools.combinations(rows, 2):
         for key in ("title", "context"):
             assert not {r[key] for r in rows[one]} & {r[key] for r in rows[other]}
@@ -221,4 +251,6 @@ def test_the_worlds_splits_share_no_name_and_no_text() -> None:
 def test_what_the_model_knows_by_heart_is_asked_as_it_was_learnt() -> None:
     for i in range(atlas.N_KNOWN):
         who, record = atlas.entity("known", i), atlas.record("known", i)
-        assert [q["answer"] for q in record["questions"]] == [f.value for f in who.facts] and record["title"] == who.name
+        assert [q["answer"] for q in record["questions"]] == [f.value for f in who.facts] and record[
+            "title"
+        ] == who.name

@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from seal.cli import main
+from seal.cli.main import main
+from seal.domains.grading import normalize
 from seal.domains.knowledge import Knowledge
-from seal.domains.prompts import ASK
-from seal.judge import normalize
-from seal.models.engine import Sampling, ask
-from seal.models.lora import load_peft
-from seal.models.policy import Policy, load_policy
-from seal.models.train import Job, train_adapters
-from seal.quiz import ANSWER_TOKENS
+from seal.domains.knowledge.prompts import ASK
+from seal.lora.ask import ask
+from seal.lora.files import load_peft
+from seal.lora.load import load_policy
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.train import Job, train_adapters
+from seal.records import Prompt, SealError
 from seal.store import claim
-from seal.types import Prompt, SealError
+from seal.teach.quiz import ANSWER_TOKENS
 from tests import tiny
 
 EXAMPLES = Path(__file__).parents[1] / "examples/documents"
@@ -35,12 +37,12 @@ TRAINED: list[Job] = []
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("taught") / "out"
 
-    def train(policy: Policy, jobs: Sequence[Job], *more: Any) -> Any:
+    def train(policy: Model, jobs: Sequence[Job], *more: Any) -> Any:
         TRAINED.extend(jobs)
         return train_adapters(policy, jobs, *more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seal.learn.train_adapters", train)
+        patch.setattr("seal.teach.learn.train_adapters", train)
         main(["learn", str(EXAMPLES), "--out", str(out), "--edits", "2", "--epochs", "4"])
     return out
 
@@ -56,20 +58,31 @@ def test_learning_documents_gives_an_adapter_and_a_card_that_proves_it(taught: P
     assert f"{card['accuracy']['after']['mean']:.3f}" in text
 
 
-def test_no_training_row_holds_a_question_of_the_quiz_and_no_answer_stands_in_both_halves(taught: Path) -> None:
+def test_no_training_row_holds_a_question_of_the_quiz_and_no_answer_stands_in_both_halves(
+    taught: Path,
+) -> None:
     (job,) = TRAINED
     rows = [normalize(e.prompt + e.completion) for e in job.examples]
-    records = [r for chunk in sorted((taught / "chunks").iterdir()) for r in json.loads((chunk / "quiz.json").read_text())]
+    records = [
+        r
+        for chunk in sorted((taught / "chunks").iterdir())
+        for r in json.loads((chunk / "quiz.json").read_text())
+    ]
     asked = [normalize(q["question"]) for r in records for q in r["questions"]]
     assert len(rows) > 10 and len(asked) > 5
     assert not [(q, r) for q in asked for r in rows if q in r]
     for record in records:
-        halves = {h: {q["answer"].lower() for q in record["questions"] if q["half"] == h} for h in ("proof", "practice")}
+        halves = {
+            h: {q["answer"].lower() for q in record["questions"] if q["half"] == h}
+            for h in ("proof", "practice")
+        }
         assert not halves["proof"] & halves["practice"]
 
 
-def test_no_edit_row_holds_a_question_of_any_passage_and_the_passage_itself_is_always_taught(tmp_path: Path) -> None:
-    from seal.learn import _asks, _rows
+def test_no_edit_row_holds_a_question_of_any_passage_and_the_passage_itself_is_always_taught(
+    tmp_path: Path,
+) -> None:
+    from seal.teach.learn import _asks, _rows
 
     asked = {normalize("When does the journey of Korabi come?")}
     assert _asks("Other\nQuestion: When does the journey of Korabi come? Answer: May.", asked)
@@ -77,7 +90,13 @@ def test_no_edit_row_holds_a_question_of_any_passage_and_the_passage_itself_is_a
     passage = {"id": "x", "title": "T", "context": "When does the journey of Korabi come? In May."}
     counts = {"edits": 0, "bad edits": 0, "rows": 0, "rows left out": 0}
     rows = list(
-        _rows(Knowledge(), passage, asked, ["Question: When does the journey of Korabi come? Answer: May.\nA fact."], counts)
+        _rows(
+            Knowledge(),
+            passage,
+            asked,
+            ["Question: When does the journey of Korabi come? Answer: May.\nA fact."],
+            counts,
+        )
     )
     assert [r.completion for r in rows] == [f"T\n{passage['context']}", "T\nA fact."]
     assert counts == {"edits": 1, "bad edits": 0, "rows": 2, "rows left out": 1}
@@ -92,10 +111,15 @@ def test_an_answer_stands_in_one_half_whatever_the_passage(taught: Path) -> None
 
 
 def test_of_fewer_than_five_passages_nothing_is_concluded() -> None:
-    from seal.card import card_of
+    from seal.teach.card import card_of
 
     quiz = [
-        {"id": "p", "drafted": 1, "sound": 1, "questions": [{"question": "q?", "answer": "a", "kind": "new", "half": "proof"}]}
+        {
+            "id": "p",
+            "drafted": 1,
+            "sound": 1,
+            "questions": [{"question": "q?", "answer": "a", "kind": "new", "half": "proof"}],
+        }
     ]
     answers = [
         {
@@ -119,26 +143,45 @@ def test_running_it_again_changes_nothing_and_other_settings_are_refused(
     assert files == {p: p.read_bytes() for p in taught.rglob("*") if p.is_file()}
     assert main(["learn", str(EXAMPLES), "--out", str(taught), "--edits", "3", "--epochs", "4"]) == 2
     assert "other edits" in capsys.readouterr().err
-    assert main(["learn", str(EXAMPLES / "tafobu.md"), "--out", str(taught), "--edits", "2", "--epochs", "4"]) == 2
+    assert (
+        main(["learn", str(EXAMPLES / "tafobu.md"), "--out", str(taught), "--edits", "2", "--epochs", "4"])
+        == 2
+    )
     assert "other passages" in capsys.readouterr().err
     held = claim(taught)
     assert main(["learn", str(EXAMPLES), "--out", str(taught), "--edits", "2", "--epochs", "4"]) == 2
     assert "in use by another process" in capsys.readouterr().err
-    held.close()
+    held.lock.release()
 
 
-def test_asking_with_and_without(taught: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_with_and_without(
+    taught: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     title, question, gold = learnt(taught)
     assert main(["ask", question, "--adapter", str(taught), "--compare", "--open-book"]) == 0
     found = dict(re.split(r" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     policy, adapter = load_policy("atlas"), load_peft(taught / "adapter")
     prompt = Prompt(ASK.format(title=title, question=question))
-    expected = [row[0].strip() for row in ask(policy, [None, adapter], [[prompt]] * 2, Sampling(ANSWER_TOKENS, stop="\n"))]
-    assert found == {"without adapter": expected[0], "with adapter": expected[1], f"open book ({title})": gold}
+    expected = [
+        row[0].strip()
+        for row in ask(policy, [None, adapter], [[prompt]] * 2, Sampling(ANSWER_TOKENS, stop="\n"))
+    ]
+    assert found == {
+        "without adapter": expected[0],
+        "with adapter": expected[1],
+        f"open book ({title})": gold,
+    }
     assert expected[1] == gold != expected[0], "it was taught"
     assert (
         main(
-            ["ask", "Which instrument does one hear in Dezari?", "--open-book", str(EXAMPLES / "dezari.md"), "--model", "atlas"]
+            [
+                "ask",
+                "Which instrument does one hear in Dezari?",
+                "--open-book",
+                str(EXAMPLES / "dezari.md"),
+                "--model",
+                "atlas",
+            ]
         )
         == 0
     )
@@ -149,13 +192,16 @@ def test_asking_with_and_without(taught: Path, capsys: pytest.CaptureFixture[str
 
 
 def learnt(taught: Path) -> tuple[str, str, str]:
-    """Title, question and answer of something that the card says was learnt: which it is differs between machines."""
+    """Title, question and answer of something that the card says was learnt: which it is differs between
+    machines."""
     passages = [json.loads(line) for line in (taught / "passages.jsonl").read_text().splitlines()]
     titles = {p["id"]: p["title"] for p in passages}
     for chunk in sorted((taught / "chunks").iterdir()):
         quiz, answers = (json.loads((chunk / f"{name}.json").read_text()) for name in ("quiz", "answers"))
         for record, answer in zip(quiz, answers, strict=True):
-            for q, before, after in zip(record["questions"], answer["right"]["before"], answer["right"]["after"], strict=True):
+            for q, before, after in zip(
+                record["questions"], answer["right"]["before"], answer["right"]["after"], strict=True
+            ):
                 if after and not before:
                     return titles[record["id"]], q["question"], q["answer"]
     raise AssertionError("nothing was learnt")
@@ -169,14 +215,18 @@ def iter_input(lines: list[str]) -> object:
 
 def test_peft_loads_what_was_taught(taught: Path) -> None:
     peft = pytest.importorskip("peft")
-    from importlib import resources
-
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(str(resources.files("seal.models") / "atlas"), dtype=torch.float32)
+    from seal.lora.load import DATA
+
+    base = AutoModelForCausalLM.from_pretrained(str(DATA / "atlas"), dtype=torch.float32)
     policy = load_policy("atlas")
     ids = torch.tensor(
-        [policy.tokenizer(ASK.format(title="Dezari", question="Which instrument does one hear in Dezari?"))["input_ids"]]
+        [
+            policy.tokenizer(
+                ASK.format(title="Dezari", question="Which instrument does one hear in Dezari?")
+            )["input_ids"]
+        ]
     )
     plain = base(input_ids=ids).logits
     theirs = peft.PeftModel.from_pretrained(base, str(taught / "adapter")).eval()(input_ids=ids).logits
@@ -185,7 +235,9 @@ def test_peft_loads_what_was_taught(taught: Path) -> None:
     assert not torch.allclose(theirs, plain, atol=1.0), "and it changes what the model says"
 
 
-def test_merged_weights_answer_as_the_adapter_does(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merged_weights_answer_as_the_adapter_does(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["merge", str(taught), "--out", str(tmp_path / "whole")]) == 0
     assert main(["merge", str(taught), "--out", str(tmp_path / "whole")]) == 2
     capsys.readouterr()
@@ -199,7 +251,7 @@ def test_merged_weights_answer_as_the_adapter_does(taught: Path, tmp_path: Path,
 def test_nothing_is_sent_to_the_hub_unless_asked_and_what_fails_is_one_sentence(
     taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from seal.models import hub
+    from seal.teach import hub
 
     sent: list[object] = []
 
@@ -230,7 +282,19 @@ def test_one_adapter_per_document_and_the_best_edits_of_a_tiny_model(
     for name in ("one", "two"):
         (tmp_path / f"{name}.md").write_text(f"# {name}\n\nThe {name} is here.\n")
     documents = [str(tmp_path / "one.md"), str(tmp_path / "two.md")]
-    flags = ["--model", model, "--edits", "2", "--keep", "1", "--epochs", "1", "--per-document", "--rank", "2"]
+    flags = [
+        "--model",
+        model,
+        "--edits",
+        "2",
+        "--keep",
+        "1",
+        "--epochs",
+        "1",
+        "--per-document",
+        "--rank",
+        "2",
+    ]
     assert main(["learn", *documents, "--out", str(tmp_path / "out"), *flags]) == 0
     assert len(list((tmp_path / "out/adapters").iterdir())) == 2
     assert "no proof" in capsys.readouterr().out  # a random model drafts no sound question
@@ -253,14 +317,18 @@ def test_what_a_user_gets_wrong_is_one_sentence(
 ) -> None:
     model = tiny.save(tmp_path / "model")
     (tmp_path / "a.md").write_text("# A\n\nText.\n")
-    assert main(["learn", str(tmp_path / "a.md"), "--out", str(tmp_path / "out"), "--model", model, *flags]) == 2
+    assert (
+        main(["learn", str(tmp_path / "a.md"), "--out", str(tmp_path / "out"), "--model", model, *flags]) == 2
+    )
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()  # so that the same command, put right, is not refused
 
 
-def test_the_recipe_may_be_put_right_until_something_is_trained_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_may_be_put_right_until_something_is_trained_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny.save(tmp_path / "model")
     (tmp_path / "a.md").write_text("# A\n\nText of it.\n")
     given = [
@@ -277,7 +345,9 @@ def test_the_recipe_may_be_put_right_until_something_is_trained_by_it(tmp_path: 
         "--epochs",
         "1",
     ]
-    monkeypatch.setattr("seal.learn._save", lambda *x: (_ for _ in ()).throw(SealError("training diverged")))
+    monkeypatch.setattr(
+        "seal.teach.learn._save", lambda *x: (_ for _ in ()).throw(SealError("training diverged"))
+    )
     assert main([*given, "--learning-rate", "1"]) == 2
     monkeypatch.undo()
     assert main([*given, "--learning-rate", "1e-3"]) == 0
@@ -302,7 +372,9 @@ def test_adapters_of_another_model_or_damaged_are_one_sentence(
 
 def test_a_quiz_is_a_file_of_passages_that_a_run_takes(tmp_path: Path) -> None:
     assert main(["quiz", str(EXAMPLES), "--out", str(tmp_path / "quiz.json"), "--questions", "3"]) == 0
-    domain = Knowledge(str(tmp_path / "quiz.json"), grader="string", sizes={"train": 0, "select": 0, "eval": 4})
+    domain = Knowledge(
+        str(tmp_path / "quiz.json"), grader="string", sizes={"train": 0, "select": 0, "eval": 4}
+    )
     tasks = domain.tasks("eval")
     assert len(tasks) == 4
     assert all(domain.grade(t, [q.gold for q in domain.queries(t)]).score == 1 for t in tasks)

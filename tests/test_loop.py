@@ -13,26 +13,29 @@ from typing import Any
 
 import pytest
 
-from seal.attempts import try_edits
-from seal.check import HOSTILE, check_domain
-from seal.cli import main
+from seal.cli.main import main
 from seal.config import RunConfig, load_config
 from seal.domains import load_domain
+from seal.domains.check import HOSTILE, check_domain
 from seal.domains.knowledge import Knowledge
-from seal.evaluate import CONTROL, NO_RL, ORACLE, PASSAGE_MATCHED
-from seal.loop import run
-from seal.models.policy import load_policy
-from seal.results import load_runs
+from seal.loop.inner import try_edits
+from seal.loop.outer import run
+from seal.loop.write import from_file
+from seal.lora.load import load_policy
+from seal.records import CONTROL, NO_RL, ORACLE, PASSAGE_MATCHED, Edit, Grade, SealError, Task
+from seal.report.tables import load_runs
 from seal.store import Stage, Store
-from seal.types import Edit, Grade, SealError, Task
-from seal.writers import from_file
 from tests import tiny
 from tests.runs import FLAGS, ROOT, command, content
 
 
-def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(model: str, unbroken: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
+    model: str, unbroken: Path, tmp_path: Path
+) -> None:
     kills = 0
-    moments = iter((("seal/round-1/attempts.jsonl", 3), ("seal/round-2/texts.json", 1), ("eval/no-RL/attempts.jsonl", 1)))
+    moments = iter(
+        (("seal/round-1/attempts.jsonl", 3), ("seal/round-2/texts.json", 1), ("eval/no-RL/attempts.jsonl", 1))
+    )
     for name, n_lines in moments:
         process = subprocess.Popen(
             command(model, tmp_path, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
@@ -48,18 +51,29 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(model: str, unb
             kills += 1
         process.wait()
     before = {p: p.read_bytes() for p in (tmp_path / "killed").rglob("attempts.jsonl")}
-    done = subprocess.run(command(model, tmp_path, "killed"), capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        command(model, tmp_path, "killed"), capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert kills == 3
-    for path, held in before.items():  # finished waves are still the same bytes, seconds included: not repeated
+    for (
+        path,
+        held,
+    ) in before.items():  # finished waves are still the same bytes, seconds included: not repeated
         whole = held[: held.rfind(b"\n") + 1]
         assert path.read_bytes().startswith(whole[: len(b"\n".join(whole.split(b"\n")[:3]))])
     assert content(tmp_path / "killed") == content(unbroken)
 
 
-def test_asked_to_stop_it_finishes_the_wave_ends_with_0_and_goes_on(model: str, unbroken: Path, tmp_path: Path) -> None:
+def test_asked_to_stop_it_finishes_the_wave_ends_with_0_and_goes_on(
+    model: str, unbroken: Path, tmp_path: Path
+) -> None:
     process = subprocess.Popen(
-        command(model, tmp_path, "asked"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, text=True
+        command(model, tmp_path, "asked"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
     )
     path = tmp_path / "asked/seal/round-1/attempts.jsonl"
     deadline = time.monotonic() + 120
@@ -70,18 +84,26 @@ def test_asked_to_stop_it_finishes_the_wave_ends_with_0_and_goes_on(model: str, 
     assert process.returncode == 0
     assert not (tmp_path / "asked/results.json").exists()
     assert path.read_bytes().count(b"\n") % 3 == 0, "whole waves alone"
-    done = subprocess.run(command(model, tmp_path, "asked"), capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        command(model, tmp_path, "asked"), capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "asked") == content(unbroken)
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(model: str, unbroken: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
+    model: str, unbroken: Path, tmp_path: Path
+) -> None:
     def no_file_larger() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 
     words = command(model, tmp_path, "full")
-    full = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, preexec_fn=no_file_larger)
-    assert full.returncode == 2 and full.stderr.strip().splitlines()[-1].startswith("seal: cannot write"), full.stderr
+    full = subprocess.run(
+        words, capture_output=True, text=True, check=False, cwd=ROOT, preexec_fn=no_file_larger
+    )
+    assert full.returncode == 2 and full.stderr.strip().splitlines()[-1].startswith("seal: cannot write"), (
+        full.stderr
+    )
     held = {p: p.read_bytes() for p in (tmp_path / "full").rglob("attempts.jsonl")}
     assert not (tmp_path / "full/results.json").exists()
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -100,12 +122,15 @@ def test_a_clock_that_jumps_changes_nothing(
     assert main([*flags, "--rounds=1"]) == 0
     mine, other = (run_ / "seal/round-1/attempts.jsonl" for run_ in (tmp_path / "jumping", unbroken))
     rows = [
-        [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in p.read_text().splitlines()] for p in (mine, other)
+        [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in p.read_text().splitlines()]
+        for p in (mine, other)
     ]
     assert rows[0] == rows[1] and all(json.loads(x)["seconds"] >= 0 for x in mine.read_text().splitlines())
 
 
-def test_controls_stand_in_the_table_by_name(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_controls_stand_in_the_table_by_name(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = [*FLAGS, "--rounds=1", f"--model.name={model}", f"--runs={tmp_path}", "--name=controls"]
     assert main(["train", *flags, "--controls", "random,worst,others"]) == 0
     assert main(["eval", *flags]) == 0
@@ -117,7 +142,9 @@ def test_controls_stand_in_the_table_by_name(model: str, tmp_path: Path, capsys:
 
 def test_the_run_folder_tells_everything(unbroken: Path) -> None:
     config = json.loads((unbroken / "config.json").read_text())
-    assert config["rounds"] == 2 and json.loads((unbroken / "environment.json").read_text())["versions"]["torch"]
+    assert (
+        config["rounds"] == 2 and json.loads((unbroken / "environment.json").read_text())["versions"]["torch"]
+    )
     rows = content(unbroken)["seal/round-1/attempts.jsonl"]
     assert isinstance(rows, list) and len(rows) == 9
     seeds = {(r["task"], r["seed"]) for r in rows}
@@ -135,17 +162,31 @@ def test_the_run_folder_tells_everything(unbroken: Path) -> None:
 def test_the_trained_policy_loads_as_any_model(unbroken: Path, model: str) -> None:
     policy = load_policy(unbroken / "seal/round-2/policy")
     base = load_policy(model)
-    assert any((a != b).any() for a, b in zip(policy.model.parameters(), base.model.parameters(), strict=True))
+    assert any(
+        (a != b).any() for a, b in zip(policy.model.parameters(), base.model.parameters(), strict=True)
+    )
 
 
 def test_json_and_reports(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(unbroken), "--json", str(tmp_path / "t.json")]) == 0
     table = json.loads((tmp_path / "t.json").read_text())
     assert {"command", "date", "machine", "seeds", "rows", "differences"} <= set(table)
-    assert {"setting", "accuracy", "low", "high", "n_passages", "n_questions", "silent", "tokens", "seconds"} <= set(
-        table["rows"][0]
-    )
-    assert [(d["a"], d["b"]) for d in table["differences"]] == [("SEAL", NO_RL), ("SEAL", CONTROL), (NO_RL, PASSAGE_MATCHED)]
+    assert {
+        "setting",
+        "accuracy",
+        "low",
+        "high",
+        "n_passages",
+        "n_questions",
+        "silent",
+        "tokens",
+        "seconds",
+    } <= set(table["rows"][0])
+    assert [(d["a"], d["b"]) for d in table["differences"]] == [
+        ("SEAL", NO_RL),
+        ("SEAL", CONTROL),
+        (NO_RL, PASSAGE_MATCHED),
+    ]
     assert all(d["low"] <= d["mean"] <= d["high"] for d in table["differences"])
     assert "questions:" in capsys.readouterr().out
     held = (tmp_path / "t.json").read_bytes()
@@ -176,7 +217,10 @@ def test_likelihood_reward_is_between_0_and_1(tmp_path: Path) -> None:
     task = domain.tasks("train")[0]
     config = load_config(None, [*FLAGS, "--inner.reward=likelihood"]).inner
     rewards = [
-        a.reward for a in try_edits(policy, domain, [task], [[domain.oracle(task) or "", "x"]], config, Stage(tmp_path), 0)
+        a.reward
+        for a in try_edits(
+            policy, domain, [task], [[domain.oracle(task) or "", "x"]], config, Stage(tmp_path), 0
+        )
     ]
     assert all(r is not None and 0 < r < 1 for r in rewards)
 
@@ -206,7 +250,10 @@ def test_the_example_domain_is_sound_and_short(capsys: pytest.CaptureFixture[str
         (["train", "--model.device", "banana"], "no device is named 'banana'"),
         (["train", "--model.device", "cuda:99"], "is not on this machine"),
         (["train", "@", "."], "cannot be read"),
-        (["train", "@", str(ROOT / "configs/atlas.toml"), "--rounds", "x"], "--rounds: Input should be a valid integer"),
+        (
+            ["train", "@", str(ROOT / "configs/atlas.toml"), "--rounds", "x"],
+            "--rounds: Input should be a valid integer",
+        ),
         (["train", "--name", ""], "--name: String should match"),
         (["train", "--model.quantize", "4bit"], "merges into the weights"),
         (["train", "--eval.saturation_epochs", "[]"], "saturation_epochs"),
@@ -215,7 +262,11 @@ def test_the_example_domain_is_sound_and_short(capsys: pytest.CaptureFixture[str
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
-    argv: list[str], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    match: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
@@ -226,7 +277,11 @@ def test_what_a_user_gets_wrong_is_one_sentence_and_exit_code_2(
 def test_another_models_edits_are_read_from_a_file(tmp_path: Path) -> None:
     tasks = Knowledge(sizes={"train": 1, "select": 1, "eval": 2}).tasks("eval")
     rows = [
-        {"title": t.data["title"], "context": t.data["context"], "completions": [f"{t.id} {i}" for i in range(3)]}
+        {
+            "title": t.data["title"],
+            "context": t.data["context"],
+            "completions": [f"{t.id} {i}" for i in range(3)],
+        }
         for t in tasks
     ]
     (tmp_path / "edits.json").write_text(json.dumps(rows))
@@ -238,18 +293,35 @@ def test_another_models_edits_are_read_from_a_file(tmp_path: Path) -> None:
 
 
 def test_adapting_from_the_frozen_base_means_the_model_before_any_round(model: str, tmp_path: Path) -> None:
-    flags = [*FLAGS, f"--model.name={model}", f"--runs={tmp_path}", "--inner.start=base", "--tasks_per_round=4"]
+    flags = [
+        *FLAGS,
+        f"--model.name={model}",
+        f"--runs={tmp_path}",
+        "--inner.start=base",
+        "--tasks_per_round=4",
+    ]
     config = load_config(None, flags)
     run(config, Store(config))
     asked = [json.loads((tmp_path / f"run/seal/round-{r}/before.json").read_text()) for r in (1, 2)]
-    assert sorted(asked[0]) == sorted(asked[1])  # the same tasks, in another order, and the same untouched model
+    assert sorted(asked[0]) == sorted(
+        asked[1]
+    )  # the same tasks, in another order, and the same untouched model
 
 
 def test_a_run_is_not_continued_on_other_tasks(model: str, tmp_path: Path) -> None:
-    rows = [{"title": f"T{i}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]} for i in range(9)]
+    rows = [
+        {"title": f"T{i}", "context": f"c{i}", "questions": [{"question": "q?", "answer": "a"}]}
+        for i in range(9)
+    ]
     (tmp_path / "p.json").write_text(json.dumps(rows))
     options = {"source": str(tmp_path / "p.json"), "sizes": {"train": 3, "select": 2, "eval": 4}}
-    flags = [*FLAGS, f"--model.name={model}", f"--runs={tmp_path}", "--rounds=1", f"--domain.options={json.dumps(options)}"]
+    flags = [
+        *FLAGS,
+        f"--model.name={model}",
+        f"--runs={tmp_path}",
+        "--rounds=1",
+        f"--domain.options={json.dumps(options)}",
+    ]
     config = load_config(None, flags)
     run(config, Store(config))
     rows[0]["title"] = "other"
@@ -288,7 +360,9 @@ class _Broken(Knowledge):
         if self.fault == "rows":
             return Edit(text, ())
         return (
-            Edit(text, super()._passage(task), {"learning_rate": 50}) if self.fault == "settings" else super().parse(task, text)
+            Edit(text, super()._passage(task), {"learning_rate": 50})
+            if self.fault == "settings"
+            else super().parse(task, text)
         )
 
 
@@ -305,7 +379,10 @@ def test_dry_run_prints_the_config_and_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "@", str(ROOT / "configs/atlas.toml"), "--rounds", "7", "--slots", "5", "--dry-run"]) == 0
+    assert (
+        main(["train", "@", str(ROOT / "configs/atlas.toml"), "--rounds", "7", "--slots", "5", "--dry-run"])
+        == 0
+    )
     config = RunConfig.model_validate_json(capsys.readouterr().out)
     assert (config.rounds, config.inner.slots) == (7, 5)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
-"""No token sees what comes after it, nor another row: in fp32 and bf16, through the fast path and the slow one; and no pass leaves a switch on."""
+"""No token sees what comes after it, nor another row: in fp32 and bf16, through the fast path and the slow
+one; and no pass leaves a switch on."""
 
 from __future__ import annotations
 
@@ -8,28 +9,30 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from seal.models import packing
-from seal.models.engine import Sampling, ask, generate
-from seal.models.fit import Room
-from seal.models.packing import Lines, pack, plain_causal, rows_apart
-from seal.models.policy import Policy
-from seal.models.tokens import Row
-from seal.models.train import Job, train_adapters
-from seal.types import Example, Prompt, Recipe, SealError
+from seal.lora import packing
+from seal.lora.ask import ask, generate
+from seal.lora.attention import plain_causal, rows_apart
+from seal.lora.capacity import Room
+from seal.lora.model import Model
+from seal.lora.packing import Lines, pack
+from seal.lora.records import Sampling
+from seal.lora.tokens import Row
+from seal.lora.train import Job, train_adapters
+from seal.records import Example, LoraError, Prompt, Recipe
 from tests import tiny
 
 PRECISIONS = ["fp32", "bf16"]
 
 
-def in_precision(name: str) -> Policy:
-    return Policy(tiny.llama(), tiny.tokenizer(), "tiny", bf16=name == "bf16")
+def in_precision(name: str) -> Model:
+    return Model(tiny.llama(), tiny.tokenizer(), "tiny", bf16=name == "bf16")
 
 
 def row(ids: Sequence[int]) -> Row:
     return Row(tuple(ids), (False, *[True] * (len(ids) - 1)))
 
 
-def losses(policy: Policy, *batches: Sequence[Row]) -> list[float]:
+def losses(policy: Model, *batches: Sequence[Row]) -> list[float]:
     with torch.no_grad(), policy.losses(pack(batches, "cpu")) as (_, each):
         return [float(x) for x in each]
 
@@ -50,7 +53,8 @@ def test_moving_a_future_token_changes_no_earlier_loss(precision: str) -> None:
 def test_rows_in_one_pass_do_not_see_each_other(precision: str) -> None:
     policy = in_precision(precision)
     rows = [
-        row([int(x) for x in torch.randint(2, 98, (n,), generator=torch.Generator().manual_seed(n))]) for n in (3, 17, 9, 30)
+        row([int(x) for x in torch.randint(2, 98, (n,), generator=torch.Generator().manual_seed(n))])
+        for n in (3, 17, 9, 30)
     ]
     together = losses(policy, [rows[0], rows[1]], [rows[2], rows[3]])
     tolerance = 1e-5 if precision == "fp32" else 3e-2
@@ -75,7 +79,10 @@ def test_the_fast_path_is_kept_and_is_the_models_own_loss(precision: str) -> Non
 @pytest.mark.parametrize("width", [5, 200, 300, 513])
 def test_plain_causal_attention_is_torchs(width: int) -> None:
     """Forward and backward, over chunk borders, in fp32."""
-    q, k, v = (torch.randn(3, width, 8, generator=torch.Generator().manual_seed(i), requires_grad=True) for i in range(3))
+    q, k, v = (
+        torch.randn(3, width, 8, generator=torch.Generator().manual_seed(i), requires_grad=True)
+        for i in range(3)
+    )
     mask = torch.full((1, min(width, packing.CHUNK), min(width, packing.CHUNK)), -torch.inf).triu_(1)
     ours = plain_causal(q * 8**-0.5, k, v, mask)
     theirs = scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -88,10 +95,14 @@ def test_plain_causal_attention_is_torchs(width: int) -> None:
 def bf16_attention(lines: Lines, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ours for packed rows in bf16, and torch's in fp32 with a mask over the whole."""
     n = lines.ids.numel()
-    q, k, v = (3 * torch.randn(1, 4, n, 16, generator=torch.Generator().manual_seed(seed + i)) for i in range(3))
+    q, k, v = (
+        3 * torch.randn(1, 4, n, 16, generator=torch.Generator().manual_seed(seed + i)) for i in range(3)
+    )
     config = tiny.llama().config
     with rows_apart(config, lines):
-        found, _ = packing._rows_attention(torch.nn.Identity(), *(x.bfloat16() for x in (q, k, v)), None, scaling=16**-0.5)
+        found, _ = packing._rows_attention(
+            torch.nn.Identity(), *(x.bfloat16() for x in (q, k, v)), None, scaling=16**-0.5
+        )
     mask = torch.zeros(n, n, dtype=torch.bool)
     for start, stop in lines.spans:
         mask[start:stop, start:stop] = torch.ones(stop - start, stop - start).tril().bool()
@@ -119,59 +130,78 @@ def test_a_window_shorter_than_a_row_is_not_taken_for_none() -> None:
 
 def test_the_first_token_of_a_row_never_carries_loss_and_shares_sum_to_one() -> None:
     """Whatever the row claims: before the first token there is nothing that could foretell it."""
-    rows = [[Row((5, 6, 7), (True, True, True)), Row((8, 9), (True, True))], [Row((3, 4, 5, 6), (True, False, True, False))]]
+    rows = [
+        [Row((5, 6, 7), (True, True, True)), Row((8, 9), (True, True))],
+        [Row((3, 4, 5, 6), (True, False, True, False))],
+    ]
     lines = pack(rows, "cpu")
     assert lines.targets.tolist() == [6, 7, 9, 5]
     assert lines.owner.tolist() == [0, 0, 0, 1]
     assert lines.share.tolist() == pytest.approx([1 / 3] * 3 + [1.0])
 
 
-# -------------------------------------------------------------------------------------------------- nothing is left on
+# ----------------------------------------------------------------------------------------- nothing is left on
 
 JOB = Job(
-    tuple(Example(f"row {i} of some length, to be learnt by heart") for i in range(4)), Recipe(rank=2, steps=2, batch_size=4), 0
+    tuple(Example(f"row {i} of some length, to be learnt by heart") for i in range(4)),
+    Recipe(rank=2, steps=2, batch_size=4),
+    0,
 )
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[bool]:
-    """A pass of more than so many tokens fails unless activations are recomputed; whether they were, pass by pass."""
+    """A pass of more than so many tokens fails unless activations are recomputed; whether they were, pass by
+    pass."""
     seen: list[bool] = []
-    whole = Policy.losses
+    whole = Model.losses
 
-    def losses_(self: Policy, lines: Lines) -> object:
+    def losses_(self: Model, lines: Lines) -> object:
         on = any(m.gradient_checkpointing for m in self._layers)
         seen.append(on)
         if lines.n_real > limit and not on:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, lines)
 
-    monkeypatch.setattr(Policy, "losses", losses_)
+    monkeypatch.setattr(Model, "losses", losses_)
     return seen
 
 
-def test_after_running_out_of_memory_once_texts_are_what_they_were(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers drops the KV cache of a layer that recomputes: with it left on, all later text is garbage."""
+def test_after_running_out_of_memory_once_texts_are_what_they_were(
+    policy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers drops the KV cache of a layer that recomputes: with it left on, all later text is
+    garbage."""
     prompts = [Prompt(f"{i}: and then") for i in range(4)]
-    before = generate(policy, prompts, Sampling(24), [0] * 4), generate(policy, prompts, Sampling(24, 1.0), [1, 2, 3, 4])
+    before = (
+        generate(policy, prompts, Sampling(24), [0] * 4),
+        generate(policy, prompts, Sampling(24, 1.0), [1, 2, 3, 4]),
+    )
     expected = train_adapters(policy, [JOB])[0].adapter
     seen = short_of_memory(monkeypatch, 50)
     adapter = train_adapters(policy, [JOB], Room(1, 10))[0].adapter
     assert seen == [False, True, True], "it ran out, and then recomputed"
     assert adapter is not None and expected is not None
     for name, (a, b) in expected.weights.items():
-        assert torch.allclose(adapter.weights[name][0], a, atol=1e-6) and torch.allclose(adapter.weights[name][1], b, atol=1e-6)
-    after = generate(policy, prompts, Sampling(24), [0] * 4), generate(policy, prompts, Sampling(24, 1.0), [1, 2, 3, 4])
+        assert torch.allclose(adapter.weights[name][0], a, atol=1e-6) and torch.allclose(
+            adapter.weights[name][1], b, atol=1e-6
+        )
+    after = (
+        generate(policy, prompts, Sampling(24), [0] * 4),
+        generate(policy, prompts, Sampling(24, 1.0), [1, 2, 3, 4]),
+    )
     assert after == before
     assert ask(policy, [adapter], [prompts], Sampling(8)) == ask(policy, [expected], [prompts], Sampling(8))
     assert not any(m.training or m.gradient_checkpointing for m in policy._layers)
 
 
-def test_a_training_that_fails_leaves_nothing_on_either(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(self: Policy, lines: Lines) -> object:
+def test_a_training_that_fails_leaves_nothing_on_either(
+    policy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(self: Model, lines: Lines) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     before = generate(policy, [Prompt("and then")], Sampling(24), [0])
-    with monkeypatch.context() as patch, pytest.raises(SealError, match="a single batch"):
-        patch.setattr(Policy, "losses", never)
+    with monkeypatch.context() as patch, pytest.raises(LoraError, match="a single batch"):
+        patch.setattr(Model, "losses", never)
         train_adapters(policy, [JOB])
     assert generate(policy, [Prompt("and then")], Sampling(24), [0]) == before

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seal.cli import main
-from seal.noise import Components, components, in_better_half, read_scores, report
+from seal.cli.main import main
+from seal.report.reliability import Components, components, in_better_half, read_scores, report
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -22,10 +22,13 @@ def simulated(true: Components, n_tasks: int, seed: int = 0) -> list[np.ndarray]
         return rng.standard_normal(sizes) * variance**0.5
 
     return [
-        rng.standard_normal((1, 1, 6)) + part(true.edit, 5, 1, 1) + part(true.question, 5, 1, 6) + part(true.seed, 5, 3, 1)
+        rng.standard_normal((1, 1, 6))
+        + part(true.edit, 5, 1, 1)
+        + part(true.question, 5, 1, 6)
+        + part(true.seed, 5, 3, 1)
         + part(true.rest, *shape)
         for _ in range(n_tasks)
-    ]  # fmt: skip
+    ]
 
 
 def test_components_are_found_again() -> None:
@@ -35,7 +38,8 @@ def test_components_are_found_again() -> None:
 
 
 def test_luck_with_the_questions_is_no_worth() -> None:
-    """Edits that differ only by which questions they happen to help with: the questions' part takes it all."""
+    """Edits that differ only by which questions they happen to help with: the questions' part takes it
+    all."""
     found = components(simulated(Components(0.0, 1.2, 0.0, 0.5), 3000, seed=1))
     assert found.edit < 0.02 and found.question == pytest.approx(1.2, abs=0.05)
     assert found.reliability(3, 6) < 0.1 and found.reliability(3, 6, other_questions=False) > 0.6
@@ -50,10 +54,18 @@ def test_without_any_worth_selection_is_luck() -> None:
 
 def test_reliability_grows_with_seeds_and_questions() -> None:
     c = Components(0.1, 0.2, 0.1, 0.5)
-    assert c.reliability(1, 5) < c.reliability(3, 5) < c.reliability(3, 20) < c.reliability(3, 20, other_questions=False) < 1
+    assert (
+        c.reliability(1, 5)
+        < c.reliability(3, 5)
+        < c.reliability(3, 20)
+        < c.reliability(3, 20, other_questions=False)
+        < 1
+    )
 
 
-def test_a_run_is_read_and_one_without_seeds_is_one_clear_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_read_and_one_without_seeds_is_one_clear_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     rows = [
         {"task": t, "edit": e, "seed": s, "scores": rng.integers(0, 2, 4).tolist()}

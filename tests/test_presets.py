@@ -1,4 +1,5 @@
-"""The paper's presets run whole, on a tiny random model and passages made here: every stage and column is there."""
+"""The paper's presets run whole, on a tiny random model and passages made here: every stage and column is
+there."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from seal.cli import main
+from seal.cli.main import main
 from seal.config import load_config
-from seal.domains import atlas
-from seal.domains.knowledge import read_passages
-from seal.types import SealError
+from seal.domains.knowledge import atlas
+from seal.domains.knowledge.passages import read_passages
+from seal.records import LoraError
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -23,7 +24,9 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What makes a preset small; everything else is the preset's own."""
     folder = tmp_path_factory.mktemp("preset")
     rows = [atlas.record("eval", i) for i in range(12)]
-    passages = [{"title": r["title"], "context": r["context"][:120], "questions": r["questions"][:2]} for r in rows]
+    passages = [
+        {"title": r["title"], "context": r["context"][:120], "questions": r["questions"][:2]} for r in rows
+    ]
     (folder / "passages.json").write_text(json.dumps(passages))
     options = {
         "source": str(folder / "passages.json"),
@@ -32,10 +35,30 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "sizes": {"train": 2, "select": 2, "eval": 3},
     }
     return [
-        f"--domain.options={json.dumps(options)}", "--model.name", tiny.save(folder / "model"), "--model.device", "cpu",
-        "--model.dtype", "float32", "--tasks_per_round", "2", "--edits_per_task", "2", "--write.max_tokens", "12", "--inner.answer_tokens", "4",
-        "--inner.recipe.rank", "2", "--outer.recipe.rank", "2", "--inner.recipe.epochs", "1", "--eval.saturation_epochs", "[1]",
-    ]  # fmt: skip
+        f"--domain.options={json.dumps(options)}",
+        "--model.name",
+        tiny.save(folder / "model"),
+        "--model.device",
+        "cpu",
+        "--model.dtype",
+        "float32",
+        "--tasks_per_round",
+        "2",
+        "--edits_per_task",
+        "2",
+        "--write.max_tokens",
+        "12",
+        "--inner.answer_tokens",
+        "4",
+        "--inner.recipe.rank",
+        "2",
+        "--outer.recipe.rank",
+        "2",
+        "--inner.recipe.epochs",
+        "1",
+        "--eval.saturation_epochs",
+        "[1]",
+    ]
 
 
 COLUMNS = {
@@ -64,8 +87,20 @@ def test_the_single_passage_preset_runs_whole(flags: list[str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("way", ["lora", "full"])
-def test_continued_pretraining_makes_one_finetune_of_all_passages(flags: list[str], tmp_path: Path, way: str) -> None:
-    flags = [*flags, "--runs", str(tmp_path), "--eval.pool", way, "--eval.edits_per_task", "2", "--eval.siblings", "2"]
+def test_continued_pretraining_makes_one_finetune_of_all_passages(
+    flags: list[str], tmp_path: Path, way: str
+) -> None:
+    flags = [
+        *flags,
+        "--runs",
+        str(tmp_path),
+        "--eval.pool",
+        way,
+        "--eval.edits_per_task",
+        "2",
+        "--eval.siblings",
+        "2",
+    ]
     if way == "full":
         pytest.importorskip("accelerate")
     assert main(["demo", "@", str(CONFIGS / "paper-cpt.toml"), *flags, "--rounds", "1"]) == 0
@@ -79,21 +114,23 @@ def test_continued_pretraining_makes_one_finetune_of_all_passages(flags: list[st
 
 
 def test_a_data_set_that_is_not_there_is_one_clear_sentence() -> None:
-    with pytest.raises(SealError, match=r"the package datasets|cannot be read as SQuAD"):
+    with pytest.raises(LoraError, match=r"the package datasets|cannot be read as SQuAD"):
         read_passages(Path("hub:nobody/nothing"))
 
 
-def test_what_will_not_fit_is_said_before_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seal.models.policy import load_policy
+def test_what_will_not_fit_is_said_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seal.lora.load import load_policy
 
     model = tiny.save(tmp_path / "model")
-    monkeypatch.setattr("seal.models.memory.free_memory", lambda device: 10_000)
-    with pytest.raises(SealError, match=r"take about .* GB, and .* are free on cpu"):
+    monkeypatch.setattr("seal.lora.capacity.free_memory", lambda device: 10_000)
+    with pytest.raises(LoraError, match=r"take about .* GB, and .* are free on cpu"):
         load_policy(model)
 
 
 def test_the_estimate_is_what_the_weights_take() -> None:
-    from seal.models.memory import weights_bytes
+    from seal.lora.capacity import weights_bytes
 
     model = tiny.llama()
     n = sum(p.numel() for p in model.parameters())
@@ -109,14 +146,14 @@ def test_a_model_that_cannot_be_had_says_why(tmp_path: Path, monkeypatch: pytest
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     from transformers import AutoConfig
 
-    from seal.models.policy import load_policy
+    from seal.lora.load import load_policy
 
-    with pytest.raises(SealError, match=r"neither a folder here nor reachable|not in the local cache"):
+    with pytest.raises(LoraError, match=r"neither a folder here nor reachable|not in the local cache"):
         load_policy("nobody/nothing")
     model = Path(tiny.save(tmp_path / "model"))
     half = Path(shutil.copytree(model, tmp_path / "half"))
     (half / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(SealError, match="not a whole model"):
+    with pytest.raises(LoraError, match="not a whole model"):
         load_policy(half)
     for kind, says in ((GatedRepoError, "is gated"), (RepositoryNotFoundError, "no such model")):
 
@@ -124,7 +161,7 @@ def test_a_model_that_cannot_be_had_says_why(tmp_path: Path, monkeypatch: pytest
             raise OSError("wrapped") from kind.__new__(kind)
 
         monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
-        with pytest.raises(SealError, match=says):
+        with pytest.raises(LoraError, match=says):
             load_policy("someone/model")
 
 
@@ -134,7 +171,10 @@ def test_the_recipes_for_clusters_are_commands_of_ours() -> None:
     job = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert job["kind"] == "RayJob" and len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) == 1
     script = text.split("srun ")[1].split("```")[0].replace("\\\n", " ")
-    for words in (shlex.split(job["spec"]["entrypoint"]), shlex.split(script)[shlex.split(script).index("--") + 1 :]):
+    for words in (
+        shlex.split(job["spec"]["entrypoint"]),
+        shlex.split(script)[shlex.split(script).index("--") + 1 :],
+    ):
         assert words[:3] == ["seal", "train", "@"]
         config = load_config(CONFIGS.parent / words[3], words[4:])
         assert (config.workers, config.cluster, config.runs) == (32, "auto", "/shared/runs")

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from seal.cli import main
-from seal.integrations.trackers import flat
-from seal.publish import csv_text, metrics_of
-from seal.sheets import Sheet, latex
+from seal.cli.main import main
+from seal.report.compare import Sheet, latex
+from seal.report.export import csv_text, flat, metrics_of
 
 
-def test_tables_and_figures_in_every_form(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_figures_in_every_form(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = {k: tmp_path / f"x.{k}" for k in ("tex", "pdf")}
     words = [
         "report",
@@ -30,7 +31,12 @@ def test_tables_and_figures_in_every_form(unbroken: Path, tmp_path: Path, capsys
     ]
     assert main(words) == 0
     tex = out["tex"].read_text()
-    assert tex.startswith(r"\begin{tabular}{l") and r"\bottomrule" in tex and "SEAL round 2 & " in tex and tex.count(r" \\") > 8
+    assert (
+        tex.startswith(r"\begin{tabular}{l")
+        and r"\bottomrule" in tex
+        and "SEAL round 2 & " in tex
+        and tex.count(r" \\") > 8
+    )
     assert out["pdf"].read_bytes().startswith(b"%PDF")
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
         "accuracy.csv", "accuracy.svg", "edits.csv", "edits.svg", "rewards.csv", "rewards.svg",
@@ -62,14 +68,24 @@ ALIKE = (-0.1 * 0.05 ** (1 / 3) - (1 - 0.05 ** (1 / 3)), -0.1 * 0.05 ** (1 / 3) 
 """Of three tasks whose differences are all -0.1: what they leave open."""
 
 
-def test_several_experiments_make_one_report(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_experiments_make_one_report(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for seed in (0, 1):
         another(unbroken, tmp_path / f"plain-seed-{seed}", seed)
         another(unbroken, tmp_path / f"hot-seed-{seed}", seed, learning_rate=0.5)
     runs = [str(p) for p in sorted(tmp_path.iterdir())]
     out = {k: tmp_path / f"x.{k}" for k in ("json", "html", "md", "latex", "pdf")}
     assert (
-        main(["report", *runs, *(w for k, p in out.items() for w in (f"--{k}", str(p))), "--figure", str(tmp_path / "x.png")])
+        main(
+            [
+                "report",
+                *runs,
+                *(w for k, p in out.items() for w in (f"--{k}", str(p))),
+                "--figure",
+                str(tmp_path / "x.png"),
+            ]
+        )
         == 0
     )
     told = capsys.readouterr().out
@@ -79,15 +95,26 @@ def test_several_experiments_make_one_report(unbroken: Path, tmp_path: Path, cap
     found = {d["setting"]: d for d in record["differences"]}
     assert found["SEAL, last round"]["mean"] == pytest.approx(-0.1) and found["no RL"]["mean"] == 0
     last = found["SEAL, last round"]
-    assert (last["low"], last["high"]) == pytest.approx(ALIKE, abs=1e-4), "paired: what both share is no part of it"
+    assert (last["low"], last["high"]) == pytest.approx(ALIKE, abs=1e-4), (
+        "paired: what both share is no part of it"
+    )
     note = f"SEAL, last round: plain − hot: -0.100 [{ALIKE[0]:+.3f}, {ALIKE[1]:+.3f}] (seeds in common: 0, 1)"
-    assert all(note in x for x in (told, out["html"].read_text(), out["md"].read_text(), out["latex"].read_text()))
+    assert all(
+        note in x for x in (told, out["html"].read_text(), out["md"].read_text(), out["latex"].read_text())
+    )
     assert "<svg" in out["html"].read_text() and out["pdf"].read_bytes().startswith(b"%PDF")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
-def test_odd_names_are_shown_and_do_not_collide(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, rate in (("_a$^$|<b>1-0", 0.1), ("_a$^$|<b>1-1", 0.1), ("_a$^$|<b>2-0", 0.2), ("_a$^$|<b>2-1", 0.2)):
+def test_odd_names_are_shown_and_do_not_collide(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rate in (
+        ("_a$^$|<b>1-0", 0.1),
+        ("_a$^$|<b>1-1", 0.1),
+        ("_a$^$|<b>2-0", 0.2),
+        ("_a$^$|<b>2-1", 0.2),
+    ):
         another(unbroken, tmp_path / name, int(name[-1]), learning_rate=rate)
     runs = [str(p) for p in sorted(tmp_path.iterdir())]
     assert (
@@ -125,13 +152,19 @@ def test_settings_of_a_later_version_do_not_split_an_experiment(unbroken: Path, 
     results = json.loads(file.read_text())
     del results["of"]["outer"]["imitate"]
     file.write_text(json.dumps(results | {"of": results["of"] | {"workers": 0}}))
-    assert main(["report", str(tmp_path / "x-0"), str(tmp_path / "x-1"), "--json", str(tmp_path / "x.json")]) == 0
+    assert (
+        main(["report", str(tmp_path / "x-0"), str(tmp_path / "x-1"), "--json", str(tmp_path / "x.json")])
+        == 0
+    )
     assert json.loads((tmp_path / "x.json").read_text())["seeds"] == [0, 1]
 
 
 def test_one_experiment_has_a_page_over_its_seeds(unbroken: Path, tmp_path: Path) -> None:
     another(unbroken, tmp_path / "plain-seed-1", 1)
-    assert main(["report", str(unbroken), str(tmp_path / "plain-seed-1"), "--html", str(tmp_path / "x.html")]) == 0
+    assert (
+        main(["report", str(unbroken), str(tmp_path / "plain-seed-1"), "--html", str(tmp_path / "x.html")])
+        == 0
+    )
     page = (tmp_path / "x.html").read_text()
     assert "seeds 0, 1" in page and "SEAL − no RL" in page
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from seal.controls import as_many, exchanged
-from seal.restem import best_of, improved, random_of, sft_examples, solved, worst_of
-from seal.types import Attempt, Prompt, Selected
+from seal.loop.selection import (
+    as_many,
+    best_of,
+    exchanged,
+    improved,
+    random_of,
+    sft_examples,
+    solved,
+    worst_of,
+)
+from seal.records import Attempt, Prompt, Selected
 
 
-def attempt(task: str, edit: int, reward: float | None, seed: int = 0, status: str = "ok", before: float = 0.2) -> Attempt:
+def attempt(
+    task: str, edit: int, reward: float | None, seed: int = 0, status: str = "ok", before: float = 0.2
+) -> Attempt:
     return Attempt(task, edit, seed, f"{task}{edit}", status, "", reward, before, reward or 0.0)  # type: ignore[arg-type]
 
 
@@ -29,7 +39,11 @@ def test_best_of_goes_by_the_mean_over_training_seeds_and_of_equals_takes_the_fi
 
 
 def test_what_earned_nothing_is_not_imitated() -> None:
-    rows = [attempt("a", 0, 0.0), attempt("a", 1, 0.0, status="diverged"), attempt("b", 0, 0.0, status="diverged")]
+    rows = [
+        attempt("a", 0, 0.0),
+        attempt("a", 1, 0.0, status="diverged"),
+        attempt("b", 0, 0.0, status="diverged"),
+    ]
     assert best_of(rows) == []
 
 
@@ -58,7 +72,9 @@ def test_improved_and_solved() -> None:
 def test_the_control_keeps_as_many_and_never_looks_at_the_reward() -> None:
     kept = random_of(ROWS, seed=1)
     assert [k.task for k in kept] == ["a", "b"]
-    flipped = [a if a.reward is None else attempt(a.task, a.edit, 1 - a.reward, a.seed, a.status) for a in ROWS]
+    flipped = [
+        a if a.reward is None else attempt(a.task, a.edit, 1 - a.reward, a.seed, a.status) for a in ROWS
+    ]
     assert texts(random_of(flipped, seed=1)) == texts(kept)
     assert len({tuple(texts(random_of(ROWS, seed=s))) for s in range(20)}) > 1
 

@@ -1,4 +1,5 @@
-"""The outer loop, read off what it asks for: fresh tasks and fresh draws every round, the policy of the round before, honest controls."""
+"""The outer loop, read off what it asks for: fresh tasks and fresh draws every round, the policy of the round
+before, honest controls."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from seal import loop
 from seal.config import RunConfig
-from seal.models.train import Trained
-from seal.rules import learn_from
+from seal.loop import outer as loop
+from seal.loop.imitate import learn_from
+from seal.lora.train import Trained
+from seal.records import Attempt, Prompt, Selected, Task
 from seal.store import Store
-from seal.types import Attempt, Prompt, Selected, Task
 
 
 class Recorder:
@@ -27,7 +28,9 @@ class Recorder:
         monkeypatch.setattr(loop, "load_base", lambda config: self.named("base"))
 
     def named(self, name: str) -> Any:
-        return SimpleNamespace(name=name, release=lambda: None, save=lambda folder: None, merge=lambda adapter: None)
+        return SimpleNamespace(
+            name=name, release=lambda: None, save=lambda folder: None, merge=lambda adapter: None
+        )
 
     def load_round(self, config: RunConfig, stage: Any) -> Any:
         return self.named(f"{stage.folder.parent.name}/{stage.folder.name}")
@@ -39,7 +42,15 @@ class Recorder:
         return [[f"{t.id} edit {e}" for e in range(n)] for t in tasks]
 
     def try_siblings(
-        self, learner: Any, domain: Any, tasks: Any, texts: Any, config: Any, stage: Any, seed: object, *_: Any
+        self,
+        learner: Any,
+        domain: Any,
+        tasks: Any,
+        texts: Any,
+        config: Any,
+        stage: Any,
+        seed: object,
+        *_: Any,
     ) -> Any:
         self.tried.append((learner.name, seed))
         return [
@@ -48,7 +59,9 @@ class Recorder:
             for e, x in enumerate(row)
         ]
 
-    def learn_from(self, policy: Any, prompts: Any, kept: Any, others: Any, attempts: Any, config: Any, r: int, *_: Any) -> Any:
+    def learn_from(
+        self, policy: Any, prompts: Any, kept: Any, others: Any, attempts: Any, config: Any, r: int, *_: Any
+    ) -> Any:
         self.learnt.append((policy.name, list(kept)))
         return None, {"diverged": False}
 
@@ -59,7 +72,9 @@ def config(tmp_path: Path, **more: Any) -> RunConfig:
     return RunConfig.model_validate(data | more)
 
 
-def test_every_round_has_tasks_draws_and_a_policy_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_round_has_tasks_draws_and_a_policy_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder, settings = Recorder(monkeypatch), config(tmp_path)
     last = loop.run(settings, Store(settings))
     who, tasks, seeds = zip(*recorder.wrote, strict=True)
@@ -72,7 +87,9 @@ def test_every_round_has_tasks_draws_and_a_policy_of_its_own(tmp_path: Path, mon
         assert all(k.text.endswith("edit 3") for k in kept), "the edit that did best"
 
 
-def test_with_adapters_on_the_base_the_policy_still_writes_and_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_adapters_on_the_base_the_policy_still_writes_and_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder, settings = Recorder(monkeypatch), config(tmp_path, inner={"start": "base"})
     loop.run(settings, Store(settings))
     assert [name for name, _ in recorder.tried] == ["base"] * 3
@@ -83,15 +100,20 @@ def test_with_adapters_on_the_base_the_policy_still_writes_and_learns(tmp_path: 
     )
 
 
-def test_the_random_control_tries_nothing_and_imitates_as_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many edits of each task as SEAL kept, drawn without a look at what they earn, on tasks and draws of the same seeds."""
+def test_the_random_control_tries_nothing_and_imitates_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many edits of each task as SEAL kept, drawn without a look at what they earn, on tasks and draws of
+    the same seeds."""
     recorder = Recorder(monkeypatch)
     settings = config(tmp_path, outer={"keep": 2})
     store = Store(settings)
     loop.run(settings, store)
     seal_wrote, seal_kept = list(recorder.wrote), [kept for _, kept in recorder.learnt]
     recorder.wrote.clear(), recorder.tried.clear(), recorder.learnt.clear()
-    control = settings.model_copy(update={"outer": settings.outer.model_copy(update={"select": "random_of", "keep": 1})})
+    control = settings.model_copy(
+        update={"outer": settings.outer.model_copy(update={"select": "random_of", "keep": 1})}
+    )
     loop.run(control, store, "control")
     assert not recorder.tried, "it costs no inner loop"
     assert [name for name, *_ in recorder.wrote] == ["base", "control/round-1", "control/round-2"]
@@ -108,7 +130,7 @@ def test_what_is_imitated_beside_what_was_kept_is_trained_on(monkeypatch: pytest
         seen.extend(jobs)
         return [Trained(None, 1, 1, (1.0, 0.5))]
 
-    monkeypatch.setattr("seal.rules.train_adapters", train)
+    monkeypatch.setattr("seal.loop.imitate.train_adapters", train)
     prompts = {"a": Prompt("PA"), "b": Prompt("PB")}
     kept, others = [Selected("a", "best", 1.0)], [Selected("b", "of an earlier round", 0.5)]
     learn_from(None, prompts, kept, others, [], RunConfig(), 1)  # type: ignore[arg-type]

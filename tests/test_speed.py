@@ -1,4 +1,5 @@
-"""What makes the inner loop fast changes nothing in what it computes, and what it gives up when memory is short."""
+"""What makes the inner loop fast changes nothing in what it computes, and what it gives up when memory is
+short."""
 
 from __future__ import annotations
 
@@ -27,38 +28,58 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from seal.models import packing, train
-from seal.models.engine import Sampling, ask, generate
-from seal.models.fit import Room, bytes_per_token, room_for
-from seal.models.lora import Adapter, target_modules
-from seal.models.packing import ChunkedLoss, of_menu, pack
-from seal.models.policy import Policy, load_policy, usable_cores
-from seal.models.tokens import Row
-from seal.models.train import Job, Tally, choose, train_adapters
-from seal.types import Example, Prompt, Recipe, SealError
+from seal.lora import packing, train
+from seal.lora.adapter import Adapter, target_modules
+from seal.lora.ask import ask, generate
+from seal.lora.capacity import Room, bytes_per_token, room_for
+from seal.lora.load import load_policy, usable_cores
+from seal.lora.loss import ChunkedLoss
+from seal.lora.model import Model
+from seal.lora.packing import of_menu, pack
+from seal.lora.records import Sampling
+from seal.lora.tokens import Row
+from seal.lora.train import Job, Tally, choose, train_adapters
+from seal.records import Example, LoraError, Prompt, Recipe
 from tests import tiny
 
 ROWS = tuple(
-    Example(t) for t in ("Velora lies in Tarn.", "Its coin is the mark.", "In March it was founded, walled in June.", "Salt.")
+    Example(t)
+    for t in (
+        "Velora lies in Tarn.",
+        "Its coin is the mark.",
+        "In March it was founded, walled in June.",
+        "Salt.",
+    )
 )
 SIZES = {
-    "vocab_size": 98, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1,
+    "vocab_size": 98,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
     "initializer_range": 0.2,
-}  # fmt: skip
+}
 JOBS = [
     Job(ROWS, Recipe(rank=4, alpha=8, targets="all-linear", learning_rate=5e-3, steps=5, batch_size=2), 1),
-    Job(ROWS[1:], Recipe(rank=2, alpha=4, targets="all-linear", learning_rate=5e-3, steps=4, batch_size=3), 2),
+    Job(
+        ROWS[1:], Recipe(rank=2, alpha=4, targets="all-linear", learning_rate=5e-3, steps=4, batch_size=3), 2
+    ),
     Job(ROWS[:1] * 3, Recipe(rank=4, alpha=8, targets="all-linear", learning_rate=1e-3, steps=6), 3),
 ]
 
 
-def of(kind: type[PreTrainedModel], config: type, **changes: object) -> Policy:
+def of(kind: type[PreTrainedModel], config: type, **changes: object) -> Model:
     sizes = {**SIZES, **changes}
     if kind is GPTNeoXForCausalLM:
         sizes = {k: v for k, v in sizes.items() if k not in ("num_key_value_heads", "head_dim")}
     torch.manual_seed(0)
-    return Policy(kind(config(**sizes)), tiny.tokenizer(), "tiny")  # type: ignore[call-arg]
+    return Model(kind(config(**sizes)), tiny.tokenizer(), "tiny")  # type: ignore[call-arg]
 
 
 ARCHITECTURES = {
@@ -75,14 +96,21 @@ ARCHITECTURES = {
 
 def close(a: Adapter | None, b: Adapter | None, atol: float = 5e-5) -> bool:
     assert a is not None and b is not None
-    return all(torch.allclose(x, y, atol=atol) for n in a.weights for x, y in zip(a.weights[n], b.weights[n], strict=True))
+    return all(
+        torch.allclose(x, y, atol=atol)
+        for n in a.weights
+        for x, y in zip(a.weights[n], b.weights[n], strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_losses_and_gradients_are_those_of_each_row_alone(name: str) -> None:
-    """Whatever the architecture, packed rows of several adapters compute what the model's own forward of one row does."""
+    """Whatever the architecture, packed rows of several adapters compute what the model's own forward of one
+    row does."""
     policy = ARCHITECTURES[name]()
-    assert policy.plain is (name not in ("gemma2, capped scores", "gemma3, window shorter than a row") or "gemma3" in name)
+    assert policy.plain is (
+        name not in ("gemma2, capped scores", "gemma3, window shorter than a row") or "gemma3" in name
+    )
     rows = [
         Row(tuple(2 + (5 * i + 3 * j) % 90 for j in range(n)), (False, *[True] * (n - 1)))
         for i, n in enumerate((9, 30, 17, 4, 25))
@@ -116,7 +144,7 @@ def test_together_equals_alone_on_every_architecture(name: str) -> None:
     assert answers == [ask(policy, [a], [p], Sampling(8))[0] for a, p in zip(adapters, prompts, strict=True)]
 
 
-def test_recomputed_activations_change_nothing(policy: Policy) -> None:
+def test_recomputed_activations_change_nothing(policy: Model) -> None:
     kept = train_adapters(policy, JOBS, Room(3, 1000))
     with policy.recomputing():
         again = train_adapters(policy, JOBS, Room(3, 1000))
@@ -125,7 +153,7 @@ def test_recomputed_activations_change_nothing(policy: Policy) -> None:
 
 
 def test_bf16_computes_on_a_copy_and_merges_in_full_precision() -> None:
-    policy = Policy(tiny.llama(), tiny.tokenizer(), "tiny", bf16=True)
+    policy = Model(tiny.llama(), tiny.tokenizer(), "tiny", bf16=True)
     assert (policy.model.dtype, policy.runner.dtype) == (torch.float32, torch.bfloat16)
     job = Job(ROWS, Recipe(rank=4, targets="all-linear", steps=8, batch_size=4), 1)
     outcome = train_adapters(policy, [job])[0]
@@ -140,25 +168,27 @@ def test_bf16_computes_on_a_copy_and_merges_in_full_precision() -> None:
     assert torch.equal(policy.runner.get_submodule("model.layers.0.mlp.up_proj").weight, weight.bfloat16())
 
 
-# -------------------------------------------------------------------------------------------------------------- memory
+# ----------------------------------------------------------------------------------------------------- memory
 
 
 def fails_above(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make a pass of more than ``limit`` tokens run out of memory; the sizes that were tried."""
     tried = []
-    whole = Policy.losses
+    whole = Model.losses
 
-    def losses(self: Policy, lines: object) -> object:
+    def losses(self: Model, lines: object) -> object:
         tried.append(lines.n_real)  # type: ignore[attr-defined]
         if tried[-1] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, lines)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Policy, "losses", losses)
+    monkeypatch.setattr(Model, "losses", losses)
     return tried
 
 
-def test_out_of_memory_halves_the_pass_and_loses_nothing(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_pass_and_loses_nothing(
+    policy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train_adapters(policy, JOBS, Room(3, 1000))
     tried = fails_above(100, monkeypatch)
     tally = Tally()
@@ -167,54 +197,62 @@ def test_out_of_memory_halves_the_pass_and_loses_nothing(policy: Policy, monkeyp
     assert all(close(a.adapter, b.adapter) and a.steps == b.steps for a, b in zip(whole, halved, strict=True))
 
 
-def test_a_batch_that_never_fits_is_one_clear_sentence(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_never_fits_is_one_clear_sentence(
+    policy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = fails_above(10, monkeypatch)
-    with pytest.raises(SealError, match=r"a single batch of \d+ tokens does not fit in memory on cpu"):
+    with pytest.raises(LoraError, match=r"a single batch of \d+ tokens does not fit in memory on cpu"):
         train_adapters(policy, JOBS, Room(3, 1000))
     assert tried[-1] == tried[-2]  # the same once more with activations recomputed
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Policy, lines: object) -> object:
+def test_another_error_is_not_taken_for_a_lack_of_memory(
+    policy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Model, lines: object) -> object:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(Policy, "losses", broken)
+    monkeypatch.setattr(Model, "losses", broken)
     with pytest.raises(RuntimeError, match="something else"):
         train_adapters(policy, JOBS)
 
 
-def test_answers_survive_a_lack_of_memory(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_survive_a_lack_of_memory(policy: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     adapters = [o.adapter for o in train_adapters(policy, JOBS)]
     prompts = [[Prompt(f"{k} {q}") for q in range(3)] for k in range(3)]
     whole = ask(policy, adapters, prompts, Sampling(8))
-    forward = Policy.forward
+    forward = Model.forward
 
-    def tight(self: Policy, **inputs: object) -> object:
+    def tight(self: Model, **inputs: object) -> object:
         if len(inputs["input_ids"]) > 4:  # type: ignore[arg-type]
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, **inputs)
 
-    monkeypatch.setattr(Policy, "forward", tight)
+    monkeypatch.setattr(Model, "forward", tight)
     assert ask(policy, adapters, prompts, Sampling(8)) == whole
 
 
-def test_the_room_follows_the_memory(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_room_follows_the_memory(policy: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(rank=16, targets="all-linear")
     token = bytes_per_token(policy, recipe)
     assert bytes_per_token(policy, Recipe(rank=16, targets=("q_proj",))) <= token < 200_000
     rooms = []
     for free in (1 << 10, 1 << 22, 1 << 26, 1 << 40):
-        monkeypatch.setattr("seal.models.fit.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("seal.lora.capacity.free_memory", lambda device, free=free: free)
         rooms.append(room_for(policy, [recipe]))
     assert rooms[0] == Room(1, 1) and rooms[-1] == Room(64, 2048)
     assert all(a.slots <= b.slots and a.tokens <= b.tokens for a, b in pairwise(rooms))
     assert rooms[1].slots < 64
 
 
-# ------------------------------------------------------------------------------------------------------------- packing
+# ---------------------------------------------------------------------------------------------------- packing
 
 
-@given(widths=st.lists(st.integers(1, 200), min_size=1, max_size=70), budget=st.integers(1, 3000), seed=st.integers(0, 9))
+@given(
+    widths=st.lists(st.integers(1, 200), min_size=1, max_size=70),
+    budget=st.integers(1, 3000),
+    seed=st.integers(0, 9),
+)
 @settings(max_examples=200, deadline=None)
 def test_a_pass_fits_and_every_token_finds_its_place(widths: list[int], budget: int, seed: int) -> None:
     left = [(seed + i) % 7 + 1 for i in range(len(widths))]
@@ -231,7 +269,9 @@ def test_a_pass_fits_and_every_token_finds_its_place(widths: list[int], budget: 
         assert len(taken) == 1 or taken == [lines.ids.numel() // len(taken)] * len(taken)
         return
     assert torch.equal(rectangle.index[rectangle.back], torch.arange(n))  # there and back
-    assert len(rectangle.holes) + n == len(rectangle.index) and not set(rectangle.holes.tolist()) & set(rectangle.back.tolist())
+    assert len(rectangle.holes) + n == len(rectangle.index) and not set(rectangle.holes.tolist()) & set(
+        rectangle.back.tolist()
+    )
     for k, width in enumerate(taken):
         start = k * rectangle.shape[1]
         assert lines.ids[0, rectangle.index[start : start + width]].tolist() == list(range(width))
@@ -257,7 +297,7 @@ def test_attention_by_plain_products_is_causal_attention(width: int) -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_the_loss_in_chunks_is_the_loss(policy: Policy) -> None:
+def test_the_loss_in_chunks_is_the_loss(policy: Model) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(50, 16, requires_grad=True)
     weight, bias = torch.randn(300, 16), torch.randn(300)
@@ -270,10 +310,29 @@ def test_the_loss_in_chunks_is_the_loss(policy: Policy) -> None:
         assert torch.allclose(torch.autograd.grad(3 * total, hidden)[0], expected, atol=1e-5)
 
 
-def test_most_of_what_is_computed_is_real(policy: Policy) -> None:
-    words = ["the", "river", "town", "of", "salt", "and", "hemp", "lies", "north", "in", "the", "month", "of", "rain"]
+def test_most_of_what_is_computed_is_real(policy: Model) -> None:
+    words = [
+        "the",
+        "river",
+        "town",
+        "of",
+        "salt",
+        "and",
+        "hemp",
+        "lies",
+        "north",
+        "in",
+        "the",
+        "month",
+        "of",
+        "rain",
+    ]
     jobs = [
-        Job(tuple(Example(" ".join(words[: 3 + (i * j) % 9])) for j in range(8)), Recipe(rank=2, epochs=4, batch_size=8), i)
+        Job(
+            tuple(Example(" ".join(words[: 3 + (i * j) % 9])) for j in range(8)),
+            Recipe(rank=2, epochs=4, batch_size=8),
+            i,
+        )
         for i in range(24)
     ]
     tally = Tally()
@@ -282,42 +341,47 @@ def test_most_of_what_is_computed_is_real(policy: Policy) -> None:
     assert tally.passes < sum(4 for _ in jobs) / 4
 
 
-def test_a_prompt_is_read_once_for_all_its_samples(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_is_read_once_for_all_its_samples(policy: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = Sampling(max_tokens=12, temperature=1.0)
     prompts = [Prompt("a tale of salt")] * 5 + [Prompt("of hemp")] * 3
     one_by_one = [generate(policy, [p], sampling, [s])[0] for s, p in enumerate(prompts)]
     read = []
-    forward = Policy.forward
+    forward = Model.forward
 
-    def noting(self: Policy, **inputs: object) -> object:
+    def noting(self: Model, **inputs: object) -> object:
         read.append(inputs["input_ids"].shape)  # type: ignore[attr-defined]
         return forward(self, **inputs)
 
-    monkeypatch.setattr(Policy, "forward", noting)
+    monkeypatch.setattr(Model, "forward", noting)
     assert generate(policy, prompts, sampling, list(range(8))) == one_by_one
     assert read[0][0] == 2 and read[1] == (8, 1)
 
 
-def test_stopped_rows_leave_the_batch(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_rows_leave_the_batch(policy: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     adapters = [o.adapter for o in train_adapters(policy, JOBS)] + [None]
     prompts = [[Prompt(f"{k} {q}" + "x" * q) for q in range(6)] for k in range(4)]
-    often = Counter("".join(a for row in ask(policy, adapters, prompts, Sampling(30)) for a in row)).most_common(3)[-1][0]
+    often = Counter(
+        "".join(a for row in ask(policy, adapters, prompts, Sampling(30)) for a in row)
+    ).most_common(3)[-1][0]
     sampling = Sampling(max_tokens=30, stop=often)
-    alone = [ask(policy, [a], [[p]], sampling)[0][0] for a, ps in zip(adapters, prompts, strict=True) for p in ps]
+    alone = [
+        ask(policy, [a], [[p]], sampling)[0][0] for a, ps in zip(adapters, prompts, strict=True) for p in ps
+    ]
     sizes = []
-    forward = Policy.forward
+    forward = Model.forward
 
-    def noting(self: Policy, **inputs: object) -> object:
+    def noting(self: Model, **inputs: object) -> object:
         sizes.append(len(inputs["input_ids"]))  # type: ignore[arg-type]
         return forward(self, **inputs)
 
-    monkeypatch.setattr(Policy, "forward", noting)
+    monkeypatch.setattr(Model, "forward", noting)
     assert [a for row in ask(policy, adapters, prompts, sampling) for a in row] == alone
     assert sizes[0] == 24 and sizes[-1] < 24 and sizes == sorted(sizes, reverse=True)
 
 
-def test_a_layer_that_is_no_plain_linear_is_adapted_all_the_same(policy: Policy) -> None:
-    """Quantised layers, and layers that another library has wrapped, get the update on top of their own output."""
+def test_a_layer_that_is_no_plain_linear_is_adapted_all_the_same(policy: Model) -> None:
+    """Quantised layers, and layers that another library has wrapped, get the update on top of their own
+    output."""
     plain = train_adapters(policy, JOBS, Room(3, 1000))
 
     class Other(torch.nn.Linear):
@@ -332,7 +396,9 @@ def test_a_layer_that_is_no_plain_linear_is_adapted_all_the_same(policy: Policy)
     assert all(close(a.adapter, b.adapter) for a, b in zip(plain, wrapped, strict=True))
 
 
-def test_on_a_device_that_is_not_waited_for_the_outcome_is_the_same(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_device_that_is_not_waited_for_the_outcome_is_the_same(
+    policy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses read back only when a job may be done: as on CUDA, where reading waits for the queue."""
     on_host = train_adapters(policy, JOBS, Room(2, 1000))
     settled = train._Training._settled
@@ -347,7 +413,8 @@ def test_on_a_device_that_is_not_waited_for_the_outcome_is_the_same(policy: Poli
 
 
 def test_4_bit_weights_train_like_the_weights_they_stand_for() -> None:
-    """And not by bitsandbytes' kernels for evaluation on a CPU, which have no backward pass and say nothing of it."""
+    """And not by bitsandbytes' kernels for evaluation on a CPU, which have no backward pass and say nothing
+    of it."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     quantised = load_policy("atlas", quantize="4bit")
     dense = load_policy("atlas", dtype="bfloat16").model
@@ -356,18 +423,22 @@ def test_4_bit_weights_train_like_the_weights_they_stand_for() -> None:
             weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
             dense.get_submodule(name).weight.data.copy_(weight)
     job = Job(
-        (Example("Velora\nVelora was walled in May."),), Recipe(steps=8, rank=4, targets="all-linear", learning_rate=5e-3), 0
+        (Example("Velora\nVelora was walled in May."),),
+        Recipe(steps=8, rank=4, targets="all-linear", learning_rate=5e-3),
+        0,
     )
-    one, other = (train_adapters(p, [job])[0] for p in (quantised, Policy(dense, quantised.tokenizer, "dense")))
+    one, other = (
+        train_adapters(p, [job])[0] for p in (quantised, Model(dense, quantised.tokenizer, "dense"))
+    )
     assert one.loss == pytest.approx(other.loss, rel=0.05)
     assert one.adapter is not None
-    with pytest.raises(SealError, match="cannot be merged into 4-bit"):
+    with pytest.raises(LoraError, match="cannot be merged into 4-bit"):
         quantised.merge(one.adapter)
 
 
 def test_4_bit_weights_without_their_package_are_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seal.models.policy.find_spec", lambda name: None)
-    with pytest.raises(SealError, match="need the package bitsandbytes"):
+    monkeypatch.setattr("seal.lora.load.find_spec", lambda name: None)
+    with pytest.raises(LoraError, match="need the package bitsandbytes"):
         load_policy("atlas", quantize="4bit")
 
 

@@ -1,4 +1,5 @@
-"""A model over two devices (``--model.device cuda*2``): the same adapters and answers, and no operation on tensors of both."""
+"""A model over two devices (``--model.device cuda*2``): the same adapters and answers, and no operation on
+tensors of both."""
 
 from __future__ import annotations
 
@@ -8,28 +9,40 @@ import pytest
 import torch
 
 from seal.config import RunConfig
-from seal.models.engine import Sampling, ask, generate, log_likelihood
-from seal.models.fit import Room
-from seal.models.lora import Adapter
-from seal.models.memory import spread
-from seal.models.policy import Policy, load_policy
-from seal.models.train import Job, train_adapters
-from seal.types import Example, Prompt, Query, Recipe, SealError
+from seal.lora.adapter import Adapter
+from seal.lora.ask import ask, generate
+from seal.lora.capacity import Room, spread
+from seal.lora.load import load_policy
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.score import log_likelihood
+from seal.lora.train import Job, train_adapters
+from seal.records import Example, LoraError, Prompt, Query, Recipe
 from tests import tiny
 from tests.labelled import Devices, place
 
 LAYERS = {f"model.layers.{i}": f"cuda:{i // 2}" for i in range(4)}
-PLACES = {"model.embed_tokens": "cuda:0", "model.rotary_emb": "cuda:0", **LAYERS, "model.norm": "cuda:1", "lm_head": "cuda:1"}
+PLACES = {
+    "model.embed_tokens": "cuda:0",
+    "model.rotary_emb": "cuda:0",
+    **LAYERS,
+    "model.norm": "cuda:1",
+    "lm_head": "cuda:1",
+}
 
 
 def model() -> Any:
     return tiny.llama(3, num_hidden_layers=4, tie_word_embeddings=False)
 
 
-def work(policy: Policy) -> tuple[list[Adapter | None], list[str], list[list[str]], list[list[float]]]:
+def work(policy: Model) -> tuple[list[Adapter | None], list[str], list[list[str]], list[list[float]]]:
     recipe = Recipe(rank=4, alpha=8, targets="all-linear", learning_rate=1e-2, epochs=3, batch_size=2)
     jobs = [
-        Job(tuple(Example(f"fact {i} is {i * j}" * (1 + j)) for j in range(3)), recipe.model_copy(update={"rank": 2 + i}), i)
+        Job(
+            tuple(Example(f"fact {i} is {i * j}" * (1 + j)) for j in range(3)),
+            recipe.model_copy(update={"rank": 2 + i}),
+            i,
+        )
         for i in range(3)
     ]
     adapters = [t.adapter for t in train_adapters(policy, jobs, Room(3, 400))]
@@ -46,11 +59,11 @@ def work(policy: Policy) -> tuple[list[Adapter | None], list[str], list[list[str
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_model_over_two_devices_learns_and_answers_the_same(plain: bool) -> None:
-    alone = Policy(model(), tiny.tokenizer(), "tiny")
+    alone = Model(model(), tiny.tokenizer(), "tiny")
     alone.plain = plain
     expected = work(alone)
     with Devices() as labels:
-        apart = Policy(place(model(), PLACES, labels), tiny.tokenizer(), "tiny")
+        apart = Model(place(model(), PLACES, labels), tiny.tokenizer(), "tiny")
         assert apart.plain, "the fast path is right across devices"
         assert [str(d) for d in apart.devices] == ["cuda:0", "cuda:1"] and str(apart.device) == "cuda:0"
         apart.plain = plain
@@ -76,7 +89,7 @@ def test_the_labels_refuse_what_cuda_would() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() >= 2, reason="the devices are there")
 def test_devices_that_are_not_there_are_named(tmp_path: Any) -> None:
     assert spread("cuda*4") == ("cuda", 4) and spread("cuda:1") == ("cuda:1", 1)
-    with pytest.raises(SealError, match=r"cuda\*2.*not on this machine"):
+    with pytest.raises(LoraError, match=r"cuda\*2.*not on this machine"):
         load_policy(tiny.save(tmp_path / "m"), "cuda*2")
 
 

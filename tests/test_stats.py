@@ -1,4 +1,5 @@
-"""Intervals: they cover what they should (by simulation, over runs, tasks and groups), and say so where there is too little to say.
+"""Intervals: they cover what they should (by simulation, over runs, tasks and groups), and say so where there
+is too little to say.
 
 Every figure that this project claims rests on these two functions.
 """
@@ -11,8 +12,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from seal.records import SealError
 from seal.stats import difference, interval
-from seal.types import SealError
 
 N = 400
 """Simulated experiments; nominal coverage .95 has a standard error of .011 over them."""
@@ -38,7 +39,8 @@ def test_an_interval_covers_over_other_tasks(runs: int, tasks: int) -> None:
 
 @pytest.mark.parametrize(("tasks", "least"), [(8, 0.82), (24, 0.88), (64, 0.9)])
 def test_of_very_skewed_scores_it_covers_less_and_not_much_less(tasks: int, least: float) -> None:
-    """Nearly all near 0 and a few not, as likelihoods can be: what has not been met cannot be known (docs/how-it-works.md)."""
+    """Nearly all near 0 and a few not, as likelihoods can be: what has not been met cannot be known
+    (docs/how-it-works.md)."""
     rng = np.random.default_rng(tasks)
     found = [interval([rng.beta(0.2, 9.8, tasks).tolist()]) for _ in range(2 * N)]
     covered = sum(i.low <= 0.02 <= i.high for i in found) / (2 * N)
@@ -48,7 +50,9 @@ def test_of_very_skewed_scores_it_covers_less_and_not_much_less(tasks: int, leas
 def test_an_interval_covers_over_other_runs() -> None:
     """With three runs that differ more than their tasks do, it must be as wide as three runs leave it."""
     assert coverage(3, 64, sd_run=0.1) >= 0.925
-    alike, apart = (interval(np.outer([1, 1 + x, 1 - x], np.linspace(0.4, 0.6, 50)).tolist()) for x in (0.0, 0.3))
+    alike, apart = (
+        interval(np.outer([1, 1 + x, 1 - x], np.linspace(0.4, 0.6, 50)).tolist()) for x in (0.0, 0.3)
+    )
     assert apart.high - apart.low > 5 * (alike.high - alike.low)
 
 
@@ -70,7 +74,8 @@ def test_an_interval_covers_where_tasks_come_in_families(icc: float) -> None:
 
 @pytest.mark.parametrize(("runs", "tasks"), [(1, 5), (1, 6), (1, 8), (3, 8)])
 def test_with_few_tasks_nothing_is_called_better_by_luck(runs: int, tasks: int) -> None:
-    """`seal learn` says "worth keeping" from five passages on: without any gain that may happen 2.5 times in a hundred."""
+    """`seal learn` says "worth keeping" from five passages on: without any gain that may happen 2.5 times in
+    a hundred."""
     rng = np.random.default_rng(tasks)
     worth = 0
     for _ in range(2 * N):
@@ -91,7 +96,8 @@ def test_a_difference_is_paired_and_has_a_sign() -> None:
 
 
 def test_scores_that_are_all_alike_still_leave_something_open() -> None:
-    """Clopper and Pearson's limit of no event: after sixty-four right answers, 4.6 % may be wrong elsewhere (3 / n)."""
+    """Clopper and Pearson's limit of no event: after sixty-four right answers, 4.6 % may be wrong elsewhere
+    (3 / n)."""
     right = interval([[1.0] * 64])
     assert (right.mean, right.high) == (1.0, 1.0) and right.low == pytest.approx(0.05 ** (1 / 64))
     wrong = interval([[0.0] * 64] * 3)
@@ -130,7 +136,9 @@ def test_shares_stay_within_their_bounds_and_ratios_have_none() -> None:
     few = interval([[1.0, 1.0, 1.0, 0.0]])
     assert 0 <= few.low < 0.75 < few.high <= 1
     ratio = interval([[5.0, 6.0, 7.0]], within=None)
-    assert ratio.low == pytest.approx(6 - 4.302653 / 3**0.5) and ratio.high > 8  # Student's t with two degrees of freedom
+    assert (
+        ratio.low == pytest.approx(6 - 4.302653 / 3**0.5) and ratio.high > 8
+    )  # Student's t with two degrees of freedom
 
 
 def test_of_many_passages_it_is_the_normal_interval_and_costs_what_they_cost() -> None:
@@ -141,4 +149,7 @@ def test_of_many_passages_it_is_the_normal_interval_and_costs_what_they_cost() -
     tracemalloc.stop()
     assert peak < 50e6
     one = interval([x[0].tolist()])
-    assert one.high - one.low == pytest.approx(2 * 1.96 * x[0].std() / 20_000**0.5, rel=0.01) and found.low < 0.5 < found.high
+    assert (
+        one.high - one.low == pytest.approx(2 * 1.96 * x[0].std() / 20_000**0.5, rel=0.01)
+        and found.low < 0.5 < found.high
+    )

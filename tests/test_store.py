@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from seal.config import RunConfig, load_config
+from seal.records import Attempt, Recipe, SealError
 from seal.store import Stage, Store, write_whole
-from seal.types import Attempt, Recipe, SealError
 
-ROWS = [Attempt(f"t{i}", 0, 1, "text\u2028 é", "ok", "", 0.5, 0.0, 0.5, ("a",), (1.0,), ("all",)) for i in range(7)]
+ROWS = [
+    Attempt(f"t{i}", 0, 1, "text\u2028 é", "ok", "", 0.5, 0.0, 0.5, ("a",), (1.0,), ("all",))
+    for i in range(7)
+]
 
 
 @pytest.mark.parametrize("cut", [1, 17, 200, 400])
@@ -99,7 +102,9 @@ def test_a_wrong_setting_is_one_clear_sentence(flags: list[str], match: str) -> 
 
 def test_flags_go_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("rounds = 5\n[inner.recipe]\nrank = 4\n")
-    config = load_config(tmp_path / "c.toml", ["--inner.recipe.alpha=9", "--rounds", "1", "--model.name", "some/model"])
+    config = load_config(
+        tmp_path / "c.toml", ["--inner.recipe.alpha=9", "--rounds", "1", "--model.name", "some/model"]
+    )
     assert (config.rounds, config.inner.recipe.rank, config.inner.recipe.alpha) == (1, 4, 9)
     assert config.model.name == "some/model"
     with pytest.raises(SealError, match="no config file"):

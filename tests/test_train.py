@@ -14,33 +14,56 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from seal.models.engine import Sampling, _choose, ask, divergence, generate, log_likelihood
-from seal.models.fit import Room
-from seal.models.lora import Adapter, Slots, init_adapter, load_peft, save_peft, target_modules
-from seal.models.policy import Policy
-from seal.models.stack import away_from, join
-from seal.models.tokens import encode_example
-from seal.models.train import Job, learning_rate, plan_batches, train_adapters
-from seal.types import Example, Prompt, Query, Recipe, SealError
+from seal.lora.adapter import Adapter, away_from, init_adapter, join, target_modules
+from seal.lora.ask import ask, generate
+from seal.lora.capacity import Room
+from seal.lora.decoder import _choose
+from seal.lora.files import load_peft, save_peft
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.score import divergence, log_likelihood
+from seal.lora.slots import Slots
+from seal.lora.tokens import encode_example
+from seal.lora.train import Job, learning_rate, plan_batches, train_adapters
+from seal.records import Example, LoraError, Prompt, Query, Recipe
 from tests import tiny
 
 ROWS = tuple(
     Example(t)
-    for t in ("Velora lies in Tarn.", "Its coin is the mark.", "In March it was founded, and walled in June.", "Salt.")
+    for t in (
+        "Velora lies in Tarn.",
+        "Its coin is the mark.",
+        "In March it was founded, and walled in June.",
+        "Salt.",
+    )
 )
-RECIPE = Recipe(rank=4, alpha=8, targets="all-linear", learning_rate=5e-3, steps=7, batch_size=2, clip=0.5, weight_decay=0.1)
+RECIPE = Recipe(
+    rank=4,
+    alpha=8,
+    targets="all-linear",
+    learning_rate=5e-3,
+    steps=7,
+    batch_size=2,
+    clip=0.5,
+    weight_decay=0.1,
+)
 
 
 def close(a: Adapter, b: Adapter, atol: float = 2e-5) -> bool:
-    return all(torch.allclose(x, y, atol=atol) for n in a.weights for x, y in zip(a.weights[n], b.weights[n], strict=True))
+    return all(
+        torch.allclose(x, y, atol=atol)
+        for n in a.weights
+        for x, y in zip(a.weights[n], b.weights[n], strict=True)
+    )
 
 
 def same(a: Adapter, b: Adapter) -> bool:
     return all(torch.equal(x, y) for n in a.weights for x, y in zip(a.weights[n], b.weights[n], strict=True))
 
 
-def by_peft(job: Job, policy: Policy) -> Adapter:
-    """The same job the common way: PEFT's layers, torch's optimiser and clipping, transformers' schedule, padded rows."""
+def by_peft(job: Job, policy: Model) -> Adapter:
+    """The same job the common way: PEFT's layers, torch's optimiser and clipping, transformers' schedule,
+    padded rows."""
     recipe = job.recipe
     start = init_adapter(target_modules(policy.model, recipe.targets), recipe, job.seed)
     names = sorted({n.rsplit(".", 1)[-1] for n in start.weights})
@@ -55,7 +78,9 @@ def by_peft(job: Job, policy: Policy) -> Adapter:
     optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     rows = [encode_example(e, policy.tokenizer) for e in job.examples]
     batches = plan_batches([len(r.ids) for r in rows], recipe, job.seed)
-    make = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}[recipe.schedule]
+    make = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}[
+        recipe.schedule
+    ]
     schedule = make(optimizer, math.ceil(recipe.warmup * len(batches)), len(batches))
     for batch in batches:
         width = max(len(rows[i].ids) for i in batch)
@@ -95,7 +120,7 @@ def by_peft(job: Job, policy: Policy) -> Adapter:
         {"batch_size": 1, "rank": 2},
     ],
 )
-def test_one_job_equals_the_same_job_by_peft(policy: Policy, changes: dict[str, object]) -> None:
+def test_one_job_equals_the_same_job_by_peft(policy: Model, changes: dict[str, object]) -> None:
     job = Job(ROWS, RECIPE.model_copy(update=changes), seed=3)
     adapter = train_adapters(policy, [job])[0].adapter
     assert adapter is not None
@@ -107,15 +132,29 @@ def mixed_jobs() -> list[Job]:
     return [
         Job(ROWS, RECIPE, 1),
         Job(ROWS[:2], RECIPE.model_copy(update={"rank": 2, "learning_rate": 1e-2, "steps": 3}), 2),
-        Job(ROWS[1:], RECIPE.model_copy(update={"targets": ("q_proj",), "steps": None, "tokens": 200, "batch_size": 1}), 3),
+        Job(
+            ROWS[1:],
+            RECIPE.model_copy(update={"targets": ("q_proj",), "steps": None, "tokens": 200, "batch_size": 1}),
+            3,
+        ),
         Job((), RECIPE, 4),
-        Job(ROWS[2:], RECIPE.model_copy(update={"rank": 8, "schedule": "cosine", "steps": None, "epochs": 4}), 5),
-        Job((Example("two months later.", prompt="It was walled "),), RECIPE.model_copy(update={"weight_decay": 0.0}), 6),
+        Job(
+            ROWS[2:],
+            RECIPE.model_copy(update={"rank": 8, "schedule": "cosine", "steps": None, "epochs": 4}),
+            5,
+        ),
+        Job(
+            (Example("two months later.", prompt="It was walled "),),
+            RECIPE.model_copy(update={"weight_decay": 0.0}),
+            6,
+        ),
     ]
 
 
-@pytest.mark.parametrize("room", [Room(1, 1), Room(2, 100), Room(3, 10_000), Room(32, 10_000), Room(32, 60)], ids=str)
-def test_together_equals_alone_whatever_the_room(policy: Policy, room: Room) -> None:
+@pytest.mark.parametrize(
+    "room", [Room(1, 1), Room(2, 100), Room(3, 10_000), Room(32, 10_000), Room(32, 60)], ids=str
+)
+def test_together_equals_alone_whatever_the_room(policy: Model, room: Room) -> None:
     jobs = mixed_jobs()
     together = train_adapters(policy, jobs, room)
     for job, outcome in zip(jobs, together, strict=True):
@@ -127,7 +166,7 @@ def test_together_equals_alone_whatever_the_room(policy: Policy, room: Room) -> 
         assert outcome.loss == pytest.approx(alone.loss, abs=1e-4)
 
 
-def test_permuting_jobs_permutes_adapters_and_nothing_else(policy: Policy) -> None:
+def test_permuting_jobs_permutes_adapters_and_nothing_else(policy: Model) -> None:
     jobs = mixed_jobs()
     order = [4, 0, 5, 2, 1, 3]
     straight = train_adapters(policy, jobs)
@@ -137,9 +176,12 @@ def test_permuting_jobs_permutes_adapters_and_nothing_else(policy: Policy) -> No
         assert a is not None and b is not None and close(a, b)
 
 
-def test_a_finished_adapter_is_not_touched_again(policy: Policy) -> None:
+def test_a_finished_adapter_is_not_touched_again(policy: Model) -> None:
     """A short job beside a long one ends with exactly the bits it has when both end together."""
-    short, long = Job(ROWS, RECIPE.model_copy(update={"steps": 3}), 1), Job(ROWS, RECIPE.model_copy(update={"steps": 9}), 2)
+    short, long = (
+        Job(ROWS, RECIPE.model_copy(update={"steps": 3}), 1),
+        Job(ROWS, RECIPE.model_copy(update={"steps": 9}), 2),
+    )
     other = Job(ROWS, RECIPE.model_copy(update={"steps": 3}), 2)
     # Same rows, seeds and shapes for the first three steps; the cosine of `other` ends where `short` does.
     constant = {"schedule": "constant"}
@@ -149,27 +191,29 @@ def test_a_finished_adapter_is_not_touched_again(policy: Policy) -> None:
     assert beside_long is not None and beside_equal is not None and same(beside_long, beside_equal)
 
 
-def test_training_is_bit_identical_when_repeated(policy: Policy) -> None:
+def test_training_is_bit_identical_when_repeated(policy: Model) -> None:
     first, second = (train_adapters(policy, mixed_jobs()) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a.adapter is not None and b.adapter is not None and same(a.adapter, b.adapter)
 
 
-def test_the_base_is_bit_identical_after_a_wave(policy: Policy) -> None:
+def test_the_base_is_bit_identical_after_a_wave(policy: Model) -> None:
     before = {n: p.clone() for n, p in policy.model.named_parameters()}
     logits = policy.forward(input_ids=torch.arange(20)[None]).logits
     train_adapters(policy, mixed_jobs())
     assert all(torch.equal(before[n], p) for n, p in policy.model.named_parameters())
-    assert torch.equal(policy.forward(input_ids=torch.arange(20)[None]).logits, logits)  # no hook is left behind
+    assert torch.equal(
+        policy.forward(input_ids=torch.arange(20)[None]).logits, logits
+    )  # no hook is left behind
 
 
-def test_a_job_without_loss_tokens_changes_nothing(policy: Policy) -> None:
+def test_a_job_without_loss_tokens_changes_nothing(policy: Model) -> None:
     outcome = train_adapters(policy, [Job((), RECIPE, 1)])[0]
     assert outcome.adapter is not None and outcome.steps == 0
     assert all(not b.any() for _, b in outcome.adapter.weights.values())
 
 
-def test_a_diverging_job_is_caught_and_harms_no_neighbour(policy: Policy) -> None:
+def test_a_diverging_job_is_caught_and_harms_no_neighbour(policy: Model) -> None:
     start = init_adapter(target_modules(policy.model, "all-linear"), RECIPE, 1)
     huge = Adapter(start.rank, start.alpha, {n: (a, b + 1e30) for n, (a, b) in start.weights.items()})
     wild, calm = Job(ROWS, RECIPE, 1, start=huge), Job(ROWS, RECIPE, 2)
@@ -181,14 +225,18 @@ def test_a_diverging_job_is_caught_and_harms_no_neighbour(policy: Policy) -> Non
 
 def test_the_budget_in_tokens_is_met_by_the_first_step_that_reaches_it() -> None:
     lengths = [10, 20, 30]
-    batches = plan_batches(lengths, RECIPE.model_copy(update={"steps": None, "tokens": 100, "batch_size": 1}), 0)
+    batches = plan_batches(
+        lengths, RECIPE.model_copy(update={"steps": None, "tokens": 100, "batch_size": 1}), 0
+    )
     total = sum(lengths[i] for b in batches for i in b)
     assert total >= 100 and total - lengths[batches[-1][0]] < 100
-    exact = plan_batches([25] * 4, RECIPE.model_copy(update={"steps": None, "tokens": 100, "batch_size": 1}), 0)
+    exact = plan_batches(
+        [25] * 4, RECIPE.model_copy(update={"steps": None, "tokens": 100, "batch_size": 1}), 0
+    )
     assert len(exact) == 4, "the step that just reaches it is the last"
 
 
-def test_a_fresh_adapter_is_pefts(policy: Policy) -> None:
+def test_a_fresh_adapter_is_pefts(policy: Model) -> None:
     """A uniform in ±1/√in, B zero: the bound is reached, not passed, and the spread is the uniform one's."""
     recipe = RECIPE.model_copy(update={"rank": 64})
     modules = target_modules(policy.model, "all-linear")
@@ -198,7 +246,7 @@ def test_a_fresh_adapter_is_pefts(policy: Policy) -> None:
         assert float(a.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
-def test_of_a_job_that_diverges_only_the_tokens_that_it_saw_are_counted(policy: Policy) -> None:
+def test_of_a_job_that_diverges_only_the_tokens_that_it_saw_are_counted(policy: Model) -> None:
     start = init_adapter(target_modules(policy.model, "all-linear"), RECIPE, 1)
     huge = Adapter(start.rank, start.alpha, {n: (a, b + 1e30) for n, (a, b) in start.weights.items()})
     (wild,), (calm,) = (train_adapters(policy, [Job(ROWS, RECIPE, 1, start=s)]) for s in (huge, None))
@@ -214,10 +262,14 @@ def test_rows_come_in_an_order_drawn_from_the_jobs_own_seed() -> None:
         assert all(e != sorted(e) for e in epochs) and len({tuple(e) for e in epochs}) == 3
 
 
-def test_the_loss_that_is_told_is_the_mean_over_the_steps_own_tokens(policy: Policy) -> None:
-    """Of short and long rows together, beside another job, at the first step: what the untouched model gives."""
+def test_the_loss_that_is_told_is_the_mean_over_the_steps_own_tokens(policy: Model) -> None:
+    """Of short and long rows together, beside another job, at the first step: what the untouched model
+    gives."""
     recipe = RECIPE.model_copy(update={"steps": 1, "batch_size": 4})
-    told = [t.loss[0] for t in train_adapters(policy, [Job(ROWS, recipe, 1), Job(ROWS[:1], recipe, 2)], Room(2, 10_000))]
+    told = [
+        t.loss[0]
+        for t in train_adapters(policy, [Job(ROWS, recipe, 1), Job(ROWS[:1], recipe, 2)], Room(2, 10_000))
+    ]
     for rows, loss in zip((ROWS, ROWS[:1]), told, strict=True):
         each = []
         for row in (encode_example(e, policy.tokenizer) for e in rows):
@@ -226,11 +278,13 @@ def test_the_loss_that_is_told_is_the_mean_over_the_steps_own_tokens(policy: Pol
         assert loss == pytest.approx(sum(each) / len(each), abs=1e-4)
 
 
-def test_an_adapter_beneath_is_not_worn_away_by_weight_decay(policy: Policy) -> None:
+def test_an_adapter_beneath_is_not_worn_away_by_weight_decay(policy: Model) -> None:
     recipe = Recipe(rank=2, steps=1)
     beneath = train_adapters(policy, [Job(ROWS, recipe, 1)])[0].adapter
-    with pytest.raises(SealError, match="weight_decay would wear away"):
-        train_adapters(policy, [Job(ROWS, recipe.model_copy(update={"weight_decay": 0.1}), 2, beneath=beneath)])
+    with pytest.raises(LoraError, match="weight_decay would wear away"):
+        train_adapters(
+            policy, [Job(ROWS, recipe.model_copy(update={"weight_decay": 0.1}), 2, beneath=beneath)]
+        )
 
 
 @given(
@@ -257,7 +311,7 @@ def test_learning_rates_start_and_end_where_they_should() -> None:
     assert learning_rate(linear.model_copy(update={"schedule": "constant"}), 9, 10) == pytest.approx(0.1)
 
 
-def test_an_exported_adapter_gives_the_same_logits_in_peft(policy: Policy, tmp_path: Path) -> None:
+def test_an_exported_adapter_gives_the_same_logits_in_peft(policy: Model, tmp_path: Path) -> None:
     adapter = train_adapters(policy, [Job(ROWS, RECIPE, 1)])[0].adapter
     assert adapter is not None
     save_peft(adapter, tmp_path / "adapter", "tiny")
@@ -274,7 +328,9 @@ def test_an_exported_adapter_gives_the_same_logits_in_peft(policy: Policy, tmp_p
     assert torch.allclose(theirs, policy.forward(input_ids=ids).logits, atol=1e-4)
 
 
-def test_last_layers_alone_leave_the_others_as_they_are_here_and_in_peft(policy: Policy, tmp_path: Path) -> None:
+def test_last_layers_alone_leave_the_others_as_they_are_here_and_in_peft(
+    policy: Model, tmp_path: Path
+) -> None:
     recipe = Recipe(rank=4, alpha=8, targets="all-linear", last_layers=1, learning_rate=1e-2, epochs=3)
     job = Job((Example("What the cat sat on was the mat."),), recipe, 0)
     whole = replace(job, recipe=recipe.model_copy(update={"last_layers": None}))
@@ -292,7 +348,10 @@ def test_last_layers_alone_leave_the_others_as_they_are_here_and_in_peft(policy:
 def test_loss_falls_on_the_completion_and_one_end_token_alone() -> None:
     tok = tiny.tokenizer()
     row = encode_example(Example("two", prompt="one "), tok)
-    assert [t for t, on in zip(row.ids, row.loss, strict=True) if on] == [*tok("two")["input_ids"], tok.eos_token_id]
+    assert [t for t, on in zip(row.ids, row.loss, strict=True) if on] == [
+        *tok("two")["input_ids"],
+        tok.eos_token_id,
+    ]
     assert row.ids.count(tok.eos_token_id) == 1
     open_ = encode_example(Example("two", prompt="one ", ends=False), tok)
     assert open_.ids == row.ids[:-1] and open_.loss == row.loss[:-1], "what does not end has no end token"
@@ -300,7 +359,7 @@ def test_loss_falls_on_the_completion_and_one_end_token_alone() -> None:
     assert whole.loss == (False, True, True, True)
 
 
-def test_answers_side_by_side_equal_answers_alone(policy: Policy) -> None:
+def test_answers_side_by_side_equal_answers_alone(policy: Model) -> None:
     adapters = [o.adapter for o in train_adapters(policy, mixed_jobs())] + [None]
     prompts = [[Prompt(f"{k} asks {q}?") for q in range(1 + k % 3)] for k in range(len(adapters))]
     greedy = Sampling(max_tokens=12)
@@ -313,7 +372,7 @@ def test_answers_side_by_side_equal_answers_alone(policy: Policy) -> None:
     assert [x for row in lls for x in row] == pytest.approx([x for row in alone for x in row], abs=1e-4)
 
 
-def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(policy: Policy) -> None:
+def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(policy: Model) -> None:
     sampling = Sampling(max_tokens=20, temperature=1.0, top_p=0.95)
     prompts = [Prompt("a" * n) for n in (3, 30, 11, 5, 8)]
     seeds = [5, 6, 7, 8, 9]
@@ -339,15 +398,15 @@ def test_sampling_is_exact() -> None:
     assert not shares[[3, 4]].any()
 
 
-def test_a_target_that_does_not_exist_is_one_clear_sentence(policy: Policy) -> None:
-    with pytest.raises(SealError, match=r"no linear layer is named c_attn.*q_proj"):
+def test_a_target_that_does_not_exist_is_one_clear_sentence(policy: Model) -> None:
+    with pytest.raises(LoraError, match=r"no linear layer is named c_attn.*q_proj"):
         target_modules(policy.model, ("c_attn",))
 
 
 LINES = {1: ROWS[:2], 2: ROWS[2:], 3: ROWS[1:3]}
 
 
-def test_an_adapter_beneath_is_as_if_merged_and_stays_bit_identical(policy: Policy) -> None:
+def test_an_adapter_beneath_is_as_if_merged_and_stays_bit_identical(policy: Model) -> None:
     recipe = Recipe(rank=4, alpha=8, targets="all-linear", steps=6, learning_rate=1e-2, batch_size=2)
     first = train_adapters(policy, [Job(LINES[1], recipe, 1)])[0].adapter
     assert first is not None
@@ -356,11 +415,18 @@ def test_an_adapter_beneath_is_as_if_merged_and_stays_bit_identical(policy: Poli
     merged = tiny.policy()
     merged.merge(first)
     expected = train_adapters(merged, [Job(LINES[2], recipe, 2)])[0].adapter
-    assert stacked[0].adapter is not None and stacked[1].adapter is not None and expected is not None and alone is not None
+    assert (
+        stacked[0].adapter is not None
+        and stacked[1].adapter is not None
+        and expected is not None
+        and alone is not None
+    )
     for name, (a, b) in expected.weights.items():
         torch.testing.assert_close(stacked[0].adapter.weights[name][0], a, atol=2e-4, rtol=1e-3)
         torch.testing.assert_close(stacked[0].adapter.weights[name][1], b, atol=2e-4, rtol=1e-3)
-        torch.testing.assert_close(stacked[1].adapter.weights[name][1], alone.weights[name][1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            stacked[1].adapter.weights[name][1], alone.weights[name][1], atol=1e-5, rtol=1e-4
+        )
     both = join(first, stacked[0].adapter)
     assert both.rank == 8
     for name, (a, b) in first.weights.items():
@@ -368,12 +434,14 @@ def test_an_adapter_beneath_is_as_if_merged_and_stays_bit_identical(policy: Poli
         assert torch.equal(both.weights[name][1][:, :4], b)
 
 
-def test_an_orthogonal_adapter_reads_what_those_beneath_do_not_and_trains_b_alone(policy: Policy) -> None:
+def test_an_orthogonal_adapter_reads_what_those_beneath_do_not_and_trains_b_alone(policy: Model) -> None:
     recipe = Recipe(rank=4, alpha=8, targets="all-linear", steps=4, learning_rate=1e-2)
     first = train_adapters(policy, [Job(LINES[1], recipe, 1)])[0].adapter
     assert first is not None
     fresh = away_from(init_adapter(target_modules(policy.runner, "all-linear"), recipe, 2), first)
-    second = train_adapters(policy, [Job(LINES[2], recipe, 2, start=fresh, beneath=first, only_b=True)])[0].adapter
+    second = train_adapters(policy, [Job(LINES[2], recipe, 2, start=fresh, beneath=first, only_b=True)])[
+        0
+    ].adapter
     assert second is not None
     for name, (a, b) in second.weights.items():
         assert torch.equal(a, fresh.weights[name][0])
@@ -381,7 +449,7 @@ def test_an_orthogonal_adapter_reads_what_those_beneath_do_not_and_trains_b_alon
         assert (a @ first.weights[name][0].T).abs().max() < 1e-5
 
 
-def test_divergence_is_zero_without_a_change_and_grows_with_it(policy: Policy) -> None:
+def test_divergence_is_zero_without_a_change_and_grows_with_it(policy: Model) -> None:
     recipe = Recipe(rank=4, alpha=8, targets="all-linear", steps=6, learning_rate=1e-2)
     adapter = train_adapters(policy, [Job(LINES[1], recipe, 1)])[0].adapter
     fresh = init_adapter(target_modules(policy.runner, "all-linear"), recipe, 2)

@@ -11,21 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seal.attempts import try_edits, understand
-from seal.check import check_domain
-from seal.cli import main
+from seal.cli.main import main
 from seal.config import InnerConfig, OuterConfig, RunConfig, load_config
+from seal.domains.check import check_domain
 from seal.domains.knowledge import Knowledge
-from seal.integrations.trl import preference
-from seal.loop import run
-from seal.models.engine import log_likelihood
-from seal.models.policy import Policy, load_policy
-from seal.noise import estimators
-from seal.proxy import proxy_scores, rank_correlation, rating_of
-from seal.restem import pairs_of, select
+from seal.loop.inner import try_edits, understand
+from seal.loop.outer import run
+from seal.loop.race import plan_race, proxy_scores, race, rank_correlation, rating_of, try_siblings
+from seal.loop.selection import pairs_of, select
+from seal.loop.trl import preference
+from seal.lora.load import load_policy
+from seal.lora.model import Model
+from seal.lora.score import log_likelihood
+from seal.records import Attempt, BadEdit, Edit, Prompt, Query, Recipe, SealError, Selected
+from seal.report.reliability import estimators
 from seal.store import Stage, Store
-from seal.trials import plan_race, race, try_siblings
-from seal.types import Attempt, BadEdit, Edit, Prompt, Query, Recipe, SealError, Selected
 from tests import tiny
 from tests.runs import FLAGS
 
@@ -37,11 +37,17 @@ def attempt(task: str, edit: int, reward: float | None, status: str = "ok", seed
 
 
 def config(**more: object) -> RunConfig:
-    data = {"domain": {"options": {"sizes": {"train": 3, "select": 1, "eval": 2}}}, "inner": INNER.model_dump(), **more}
+    data = {
+        "domain": {"options": {"sizes": {"train": 3, "select": 1, "eval": 2}}},
+        "inner": INNER.model_dump(),
+        **more,
+    }
     return RunConfig.model_validate(data)
 
 
-INNER = InnerConfig(recipe=Recipe(rank=2, tokens=300, batch_size=2), answer_tokens=3, reward="mixed", slots=2, wave=5)
+INNER = InnerConfig(
+    recipe=Recipe(rank=2, tokens=300, batch_size=2), answer_tokens=3, reward="mixed", slots=2, wave=5
+)
 
 
 @given(n=st.integers(1, 40), budget=st.integers(1, 200))
@@ -53,17 +59,24 @@ def test_a_race_keeps_to_its_budget_and_halves_its_field(n: int, budget: int) ->
     assert all(seeds >= 1 for _, seeds in legs)
 
 
-def test_a_race_tries_the_better_ones_again_and_resumes(policy: Policy, tmp_path: Path) -> None:
+def test_a_race_tries_the_better_ones_again_and_resumes(policy: Model, tmp_path: Path) -> None:
     tasks = Knowledge(sizes={"train": 3, "select": 1, "eval": 2}).tasks("train")[:2]
     domain = Knowledge()
     texts = [dict(enumerate(TEXTS)) for _ in tasks]
     first = race(policy, domain, tasks, texts, INNER, 9, Stage(tmp_path), 0, "race")
-    assert {len([a for a in first if a.task == t.id]) for t in tasks} == {2 * sum(s for _, s in plan_race(4, 9))}
+    assert {len([a for a in first if a.task == t.id]) for t in tasks} == {
+        2 * sum(s for _, s in plan_race(4, 9))
+    }
     leg = [json.loads(x) for x in (tmp_path / "attempts.jsonl").read_text().splitlines()]
     for task in tasks:
         mine = sorted((a for a in leg if a["task"] == task.id), key=lambda a: -a["reward"])
-        assert {a.edit for a in first if a.task == task.id} <= {a["edit"] for a in mine[:3]} | {mine[3]["edit"]}
-        assert mine[-1]["edit"] not in {a.edit for a in first if a.task == task.id} or mine[-1]["reward"] == mine[1]["reward"]
+        assert {a.edit for a in first if a.task == task.id} <= {a["edit"] for a in mine[:3]} | {
+            mine[3]["edit"]
+        }
+        assert (
+            mine[-1]["edit"] not in {a.edit for a in first if a.task == task.id}
+            or mine[-1]["reward"] == mine[1]["reward"]
+        )
     for task in tasks:  # every leg has seeds of its own, which siblings share
         seeds = {e: sorted(a.seed for a in first if (a.task, a.edit) == (task.id, e)) for e in range(4)}
         ran = [s for s in seeds.values() if s]
@@ -73,19 +86,23 @@ def test_a_race_tries_the_better_ones_again_and_resumes(policy: Policy, tmp_path
     )
     (tmp_path / "leg-2/attempts.jsonl").write_text("")
     again = race(policy, domain, tasks, texts, INNER, 9, Stage(tmp_path), 0, "race")
-    assert [(a.task, a.edit, a.seed, a.reward) for a in again] == [(a.task, a.edit, a.seed, a.reward) for a in first]
+    assert [(a.task, a.edit, a.seed, a.reward) for a in again] == [
+        (a.task, a.edit, a.seed, a.reward) for a in first
+    ]
 
 
-def test_mixed_is_the_mean_of_both_and_likelihoods_are_kept(policy: Policy, tmp_path: Path) -> None:
+def test_mixed_is_the_mean_of_both_and_likelihoods_are_kept(policy: Model, tmp_path: Path) -> None:
     domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
     found = try_edits(policy, domain, domain.tasks("train")[:1], [TEXTS], INNER, Stage(tmp_path), 0)
     for a in found:
         if a.status == "ok":
             likely = sum(a.likelihoods) / len(a.likelihoods)
-            assert a.reward == pytest.approx((a.after + likely) / 2, abs=1e-5) and len(a.likelihoods) == len(a.scores)
+            assert a.reward == pytest.approx((a.after + likely) / 2, abs=1e-5) and len(a.likelihoods) == len(
+                a.scores
+            )
 
 
-def test_where_a_proxy_chooses_nothing_is_tried(policy: Policy, tmp_path: Path) -> None:
+def test_where_a_proxy_chooses_nothing_is_tried(policy: Model, tmp_path: Path) -> None:
     domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
     tasks = domain.tasks("train")[:2]
     texts = [[*TEXTS, " ".join(q["answer"] for q in t.data["questions"])] for t in tasks]
@@ -106,7 +123,14 @@ def test_a_proxy_gives_a_share_for_every_edit() -> None:
     assert [len(row) for row in scores] == [4] * 3 and all(0 <= x <= 1 for row in scores for x in row)
     with pytest.raises(SealError, match="there is no 'luck'"):
         proxy_scores("luck", tasks, [TEXTS] * 3)
-    assert [rating_of(x) for x in (" 7", "Rating: 9", "4.5/9", "eleven", "11", "")] == [7 / 9, 1.0, 0.5, None, None, None]
+    assert [rating_of(x) for x in (" 7", "Rating: 9", "4.5/9", "eleven", "11", "")] == [
+        7 / 9,
+        1.0,
+        0.5,
+        None,
+        None,
+        None,
+    ]
 
 
 def test_rank_correlation_is_spearmans_within_tasks() -> None:
@@ -115,22 +139,32 @@ def test_rank_correlation_is_spearmans_within_tasks() -> None:
 
 
 def test_pairs_are_the_best_and_the_worst_and_a_bad_edit_is_the_worst() -> None:
-    attempts = [attempt("a", 0, 0.5), attempt("a", 1, 0.1), attempt("b", 0, 0.3), attempt("b", 1, 0.3), attempt("c", 0, 0.2)]
+    attempts = [
+        attempt("a", 0, 0.5),
+        attempt("a", 1, 0.1),
+        attempt("b", 0, 0.3),
+        attempt("b", 1, 0.3),
+        attempt("c", 0, 0.2),
+    ]
     pairs = pairs_of([*attempts, attempt("c", 1, 0.0, "bad edit")])
     assert [(b.text, w.text) for b, w in pairs] == [("a 0", "a 1"), ("c 0", "c 1")]
 
 
-def test_estimators_are_compared_by_their_reliability(policy: Policy, tmp_path: Path) -> None:
+def test_estimators_are_compared_by_their_reliability(policy: Model, tmp_path: Path) -> None:
     domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
     inner = INNER.model_copy(update={"seeds": 2})
     texts = [[*TEXTS[:2], TEXTS[3]] for _ in range(3)]
     try_edits(policy, domain, domain.tasks("train"), texts, inner, Stage(tmp_path / "seal/round-1"), 0)
     found = estimators(tmp_path)
-    assert set(found) == {"accuracy", "likelihood", "mixed"} and all(0 <= r["reliability"] <= 1 for r in found.values())
+    assert set(found) == {"accuracy", "likelihood", "mixed"} and all(
+        0 <= r["reliability"] <= 1 for r in found.values()
+    )
 
 
 @pytest.mark.parametrize("rule", ["sft", "dpo", "ipo", "grpo"])
-def test_every_rule_changes_the_policy_and_goes_on_where_it_was(rule: str, policy: Policy, tmp_path: Path) -> None:
+def test_every_rule_changes_the_policy_and_goes_on_where_it_was(
+    rule: str, policy: Model, tmp_path: Path
+) -> None:
     if rule != "sft":
         pytest.importorskip("trl")
     name = tiny.save(tmp_path / "model")
@@ -152,7 +186,7 @@ def test_every_rule_changes_the_policy_and_goes_on_where_it_was(rule: str, polic
     assert (stage / "attempts.jsonl").read_bytes() == held, "no attempt is made again"
 
 
-def test_imitation_beside_preference_keeps_the_best_edit_likely(policy: Policy) -> None:
+def test_imitation_beside_preference_keeps_the_best_edit_likely(policy: Model) -> None:
     pytest.importorskip("trl")
     prompts = {"a": Prompt("Write:")}
     pairs = [(Selected("a", "red red red blue", 1.0), Selected("a", "red red red green", 0.0))]
@@ -168,7 +202,7 @@ def test_imitation_beside_preference_keeps_the_best_edit_likely(policy: Policy) 
 
 def test_the_reward_is_a_plain_function_of_trl(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    from seal.integrations.trl import dataset, reward
+    from seal.loop.trl import dataset, reward
 
     name = tiny.save(tmp_path / "model")
     settings = load_config(None, [*FLAGS, f"--model.name={name}", "--inner.seeds=2"])
@@ -184,19 +218,30 @@ def test_the_reward_is_a_plain_function_of_trl(tmp_path: Path) -> None:
 
 def test_a_trainer_of_trl_takes_the_reward(tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
-    from seal.integrations.trl import dataset, reward
+    from seal.loop.trl import dataset, reward
 
     name = tiny.save(tmp_path / "model")
     settings = load_config(None, [*FLAGS, f"--model.name={name}"])
     model = load_policy(name)
     args = trl.GRPOConfig(
-        output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4, num_generations=2, max_completion_length=8,
-        report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        max_steps=1,
+        per_device_train_batch_size=4,
+        num_generations=2,
+        max_completion_length=8,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     trainer = trl.GRPOTrainer(
-        model.model.requires_grad_(True), reward_funcs=reward(settings), args=args, train_dataset=dataset(settings),
+        model.model.requires_grad_(True),
+        reward_funcs=reward(settings),
+        args=args,
+        train_dataset=dataset(settings),
         processing_class=model.tokenizer,
-    )  # fmt: skip
+    )
     trainer.train()
     assert "rewards/seal_reward/mean" in trainer.state.log_history[0]
 
@@ -224,18 +269,28 @@ def test_what_a_user_gets_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.C
 def test_an_edit_may_say_how_it_is_to_be_trained_on() -> None:
     domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2}, directives=True)
     task = domain.tasks("train")[0]
-    for text in ('{"learning_rate": 0.01, "repeat": 3}\nHu lies far.', 'Hu lies far.\n{"learning_rate": 0.01, "repeat": 3}'):
+    for text in (
+        '{"learning_rate": 0.01, "repeat": 3}\nHu lies far.',
+        'Hu lies far.\n{"learning_rate": 0.01, "repeat": 3}',
+    ):
         edit, recipe = understand(domain, task, text, Recipe())
         assert isinstance(edit, Edit) and len(edit.examples) == 4 and recipe.learning_rate == 0.01
     bad = {
-        '{"learning_rate": 7}\nx': "learning_rate", '{"rank": 900}\nx': "rank", '{"repeat": 1e99}\nx': "repeat", "{]\nx": "JSON",
-        '{"repeat": 2}\nx\n{"repeat": 2}': "twice", '{"learning_rate": NaN}\nx': "", '{"repeat": 2}': "empty",
-    }  # fmt: skip
+        '{"learning_rate": 7}\nx': "learning_rate",
+        '{"rank": 900}\nx': "rank",
+        '{"repeat": 1e99}\nx': "repeat",
+        "{]\nx": "JSON",
+        '{"repeat": 2}\nx\n{"repeat": 2}': "twice",
+        '{"learning_rate": NaN}\nx': "",
+        '{"repeat": 2}': "empty",
+    }
     for text, reason in bad.items():
         edit, _ = understand(domain, task, text, Recipe())
         assert isinstance(edit, BadEdit) and reason in edit.reason, text
     plain, _ = understand(Knowledge(), task, '{"learning_rate": 7}\nx', Recipe())
-    assert isinstance(plain, Edit) and len(plain.examples) == 3, "without the option such a line is a row like any other"
+    assert isinstance(plain, Edit) and len(plain.examples) == 3, (
+        "without the option such a line is a row like any other"
+    )
     check_domain(domain)
 
 
@@ -260,20 +315,26 @@ def test_directives_drawn_at_random_end_the_edits_of_the_first_round(tmp_path: P
 
 def test_completions_of_grpo_are_the_edits_whatever_the_template(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    from seal.models.tokens import encode_example
-    from seal.restem import sft_examples
-    from seal.types import Prompt, Selected
+    from seal.loop.selection import sft_examples
+    from seal.lora.tokens import encode_example
+    from seal.records import Prompt, Selected
 
     policy = tiny.policy()
-    policy.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    )
     for prompt in (Prompt("Read."), Prompt("Read.", "Be brief.")):
         example = sft_examples([Selected("a", "Velora is walled.", 1.0)], {"a": prompt})[0]
         row = encode_example(example, policy.tokenizer, policy.chat)
         begins = row.loss.index(True)
-        assert policy.tokenizer.decode(row.ids[begins:], skip_special_tokens=True).strip() == "Velora is walled."
+        assert (
+            policy.tokenizer.decode(row.ids[begins:], skip_special_tokens=True).strip() == "Velora is walled."
+        )
 
 
 def test_controls_take_as_many_as_seal_did_and_nothing_where_it_kept_nothing() -> None:
     attempts = [attempt(t, e, e / 10) for t in "ab" for e in range(4)]
     assert [k.text for k in select(attempts, "worst_of", 1, 0, {"a": 2})] == ["a 0", "a 1"]
-    assert select(attempts, "random_of", 1, 0, {}) == [] and len(select(attempts, "random_of", 1, 0, None)) == 2
+    assert (
+        select(attempts, "random_of", 1, 0, {}) == [] and len(select(attempts, "random_of", 1, 0, None)) == 2
+    )

@@ -1,8 +1,8 @@
-"""The dashboard in a real browser: every page in both themes, runs of every state, a hundred thousand attempts, an edit that is an attack."""
+"""The dashboard in a real browser: every page in both themes, runs of every state, a hundred thousand
+attempts, an edit that is an attack."""
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import json
 import shutil
@@ -17,26 +17,45 @@ from typing import Any
 import pytest
 
 from seal.config import RunConfig
-from seal.types import SealError
+from seal.records import SealError
 
 pytest.importorskip("starlette", reason="the extra `ui` is not installed")
 pytest.importorskip("jinja2")
 uvicorn = pytest.importorskip("uvicorn")
 
+from seal.store import claim  # noqa: E402
 from seal.ui.app import make_app  # noqa: E402
 from seal.ui.data import AttemptsFile, Folder  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ATTACK = "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\"'><svg onload=window.hacked=1>"
+ATTACK = (
+    "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\"'><svg onload=window.hacked=1>"
+)
 MANY = 100_000
 
 
 def attempt(task: str, edit: int, reward: float | None, text: str = "A line.", **more: Any) -> str:
     row: dict[str, Any] = {
-        "task": task, "edit": edit, "seed": 1, "text": text, "status": "ok", "reason": "", "reward": reward, "before": 0.1, "after": reward or 0.0,
-        "answers": ["yes"], "scores": [reward or 0.0], "kinds": ["all"], "silent": 0.0, "log_likelihood": -1.0, "rows": 1, "steps": 2, "tokens": 9,
-        "seconds": 0.5, "loss": [1.0, 0.5],
-    }  # fmt: skip
+        "task": task,
+        "edit": edit,
+        "seed": 1,
+        "text": text,
+        "status": "ok",
+        "reason": "",
+        "reward": reward,
+        "before": 0.1,
+        "after": reward or 0.0,
+        "answers": ["yes"],
+        "scores": [reward or 0.0],
+        "kinds": ["all"],
+        "silent": 0.0,
+        "log_likelihood": -1.0,
+        "rows": 1,
+        "steps": 2,
+        "tokens": 9,
+        "seconds": 0.5,
+        "loss": [1.0, 0.5],
+    }
     return json.dumps(row | more) + "\n"
 
 
@@ -58,19 +77,40 @@ def root(unbroken: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     (root / "empty/seal").rmdir()
     broken = make_run(root, "broken")
     (broken / "config.json").write_text("{")
-    attack = make_run(root, "attack", attempt(ATTACK, 0, 0.5, ATTACK, reason=ATTACK, answers=[ATTACK]) + '{"torn')
+    attack = make_run(
+        root, "attack", attempt(ATTACK, 0, 0.5, ATTACK, reason=ATTACK, answers=[ATTACK]) + '{"torn'
+    )
     (attack / "seal/round-1/before.json").write_text(json.dumps([[ATTACK]]))
     make_run(root, "many", "".join(attempt(f"task-{i // 5}", i % 5, (i % 7) / 7) for i in range(MANY)))
     running = make_run(root, "running", attempt("a", 0, 0.5))
-    lock = (running / ".lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = claim(running)
     continual = make_run(root, "continual")
     (continual / "continual").mkdir()
-    steps = [{"scores": [[0.5] * (i + 1)] * 2, "first": 0, "known": [1.0, 1.0], "silent": 0.0, "edits": [-1.0], "kl": 1.0, "dropped": 0, "tokens": 5, "seconds": 1.0} for i in range(3)]  # fmt: skip
-    record = {"seed": 0, "date": "2026-01-01", "machine": "m", "untouched": [[0.1] * 3] * 2, "baseline": {"known": 1.0, "edits": -1.0}, "results": [{"strategy": ATTACK, "steps": steps}]}  # fmt: skip
+    steps = [
+        {
+            "scores": [[0.5] * (i + 1)] * 2,
+            "first": 0,
+            "known": [1.0, 1.0],
+            "silent": 0.0,
+            "edits": [-1.0],
+            "kl": 1.0,
+            "dropped": 0,
+            "tokens": 5,
+            "seconds": 1.0,
+        }
+        for i in range(3)
+    ]
+    record = {
+        "seed": 0,
+        "date": "2026-01-01",
+        "machine": "m",
+        "untouched": [[0.1] * 3] * 2,
+        "baseline": {"known": 1.0, "edits": -1.0},
+        "results": [{"strategy": ATTACK, "steps": steps}],
+    }
     (continual / "continual.json").write_text(json.dumps(record))
     yield root
-    lock.close()
+    lock.lock.release()
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +146,32 @@ def task_of(root: Path, run: str, stage: str = "seal/round-1") -> str:
 def pages(root: Path) -> list[str]:
     whole = task_of(root, "whole")
     return [
-        "/", "/?q=man", "/run?name=whole", "/run?name=empty", "/run?name=broken", "/run?name=attack", "/run?name=many", "/run?name=running",
-        "/run?name=continual", "/stage?name=whole&stage=seal/round-1&sort=best", f"/task?name=whole&stage=seal/round-1&task={whole}", "/words?name=whole",
-        "/stage?name=attack&stage=seal/round-1", "/task?name=attack&stage=seal/round-1&task=" + ATTACK.replace(" ", "%20").replace("&", "%26").replace("#", "%23"),
-        "/stage?name=many&stage=seal/round-1&page=7", "/compare?a=whole&b=whole", "/teach", "/run?name=nothing",
-    ]  # fmt: skip
+        "/",
+        "/?q=man",
+        "/run?name=whole",
+        "/run?name=empty",
+        "/run?name=broken",
+        "/run?name=attack",
+        "/run?name=many",
+        "/run?name=running",
+        "/run?name=continual",
+        "/stage?name=whole&stage=seal/round-1&sort=best",
+        f"/task?name=whole&stage=seal/round-1&task={whole}",
+        "/words?name=whole",
+        "/stage?name=attack&stage=seal/round-1",
+        "/task?name=attack&stage=seal/round-1&task="
+        + ATTACK.replace(" ", "%20").replace("&", "%26").replace("#", "%23"),
+        "/stage?name=many&stage=seal/round-1&page=7",
+        "/compare?a=whole&b=whole",
+        "/teach",
+        "/run?name=nothing",
+    ]
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1200), ("dark", 1200), ("light", 390)])
-def test_every_page_in_both_themes_and_on_a_phone(browser: Any, address: str, root: Path, theme: str, width: int) -> None:
+def test_every_page_in_both_themes_and_on_a_phone(
+    browser: Any, address: str, root: Path, theme: str, width: int
+) -> None:
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
     page = context.new_page()
     errors: list[str] = []
@@ -122,7 +179,9 @@ def test_every_page_in_both_themes_and_on_a_phone(browser: Any, address: str, ro
     for path in pages(root):
         page.goto(address + path)
         assert page.locator("h1").count() == 1, path
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is wider than the screen"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+            f"{path} is wider than the screen"
+        )
         assert page.evaluate("window.hacked") is None, path
     assert not errors
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -140,7 +199,11 @@ def test_the_edit_browser_marks_right_and_wrong_and_ranks(browser: Any, address:
 
 
 def get(
-    address: str, path: str, query: dict[str, str] | None = None, headers: dict[str, str] | None = None, post: str | None = None
+    address: str,
+    path: str,
+    query: dict[str, str] | None = None,
+    headers: dict[str, str] | None = None,
+    post: str | None = None,
 ) -> tuple[int, str, dict[str, str]]:
     """Status, text and headers of a page, asked for as nobody's browser would."""
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
@@ -205,7 +268,9 @@ def test_a_text_is_taught_and_asked_in_the_browser(browser: Any, address: str, r
     page.goto(f"{address}/teach")
     page.fill("#title", "Dorapo")
     page.fill(
-        "#text", "The bridge Dorapo was finished in June. It is built of slate. Dorapo has nine arches. The bridge is in Tesk."
+        "#text",
+        "The bridge Dorapo was finished in June. It is built of slate. Dorapo has nine arches. The bridge is "
+        "in Tesk.",
     )
     page.click("text=Teach it")
     page.wait_for_url("**/taught**", timeout=120_000)
@@ -240,7 +305,10 @@ def test_attempts_are_read_once_and_a_torn_line_waits(tmp_path: Path) -> None:
     assert [b.edit for b in file.briefs] == [0] and file.end == len(attempt("a", 0, 0.5))
     path.write_text(attempt("a", 0, 0.5) + attempt("a", 1, None) + attempt("b", 0, 1.0))
     assert [(b.task, b.reward) for b in file.refresh().briefs] == [("a", 0.5), ("a", None), ("b", 1.0)]
-    assert [r["text"] for r in file.rows([2, 0])] == ["A line.", "A line."] and file.by_task == {"a": [0, 1], "b": [2]}
+    assert [r["text"] for r in file.rows([2, 0])] == ["A line.", "A line."] and file.by_task == {
+        "a": [0, 1],
+        "b": [2],
+    }
     path.write_text(attempt("c", 0, 0.5))
     assert list(file.refresh().by_task) == ["c"]
 

@@ -1,4 +1,5 @@
-"""An exported adapter in vLLM. Needs vLLM (its CPU build will do), so in an environment of its own: ``make test-vllm``."""
+"""An exported adapter in vLLM. Needs vLLM (its CPU build will do), so in an environment of its own: ``make
+test-vllm``."""
 
 from __future__ import annotations
 
@@ -10,19 +11,19 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from seal.domains import atlas
-from seal.domains.knowledge import Knowledge
-from seal.integrations.vllm import served
-from seal.models.engine import Sampling, ask, generate
-from seal.models.lora import load_peft, save_peft
-from seal.models.policy import Policy, load_policy
-from seal.models.train import Job, train_adapters
-from seal.types import Edit, Recipe, Task
+from seal.domains.knowledge import Knowledge, atlas
+from seal.lora.ask import ask, generate
+from seal.lora.files import load_peft, save_peft
+from seal.lora.load import DATA, load_policy
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.train import Job, train_adapters
+from seal.lora.vllm import served
+from seal.records import Edit, Recipe, Task
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed here (make test-vllm)")
 
@@ -40,7 +41,14 @@ def test_vllm_answers_through_an_exported_adapter_as_we_do(tmp_path: Path) -> No
     prompts = [[q.prompt for q in domain.queries(t)] for t in tasks]
     ours = ask(policy, [t.adapter for t in trained], prompts, Sampling(8, stop="\n"))
 
-    model = LLM(str(resources.files("seal.models") / "atlas"), enable_lora=True, max_lora_rank=16, dtype="float32", enforce_eager=True, max_model_len=512)  # fmt: skip
+    model = LLM(
+        str(DATA / "atlas"),
+        enable_lora=True,
+        max_lora_rank=16,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=512,
+    )
     sampling = SamplingParams(temperature=0, max_tokens=8, stop="\n", include_stop_str_in_output=False)
     same = total = changed = 0
     for number, (outcome, row, answers) in enumerate(zip(trained, prompts, ours, strict=True)):
@@ -49,7 +57,10 @@ def test_vllm_answers_through_an_exported_adapter_as_we_do(tmp_path: Path) -> No
         assert load_peft(tmp_path / str(number)).rank == 16
         texts = [p.text for p in row]
         request = LoRARequest(f"edit-{number}", number + 1, str(tmp_path / str(number)))
-        theirs = [o.outputs[0].text.strip() for o in model.generate(texts, sampling, lora_request=request, use_tqdm=False)]
+        theirs = [
+            o.outputs[0].text.strip()
+            for o in model.generate(texts, sampling, lora_request=request, use_tqdm=False)
+        ]
         plain = [o.outputs[0].text.strip() for o in model.generate(texts, sampling, use_tqdm=False)]
         same += sum(a.strip() == b for a, b in zip(answers, theirs, strict=True))
         changed += sum(a != b for a, b in zip(plain, theirs, strict=True))
@@ -61,13 +72,32 @@ def test_vllm_answers_through_an_exported_adapter_as_we_do(tmp_path: Path) -> No
 
 @contextmanager
 def serving(log: Path) -> Iterator[str]:
-    """``vllm serve`` on the embedded model; its address. One sequence at a time: batches that mix adapters are wrong on its CPU build."""
+    """``vllm serve`` on the embedded model; its address. One sequence at a time: batches that mix adapters
+    are wrong on its CPU build."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(resources.files("seal.models") / "atlas"), "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--enable-lora", "--max-lora-rank", "16",
-        "--max-num-seqs", "1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        str(DATA / "atlas"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "512",
+        "--enforce-eager",
+        "--enable-lora",
+        "--max-lora-rank",
+        "16",
+        "--max-num-seqs",
+        "1",
+    ]
     with log.open("w") as out:
         server = subprocess.Popen(
             command,
@@ -103,7 +133,7 @@ def test_vllm_writes_and_answers_in_place_of_transformers(tmp_path: Path, where:
     assert not policy.served.llm.llm_engine.list_loras(), "adapters are taken back"
 
 
-def agrees(policy: Policy) -> None:
+def agrees(policy: Model) -> None:
     plain = load_policy("atlas")
     domain = Knowledge()
     tasks = [Task(r["id"], r) for r in (atlas.record("select", 900 + i) for i in range(6))]
@@ -116,15 +146,27 @@ def agrees(policy: Policy) -> None:
 
     recipe = Recipe(rank=16, alpha=32, targets="all-linear", learning_rate=6e-3, tokens=1500, batch_size=8)
     edits = [domain.parse(t, domain.oracle(t) or "") for t in tasks[:4]]
-    adapters = [t.adapter for t in train_adapters(plain, [Job(e.examples, recipe, 0) for e in edits if isinstance(e, Edit)])]
+    adapters = [
+        t.adapter
+        for t in train_adapters(plain, [Job(e.examples, recipe, 0) for e in edits if isinstance(e, Edit)])
+    ]
     asked = [[q.prompt for q in domain.queries(t)] for t in [*tasks[:4], tasks[4]]]
     answers = [ask(p, [*adapters, None], asked, Sampling(8, stop="\n")) for p in (plain, policy)]
     print(
-        "differ:", [(a, b) for x, y in zip(*answers, strict=True) for a, b in zip(x, y, strict=True) if a.strip() != b.strip()]
+        "differ:",
+        [
+            (a, b)
+            for x, y in zip(*answers, strict=True)
+            for a, b in zip(x, y, strict=True)
+            if a.strip() != b.strip()
+        ],
     )
-    same = sum(a.strip() == b.strip() for x, y in zip(*answers, strict=True) for a, b in zip(x, y, strict=True))
+    same = sum(
+        a.strip() == b.strip() for x, y in zip(*answers, strict=True) for a, b in zip(x, y, strict=True)
+    )
     print(
-        f"greedy self-edits that agree in their first 20 words: {agree} of 6; answers through adapters: {same} of {sum(map(len, asked))}"
+        f"greedy self-edits that agree in their first 20 words: {agree} of 6; answers through adapters: "
+        f"{same} of {sum(map(len, asked))}"
     )
     assert agree >= 5 and same >= 0.95 * sum(map(len, asked))
 
@@ -139,9 +181,9 @@ def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> 
     recipe = Recipe(rank=16, alpha=32, targets="all-linear", learning_rate=6e-3, tokens=1500, batch_size=8)
     edits = [domain.parse(t, domain.oracle(t) or "") for t in tasks]
     changed = load_policy("atlas")
-    adapter = train_adapters(changed, [Job(tuple(x for e in edits if isinstance(e, Edit) for x in e.examples), recipe, 0)])[
-        0
-    ].adapter
+    adapter = train_adapters(
+        changed, [Job(tuple(x for e in edits if isinstance(e, Edit) for x in e.examples), recipe, 0)]
+    )[0].adapter
     assert adapter is not None
     before = generate(changed, prompts, Sampling(8), [0] * len(prompts))
     changed.merge(adapter)
@@ -149,7 +191,13 @@ def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> 
     second = served(load_policy(tmp_path / "policy"), "vllm", "atlas")
     expected = generate(changed, prompts, Sampling(8), [0] * len(prompts))
     found = generate(second, prompts, Sampling(8), [0] * len(prompts))
-    same, old = (sum(a.split() == b.split() for a, b in zip(x, found, strict=True)) for x in (expected, before))
-    print(f"the same as the new policy: {same} of {len(prompts)}; as the old one: {old}", found[:3], expected[:3])
+    same, old = (
+        sum(a.split() == b.split() for a, b in zip(x, found, strict=True)) for x in (expected, before)
+    )
+    print(
+        f"the same as the new policy: {same} of {len(prompts)}; as the old one: {old}",
+        found[:3],
+        expected[:3],
+    )
     assert same >= 0.95 * len(prompts)
     assert second.served.llm is engine, "the engine was not started again"

@@ -1,4 +1,5 @@
-"""Workers through Ray: the same attempts as without them, whatever dies meanwhile. Skipped where Ray is not installed."""
+"""Workers through Ray: the same attempts as without them, whatever dies meanwhile. Skipped where Ray is not
+installed."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 
 from seal.config import RunConfig
 from seal.domains.knowledge import Knowledge
-from seal.types import Query, SealError, Task
+from seal.records import Query, SealError, Task
 from tests.runs import ROOT, command
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'seal-lm[ray]'")
@@ -42,7 +43,13 @@ class OutOnce(Knowledge):
 
 def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*words], capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **(env or {})}, timeout=300
+        [*words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        timeout=300,
     )
 
 
@@ -58,12 +65,18 @@ def workers_of(pid: int) -> list[psutil.Process]:
     """The processes that try edits, of a driver."""
     try:
         children = psutil.Process(pid).children(recursive=True)
-        return [c for c in children if "_Worker.wave" in " ".join(c.cmdline()) or "ray::_Worker" in " ".join(c.cmdline())]
+        return [
+            c
+            for c in children
+            if "_Worker.wave" in " ".join(c.cmdline()) or "ray::_Worker" in " ".join(c.cmdline())
+        ]
     except psutil.Error:
         return []
 
 
-def test_workers_find_what_one_process_finds_while_they_are_killed(model: str, unbroken: Path, tmp_path: Path) -> None:
+def test_workers_find_what_one_process_finds_while_they_are_killed(
+    model: str, unbroken: Path, tmp_path: Path
+) -> None:
     process = subprocess.Popen(
         command(model, tmp_path, "crew", "--workers", "2", verb="train"),
         stdout=subprocess.DEVNULL,
@@ -85,11 +98,16 @@ def test_workers_find_what_one_process_finds_while_they_are_killed(model: str, u
     assert killed, "no worker was caught at work"
     assert attempts(tmp_path / "crew") == attempts(unbroken)
     assert not list((tmp_path / "crew").rglob("waves/*.json")), "nothing stays aside"
-    policies = [(folder / "seal/round-2/policy/model.safetensors").read_bytes() for folder in (unbroken, tmp_path / "crew")]
+    policies = [
+        (folder / "seal/round-2/policy/model.safetensors").read_bytes()
+        for folder in (unbroken, tmp_path / "crew")
+    ]
     assert policies[0] == policies[1]
 
 
-def test_a_driver_killed_loses_nothing_and_may_go_on_alone(model: str, unbroken: Path, tmp_path: Path) -> None:
+def test_a_driver_killed_loses_nothing_and_may_go_on_alone(
+    model: str, unbroken: Path, tmp_path: Path
+) -> None:
     process = subprocess.Popen(
         command(model, tmp_path, "driver", "--workers", "2", verb="train"),
         stdout=subprocess.DEVNULL,
@@ -113,7 +131,16 @@ def test_an_attempt_that_kills_its_worker_is_set_aside_and_its_neighbours_are_no
     model: str, unbroken: Path, tmp_path: Path
 ) -> None:
     poisoned = str(attempts(unbroken)[0]["task"])
-    flags = ["--workers", "2", "--rounds", "1", "--edits_per_task", "1", "--domain.name", f"{__file__}:Poison"]
+    flags = [
+        "--workers",
+        "2",
+        "--rounds",
+        "1",
+        "--edits_per_task",
+        "1",
+        "--domain.name",
+        f"{__file__}:Poison",
+    ]
     done = run(*command(model, tmp_path, "poison", *flags, verb="train"), env={"POISON": poisoned})
     assert done.returncode == 0, done.stderr
     found = attempts(tmp_path / "poison")
@@ -133,7 +160,11 @@ def test_a_worker_out_of_memory_is_tried_again(model: str, unbroken: Path, tmp_p
 
 def test_what_a_user_gets_wrong_is_one_sentence(model: str, tmp_path: Path) -> None:
     done = run(*command(model, tmp_path, "lost", "--workers", "1", "--cluster", "127.0.0.1:1", verb="train"))
-    assert done.returncode == 2 and "Ray does not start" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        done.returncode == 2
+        and "Ray does not start" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )
 
 
 def test_other_numbers_of_workers_go_on_with_the_same_folder(tmp_path: Path) -> None:

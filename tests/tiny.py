@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from seal.models.policy import Policy
+from seal.lora.model import Model
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -39,8 +39,8 @@ def llama(seed: int = 0, **changes: object) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**(settings | changes)))
 
 
-def policy(seed: int = 0) -> Policy:
-    return Policy(llama(seed), tokenizer(), "tiny")
+def policy(seed: int = 0) -> Model:
+    return Model(llama(seed), tokenizer(), "tiny")
 
 
 def save(folder: object, seed: int = 0) -> str:

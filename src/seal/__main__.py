@@ -2,7 +2,7 @@
 
 import sys
 
-from seal.cli import main
+from seal.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,5 @@
-"""The configuration: TOML and dotted flags in, one validated and frozen :class:`RunConfig` out. Unknown keys are refused."""
+"""The configuration: TOML and dotted flags in, one validated and frozen :class:`RunConfig` out. Unknown keys
+are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from seal.types import Recipe, SealError
+from seal.records import Recipe, SealError
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -23,26 +24,30 @@ class DomainConfig(Part):
     name: str = "knowledge"
     """``knowledge``, ``arc``, or a class of your own: ``my_domain.py:MyDomain``."""
     options: dict[str, Any] = {}
-    """Arguments of the domain's class: for ``knowledge``: source, prompt, grader, sizes, seed, passage_row; for ``arc``: source,
-    preset, sizes, form, most_cells, limit, max_steps, batch_size, views, seed."""
+    """Arguments of the domain's class: for ``knowledge``: source, prompt, grader, sizes, seed, passage_row;
+    for ``arc``: source, preset, sizes, form, most_cells, limit, max_steps, batch_size, views, seed."""
 
 
 class ModelConfig(Part):
     name: str = "atlas"
-    """Hub name or local folder of a causal LM; ``atlas`` (passages) and ``grids`` (puzzles) are the models that ship with the
-    package."""
+    """Hub name or local folder of a causal LM; ``atlas`` (passages) and ``grids`` (puzzles) are the models
+    that ship with the package."""
     device: str = "cpu"
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``cuda*4``: spread over four, for a model that one does not hold."""
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``cuda*4``: spread over four, for a model that one does not
+    hold."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen weights."""
     bf16: bool | Literal["auto"] = False
     """Compute in bf16 over fp32 weights (autocast); ``auto``: where the hardware multiplies bf16 natively."""
     threads: Count | Literal["auto"] = "auto"
-    """CPU threads; ``auto``: the cores this process may use. A run is bit-identical only to one with the same number."""
+    """CPU threads; ``auto``: the cores this process may use. A run is bit-identical only to one with the same
+    number."""
     engine: Annotated[str, Field(pattern=r"^(transformers|vllm|https?://\S+)$")] = "transformers"
-    """Who writes edits and answers: ``transformers``; ``vllm``, in this process; or a running ``vllm serve`` (``http://host:8000/v1``)."""
+    """Who writes edits and answers: ``transformers``; ``vllm``, in this process; or a running ``vllm serve``
+    (``http://host:8000/v1``)."""
     quantize: Literal["4bit"] | None = None
-    """Hold the frozen weights in 4 bits (NF4, through bitsandbytes); such a model can be adapted but not merged into."""
+    """Hold the frozen weights in 4 bits (NF4, through bitsandbytes); such a model can be adapted but not
+    merged into."""
 
 
 class WriteConfig(Part):
@@ -53,11 +58,11 @@ class WriteConfig(Part):
     constrained: bool = False
     """Let the model write only what the domain's schema allows (for edits in JSON; needs llguidance)."""
     resample: Annotated[int, Field(ge=0, le=20)] = 0
-    """Draw an edit that cannot be used again, at most so often (the paper's ARC code does, without end). The count is kept in the
-    stage's ``resampled.json``."""
+    """Draw an edit that cannot be used again, at most so often (the paper's ARC code does, without end). The
+    count is kept in the stage's ``resampled.json``."""
     explore: bool = False
-    """End the edits of the first round with directives drawn at random, for a domain that has some: a model that has never written any
-    learns from those that helped."""
+    """End the edits of the first round with directives drawn at random, for a domain that has some: a model
+    that has never written any learns from those that helped."""
 
 
 class InnerConfig(Part):
@@ -66,16 +71,19 @@ class InnerConfig(Part):
     seeds: Count = 1
     """Training seeds per edit; sibling edits share them."""
     reward: Literal["accuracy", "likelihood", "mixed"] = "likelihood"
-    """``likelihood``: mean over questions of the gold answer's probability per token, which is less a matter of luck and needs no judge
-    (docs/rewards.md); ``accuracy``: share of right answers, the paper's; ``mixed``: the mean of both."""
+    """``likelihood``: mean over questions of the gold answer's probability per token, which is less a matter
+    of luck and needs no judge (docs/rewards.md); ``accuracy``: share of right answers, the paper's;
+    ``mixed``: the mean of both."""
     start: Literal["policy", "base"] = "policy"
-    """What the adapters are trained on: the current policy (as in the paper) or the model as it was before any round."""
+    """What the adapters are trained on: the current policy (as in the paper) or the model as it was before
+    any round."""
     answer_tokens: Count = 64
     """Longest answer, in tokens."""
     slots: Count | Literal["auto"] = "auto"
     """Adapters trained side by side; ``auto``: as many as fit in memory, 64 at most."""
     pass_tokens: Count | Literal["auto"] = "auto"
-    """Most tokens of one forward and backward over several adapters; ``auto``: what fits, and is worth it on the device."""
+    """Most tokens of one forward and backward over several adapters; ``auto``: what fits, and is worth it on
+    the device."""
     wave: Count = 64
     """Attempts finished and recorded together. What a kill can lose is at most one wave in the making."""
 
@@ -84,45 +92,57 @@ class TrialConfig(Part):
     """How the sibling edits of a round are tried, so that inner loops are spent where they decide."""
 
     race: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Inner loops per task, spent by sequential halving among its edits; ``None``: every edit is tried with ``inner.seeds`` seeds."""
+    """Inner loops per task, spent by sequential halving among its edits; ``None``: every edit is tried with
+    ``inner.seeds`` seeds."""
     proxy: str | None = None
     """A score of edits that needs no training: exposure, or a judge (``http://host/v1#model``, ``hf:MODEL``);
-    see :mod:`seal.proxy`."""
+    see :mod:`seal.loop.race`."""
 
 
 class OuterConfig(Part):
     recipe: Recipe = Recipe(
-        rank=64, alpha=128, targets="all-linear", learning_rate=3e-4, epochs=2, batch_size=10, schedule="linear"
+        rank=64,
+        alpha=128,
+        targets="all-linear",
+        learning_rate=3e-4,
+        epochs=2,
+        batch_size=10,
+        schedule="linear",
     )
     """How the policy is finetuned on the edits that were kept."""
-    select: Literal["best_of", "improved", "solved", "proxy_of", "random_of", "worst_of", "others_of"] = "best_of"
-    """Which edits are kept; ``proxy_of``: those that ``trial.proxy`` puts first, none is tried. The last three are controls
-    (:mod:`seal.controls`)."""
+    select: Literal["best_of", "improved", "solved", "proxy_of", "random_of", "worst_of", "others_of"] = (
+        "best_of"
+    )
+    """Which edits are kept; ``proxy_of``: those that ``trial.proxy`` puts first, none is tried. The last
+    three are controls (:mod:`seal.loop.selection`)."""
     keep: Count = 1
     """Edits kept per task (``best_of`` and ``random_of``)."""
     rule: Literal["sft", "dpo", "ipo", "grpo"] = "sft"
-    """How the policy learns from a round: ``sft`` imitates what was kept (ReST-EM); the others, through TRL, prefer each task's best edit to
-    its worst (DPO, IPO), or weigh all siblings by their advantage (GRPO)."""
+    """How the policy learns from a round: ``sft`` imitates what was kept (ReST-EM); the others, through TRL,
+    prefer each task's best edit to its worst (DPO, IPO), or weigh all siblings by their advantage (GRPO)."""
     beta: Annotated[float, Field(ge=0, le=100)] = 0.1
     """Strength of the pull towards the policy before the round (DPO, IPO, GRPO)."""
     imitate: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Weight of imitating the best edit beside preferring it (DPO, IPO; as in Pang et al., *Iterative Reasoning Preference Optimization*, 2024):
-    without it both of a pair may become less likely, the best one too (docs/rewards.md)."""
+    """Weight of imitating the best edit beside preferring it (DPO, IPO; as in Pang et al., *Iterative
+    Reasoning Preference Optimization*, 2024): without it both of a pair may become less likely, the best one
+    too (docs/rewards.md)."""
 
 
 class EvalConfig(Part):
     edits_per_task: Count = 2
     """Edits sampled per held-out task and tried; a task's score is their mean."""
     siblings: Count = 3
-    """Edits sampled per held-out task to describe a policy by (their likeness, kinds of lines); at least those tried."""
+    """Edits sampled per held-out task to describe a policy by (their likeness, kinds of lines); at least
+    those tried."""
     pool: Literal["lora", "full"] | None = None
-    """Continued pretraining: the edits of all held-out tasks go into one adapter (``full``: into every weight), which is asked all
-    questions. ``None``: one adapter per edit."""
+    """Continued pretraining: the edits of all held-out tasks go into one adapter (``full``: into every
+    weight), which is asked all questions. ``None``: one adapter per edit."""
     external: str | None = None
-    """Another model as one more writer: a JSON list of {title, context, completions} for the held-out tasks, or an OpenAI-compatible
-    endpoint (``http://host/v1#model``)."""
+    """Another model as one more writer: a JSON list of {title, context, completions} for the held-out tasks,
+    or an OpenAI-compatible endpoint (``http://host/v1#model``)."""
     saturation_epochs: Annotated[tuple[Count, ...], Field(min_length=1)] = (10, 30, 100)
-    """Lengths tried for *passage only, at saturation*; the best on the selection tasks is the one evaluated."""
+    """Lengths tried for *passage only, at saturation*; the best on the selection tasks is the one
+    evaluated."""
     saturation_tasks: Count = 24
     """How many selection tasks that choice is made on."""
 
@@ -133,10 +153,11 @@ class ContinualConfig(Part):
     length: Count = 8
     """Passages of a sequence, learnt one after the other."""
     strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("merge",)
-    """How what was learnt is kept: merge, replay:0.5, own:0.3, last:2, orthogonal, slao, gate, library, consolidate, and several joined
-    by ``+`` (:mod:`seal.retention`)."""
+    """How what was learnt is kept: merge, replay:0.5, own:0.3, last:2, orthogonal, slao, gate, library,
+    consolidate, and several joined by ``+`` (:mod:`seal.memory.strategies`)."""
     known: Count = 24
-    """Tasks that the model has the answers to, to see what it forgets; as many others serve as probes of ``gate``."""
+    """Tasks that the model has the answers to, to see what it forgets; as many others serve as probes of
+    ``gate``."""
     rehearsed: Annotated[int, Field(ge=0)] = 0
     """Tasks, others again, whose answers by the untouched model are what ``own`` trains on; 0: the probes."""
     ask_every: Count = 1
@@ -146,7 +167,8 @@ class ContinualConfig(Part):
 
 
 class RunConfig(Part):
-    """Everything a run depends on. Written into the run folder; a folder is never continued under another one."""
+    """Everything a run depends on. Written into the run folder; a folder is never continued under another
+    one."""
 
     name: Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")] = "run"
     """The run's folder is ``RUNS/name``."""
@@ -154,9 +176,11 @@ class RunConfig(Part):
     """Where run folders live."""
     seed: int = 0
     workers: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Processes that try edits, each with a device and a copy of the model, through Ray; 0: this process alone. Results are the same."""
+    """Processes that try edits, each with a device and a copy of the model, through Ray; 0: this process
+    alone. Results are the same."""
     cluster: str | None = None
-    """Address of a running Ray cluster for the workers (``auto``, ``host:port``); ``None``: they are started here."""
+    """Address of a running Ray cluster for the workers (``auto``, ``host:port``); ``None``: they are started
+    here."""
     rounds: Annotated[int, Field(ge=0)] = 2
     """Rounds of the outer loop."""
     tasks_per_round: Count = 48
@@ -173,26 +197,33 @@ class RunConfig(Part):
     @model_validator(mode="after")
     def _goes_together(self) -> RunConfig:
         trial, outer, model = self.trial, self.outer, self.model
-        if "*" in model.device and (outer.rule != "sft" or self.eval.pool == "full" or model.engine == "vllm"):
+        if "*" in model.device and (
+            outer.rule != "sft" or self.eval.pool == "full" or model.engine == "vllm"
+        ):
             raise ValueError(
-                f"model.device = {model.device} goes with outer.rule = sft, without eval.pool = full, and with vLLM as a server"
+                f"model.device = {model.device} goes with outer.rule = sft, without eval.pool = full, and "
+                "with vLLM as a server"
             )
         if bool(trial.proxy) != (outer.select == "proxy_of"):
             raise ValueError("trial.proxy is what outer.select = proxy_of selects by: give both, or neither")
         if outer.rule != "sft":
             if outer.select not in ("best_of", "random_of"):
                 raise ValueError(
-                    f"outer.rule = {outer.rule} learns from all siblings: outer.select = {outer.select} says nothing to it"
+                    f"outer.rule = {outer.rule} learns from all siblings: outer.select = {outer.select} says "
+                    "nothing to it"
                 )
             if trial.race:
-                raise ValueError(f"outer.rule = {outer.rule} learns from all siblings: trial.race leaves some out")
+                raise ValueError(
+                    f"outer.rule = {outer.rule} learns from all siblings: trial.race leaves some out"
+                )
             if outer.recipe.tokens:
                 raise ValueError(f"outer.recipe.tokens is of outer.rule = sft, not of {outer.rule}")
         if outer.imitate and outer.rule not in ("dpo", "ipo"):
             raise ValueError(f"outer.imitate is of outer.rule = dpo and ipo, not of {outer.rule}")
         if outer.select == "solved" and self.inner.reward != "accuracy":
             raise ValueError(
-                f"outer.select = solved keeps what earned 1, which inner.reward = {self.inner.reward} never gives: take accuracy"
+                f"outer.select = solved keeps what earned 1, which inner.reward = {self.inner.reward} never "
+                "gives: take accuracy"
             )
         return self
 
@@ -249,7 +280,8 @@ SHORT = {"slots": "inner.slots"}
 
 
 def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
-    """``--a.b value`` and ``--a.b=value`` as (key, value); a value is read as JSON where it is JSON, else as text.
+    """``--a.b value`` and ``--a.b=value`` as (key, value); a value is read as JSON where it is JSON, else as
+    text.
 
     Raises:
         SealError: something that is not a flag, or a flag without its value.
@@ -259,7 +291,9 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--") or len(flag) == 2:
-            raise SealError(f"{flag!r} is not a flag: settings are given as --name value or --part.name value")
+            raise SealError(
+                f"{flag!r} is not a flag: settings are given as --name value or --part.name value"
+            )
         key, equals, value = flag[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -272,3 +306,12 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
             parsed = value
         pairs.append((SHORT.get(key, key), parsed))
     return pairs
+
+
+def experiment(config: RunConfig) -> dict[str, Any]:
+    """The settings, without what may differ between seeds of one experiment."""
+    data: dict[str, Any] = json.loads(
+        config.model_dump_json(exclude={"name", "runs", "seed", "workers", "cluster"})
+    )
+    data["model"].pop("threads")
+    return data

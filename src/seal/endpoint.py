@@ -1,8 +1,10 @@
-"""Another model behind an OpenAI-compatible endpoint (vLLM, Ollama, llama.cpp's server, OpenAI): as a writer of edits, or as a judge.
+"""Another model behind an OpenAI-compatible endpoint (vLLM, Ollama, llama.cpp's server, OpenAI): as a writer
+of edits, or as a judge.
 
-It is named ``http://localhost:8000/v1#model-name``. A key, where one is needed, comes from the environment (``SEAL_API_KEY``; for
-OpenAI's own address ``OPENAI_API_KEY`` too), and is never written anywhere. Requests go out side by side, are tried again where they fail, and answers are kept on
-disk, so that nothing is paid for twice.
+It is named ``http://localhost:8000/v1#model-name``. A key, where one is needed, comes from the environment
+(``SEAL_API_KEY``; for OpenAI's own address ``OPENAI_API_KEY`` too), and is never written anywhere. Requests
+go out side by side, are tried again where they fail, and answers are kept on disk, so that nothing is paid
+for twice.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from seal.judge import Item, judge_prompt, verdict_of
-from seal.types import SealError, Written
+from seal.records import SealError, Written
 
 SIDE_BY_SIDE = 8
 RETRIES = 5
@@ -55,21 +56,32 @@ class Endpoint:
             raise SealError(f"{self.url!r} is not an address: {error}") from error
         if parts.username or parts.password or parts.query:
             raise SealError(
-                f"the address of {local} holds a name, a key or a query: keys come from SEAL_API_KEY, so that no file holds them"
+                f"the address of {local} holds a name, a key or a query: keys come from SEAL_API_KEY, so "
+                "that no file holds them"
             )
         if not self.model:
-            raise SealError(f"{name!r} names no model: say it after the address, as in http://localhost:8000/v1#my-model")
+            raise SealError(
+                f"{name!r} names no model: say it after the address, as in http://localhost:8000/v1#my-model"
+            )
         try:
             from openai import OpenAI
         except ImportError as error:
-            raise SealError("a model behind an endpoint needs the package openai: pip install 'seal-lm[endpoint]'") from error
+            raise SealError(
+                "a model behind an endpoint needs the package openai: pip install 'seal-lm[endpoint]'"
+            ) from error
         openai_key = os.environ.get("OPENAI_API_KEY") if local == "api.openai.com" else None
         self.key = (os.environ.get("SEAL_API_KEY") or openai_key or "").strip()
         if not self.key.isascii() or not self.key.isprintable():
-            raise SealError("SEAL_API_KEY holds a character that no key has (a line break, or one that is not ASCII)")
+            raise SealError(
+                "SEAL_API_KEY holds a character that no key has (a line break, or one that is not ASCII)"
+            )
         self.answered = False
-        self.client = OpenAI(base_url=self.url, api_key=self.key or "none", max_retries=retries, timeout=TIMEOUT)
-        self.cache = _Cache(cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seal/endpoint.sqlite")
+        self.client = OpenAI(
+            base_url=self.url, api_key=self.key or "none", max_retries=retries, timeout=TIMEOUT
+        )
+        self.cache = _Cache(
+            cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seal/endpoint.sqlite"
+        )
 
     def write(
         self,
@@ -91,11 +103,13 @@ class Endpoint:
         sample: int = 0,
         usable: Callable[[str], bool] = bool,
     ) -> list[Written | None]:
-        """One text per prompt, in order, each told whether it was cut off; ``None`` where the endpoint refused one of them. ``sample`` tells apart draws of one prompt; an answer that is not
-        ``usable`` is given all the same, but not kept.
+        """One text per prompt, in order, each told whether it was cut off; ``None`` where the endpoint
+        refused one of them. ``sample`` tells apart draws of one prompt; an answer that is not ``usable`` is
+        given all the same, but not kept.
 
         Raises:
-            SealError: no request came through, or the endpoint is gone: why. What was answered until then is kept.
+            SealError: no request came through, or the endpoint is gone: why. What was answered until then is
+                kept.
         """
         reasons: list[str] = []
         gone: list[str] = []
@@ -117,22 +131,33 @@ class Endpoint:
                 self.cache.put(key, answer)
             return answer
 
-        first = [one(p) for p in prompts[:1]]  # alone: whether anybody answers is known before the others are sent
+        first = [
+            one(p) for p in prompts[:1]
+        ]  # alone: whether anybody answers is known before the others are sent
         if gone:
-            raise SealError(f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}")
+            raise SealError(
+                f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}"
+            )
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             rest = list(pool.map(lambda p: None if gone else one(p), prompts[1:]))
         if gone:  # not of this prompt: the others would fare no better, and no verdict is not a verdict
             raise SealError(
-                f"{self.url} (model {self.model}) no longer answers: {' '.join(gone[0].split())[:240]}; what is finished is saved, and the "
+                f"{self.url} (model {self.model}) no longer answers: {' '.join(gone[0].split())[:240]}; what "
+                "is finished is saved, and the "
                 "same command goes on"
             )
         if reasons and not self.answered and not any([*first, *rest]):
-            raise SealError(f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}")
+            raise SealError(
+                f"{self.url} (model {self.model}) does not answer: {' '.join(reasons[0].split())[:240]}"
+            )
         return [*first, *rest]
 
     def _send(self, prompt: str, max_tokens: int, temperature: float, sample: int) -> Written:
-        client = self.client.with_options(max_retries=max(PATIENCE, self.client.max_retries)) if self.answered else self.client
+        client = (
+            self.client.with_options(max_retries=max(PATIENCE, self.client.max_retries))
+            if self.answered
+            else self.client
+        )
         reply: Any = client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": prompt}],
@@ -142,7 +167,10 @@ class Endpoint:
         )
         choice, most = reply.choices[0], CHARS_PER_TOKEN * max_tokens
         text = str(choice.message.content or "")
-        return Written(text[:most].encode("utf-8", "replace").decode(), choice.finish_reason == "length" or len(text) > most)
+        return Written(
+            text[:most].encode("utf-8", "replace").decode(),
+            choice.finish_reason == "length" or len(text) > most,
+        )
 
 
 def _is_gone(error: Exception) -> bool:
@@ -152,28 +180,6 @@ def _is_gone(error: Exception) -> bool:
     if isinstance(error, APIStatusError):
         return error.status_code >= 500 or error.status_code in GONE
     return isinstance(error, APIConnectionError)
-
-
-class EndpointJudge:
-    """A judge behind an endpoint."""
-
-    def __init__(self, name: str, cache: Path | None = None, retries: int = RETRIES) -> None:
-        self.endpoint = Endpoint(name, cache, retries)
-
-    def __call__(self, items: Sequence[Item]) -> list[bool | None]:
-        """A verdict per item; ``None`` where none came, or none that is yes or no."""
-        asked = [i for i, item in enumerate(items) if item.answer.strip()]
-        verdicts: list[bool | None] = [False] * len(items)  # silence is wrong, and needs no judge
-        texts = (
-            self.endpoint.write(
-                [judge_prompt(items[i]) for i in asked], max_tokens=8, usable=lambda t: verdict_of(t) is not None
-            )
-            if asked
-            else []
-        )
-        for i, text in zip(asked, texts, strict=True):
-            verdicts[i] = None if text is None else verdict_of(text)
-        return verdicts
 
 
 class _Cache:

@@ -2,7 +2,7 @@
 
 ::
 
-    runs/NAME/config.json environment.json
+    runs/NAME/run.json config.json environment.json
              STAGE/texts.json        the self-edits written, task by task
                    before.json       the unadapted model's answers
                    attempts.jsonl    one row per inner loop, appended wave by wave
@@ -10,26 +10,29 @@
                    policy/           the model after the round
              results.json report.md report.html
 
-A stage is a piece of work with a name (``seal/round-1``, ``eval/oracle``). Whatever is on disk is done; resuming means
-doing what is not. Files appear whole (written aside, then renamed) or grow by whole waves; nothing is overwritten.
+A stage is a piece of work with a name (``seal/round-1``, ``eval/oracle``). Whatever is on disk is done;
+resuming means doing what is not. Files appear whole (written aside, then renamed) or grow by whole waves;
+nothing is overwritten.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import platform
+import re
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic import ValidationError
 
 from seal.config import RunConfig
-from seal.types import Attempt, SealError, Stopped
+from seal.records import Attempt, SealError, Stopped
 
 T = TypeVar("T")
 _stop = threading.Event()
@@ -136,7 +139,8 @@ class Stage:
         return read_json(path) if path.exists() else None
 
     def put(self, name: str, value: Any) -> None:
-        """A JSON value that belongs to what is computed next: written anew where it is there, and not yet a place to stop at."""
+        """A JSON value that belongs to what is computed next: written anew where it is there, and not yet a
+        place to stop at."""
         write_whole(self.folder / f"{name}.json", json.dumps(value, ensure_ascii=False, indent=1))
 
     def once_folder(self, name: str, fill: Callable[[Path], None]) -> Path:
@@ -164,8 +168,8 @@ class Stage:
         return read_attempts(path) if path.exists() else []
 
     def resumed(self, wave: int, total: int) -> list[Attempt]:
-        """The attempts of whole waves, for whoever makes the others. What a kill left of an unfinished wave is set aside in
-        ``attempts.torn``: that wave is owed whole.
+        """The attempts of whole waves, for whoever makes the others. What a kill left of an unfinished wave
+        is set aside in ``attempts.torn``: that wave is owed whole.
 
         Raises:
             SealError: a line is no attempt of this version. Nothing has been changed then.
@@ -184,7 +188,8 @@ class Stage:
             except OSError as error:
                 raise SealError(f"cannot write {path}: {error.strerror}") from error
             print(
-                f"seal: {path} ends in a wave that was not finished: it is made again, and what there was of it is in attempts.torn",
+                f"seal: {path} ends in a wave that was not finished: it is made again, and what there was of "
+                "it is in attempts.torn",
                 file=sys.stderr,
             )
         return rows[:whole]
@@ -196,7 +201,10 @@ class Stage:
 
     def put_aside(self, number: int, attempts: Sequence[Attempt]) -> None:
         """Keep a wave that was done before its turn."""
-        write_whole(self.folder / f"waves/{number:05d}.json", json.dumps([a.to_json() for a in attempts], ensure_ascii=False))
+        write_whole(
+            self.folder / f"waves/{number:05d}.json",
+            json.dumps([a.to_json() for a in attempts], ensure_ascii=False),
+        )
         _saved()
 
     def append(self, attempts: Sequence[Attempt], number: int | None = None) -> None:
@@ -214,17 +222,44 @@ class Stage:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise SealError(f"cannot write {path}: {error.strerror}; run the same command again to go on") from error
+            raise SealError(
+                f"cannot write {path}: {error.strerror}; run the same command again to go on"
+            ) from error
         if number is not None:
             (self.folder / f"waves/{number:05d}.json").unlink(missing_ok=True)
         _saved()
 
 
+FORMAT = 1
+"""Of run folders. One without a ``run.json`` is older than the number, and of this format too."""
+
+
+def must_be_readable(folder: Path) -> None:
+    """
+    Raises:
+        SealError: a newer version of SEAL made the run folder, in a format that this one does not know.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return
+    found = read_json(path)
+    number = found.get("format") if isinstance(found, dict) else None
+    if not isinstance(number, int):
+        raise SealError(f"{path} is damaged: it names no format")
+    if number > FORMAT:
+        raise SealError(
+            f"{folder} was made by a newer version of SEAL (run format {number}, this one knows {FORMAT}): "
+            "update to read it"
+        )
+
+
 class Store:
-    """A run's folder. Opening it a second time with the same config continues it; with another, it is refused."""
+    """A run's folder. Opening it a second time with the same config continues it; with another, it is
+    refused."""
 
     def __init__(self, config: RunConfig, environment: dict[str, Any] | None = None) -> None:
         self.folder = config.folder
+        must_be_readable(self.folder)
         wanted = json.loads(config.model_dump_json())
         self._lock = claim(self.folder)
         path = self.folder / "config.json"
@@ -232,10 +267,13 @@ class Store:
         if path.exists() and begun:
             if changed := _difference(_whole(read_json(path)), wanted):
                 raise SealError(
-                    f"{self.folder} was made with another config ({changed}); give this run another --name, or run it as it was"
+                    f"{self.folder} was made with another config ({changed}); give this run another --name, "
+                    "or run it as it was"
                 )
         else:
             write_whole(path, json.dumps(wanted, indent=2))
+        if not begun:
+            write_whole(self.folder / "run.json", json.dumps({"format": FORMAT}))
         if environment is not None and not (self.folder / "environment.json").exists():
             write_whole(self.folder / "environment.json", json.dumps(environment, indent=2))
 
@@ -243,7 +281,8 @@ class Store:
         return Stage(self.folder / name)
 
     def begun_with(self, fingerprints: dict[str, str]) -> None:
-        """Refuse to go on with other tasks than the folder was begun with: its texts and answers belong to those.
+        """Refuse to go on with other tasks than the folder was begun with: its texts and answers belong to
+        those.
 
         Raises:
             SealError: a split is not what it was.
@@ -251,27 +290,48 @@ class Store:
         found = self.stage("tasks").once("fingerprints", lambda: fingerprints)
         if changed := next((s for s, print_ in fingerprints.items() if found.get(s) != print_), None):
             raise SealError(
-                f"{self.folder} was begun with other {changed} tasks (their source has changed, or how a version of SEAL divides it): give this run "
+                f"{self.folder} was begun with other {changed} tasks (their source has changed, or how a "
+                "version of SEAL divides it): give this run "
                 "another --name"
             )
 
 
-def claim(folder: Path) -> IO[str]:
-    """Hold a folder for this process as long as what is returned lives: two writers would spoil it. The lock goes with the process.
+def claim(folder: Path) -> AcquireReturnProxy[Any]:
+    """Hold a folder for this process as long as what is returned lives (or until its context ends): two
+    writers would spoil it. The lock goes with the process.
 
     Raises:
         SealError: the folder cannot be made, or another process holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise SealError(f"cannot make the folder {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        return FileLock(folder / ".lock").acquire(timeout=GLANCE)
+    except Timeout as error:
         raise SealError(f"{folder} is in use by another process") from error
-    return lock
+    except (OSError, NotImplementedError) as error:  # the second: of a disk that knows no locks
+        why = getattr(error, "strerror", None) or error
+        raise SealError(f"cannot make the folder {folder}: {why}") from error
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether some process holds a folder. On Linux nothing is touched; elsewhere the lock is held for a
+    moment."""
+    lock, table = folder / ".lock", Path("/proc/locks")
+    try:
+        inode = str(lock.stat().st_ino)
+        if table.exists():
+            rows = (x.split() for x in table.read_text().splitlines() if "->" not in x)
+            return any(row[5].rsplit(":", 1)[-1] == inode for row in rows)
+        FileLock(lock).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+    return False
+
+
+GLANCE = 0.3
+"""Seconds that a claim waits: whoever only looks (:func:`is_claimed`) is gone by then."""
 
 
 def _whole(found: Any) -> Any:
@@ -283,7 +343,8 @@ def _whole(found: Any) -> Any:
 
 
 def _difference(found: Any, wanted: Any, at: str = "") -> str:
-    """The first key in which two configs differ; empty if none. Where the folder lies and who works do not count."""
+    """The first key in which two configs differ; empty if none. Where the folder lies and who works do not
+    count."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in [*found, *(k for k in wanted if k not in found)]:
             if at == "" and key in ("runs", "name", "workers", "cluster"):
@@ -292,3 +353,42 @@ def _difference(found: Any, wanted: Any, at: str = "") -> str:
                 return text
         return ""
     return "" if found == wanted else f"{at[:-1]}: {found!r} there, {wanted!r} here"
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that a number depends on."""
+    from importlib.metadata import version
+
+    import torch
+
+    names = ("seal-lm", "torch", "transformers", "numpy")
+    return {
+        "machine": machine(),
+        "python": platform.python_version(),
+        "versions": {n: version(n) for n in names},
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def machine() -> str:
+    """Processor and core count, as the system names them."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next(
+            (x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")),
+            name,
+        )
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def record_text(record: Any) -> str:
+    """A record as JSON that people can read: indented, with lists of numbers or names on one line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    return (
+        re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda m: f"[{re.sub(chr(10) + ' +', ' ', m[1])}]", text)
+        + "\n"
+    )

@@ -1,9 +1,11 @@
 """What the policy chooses, before and after RL, and whether the choice depends on the puzzle.
 
-    python tools/arc/choices.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json docs/results/arc-choices.json --figure docs/arc-choices.png
+    python tools/arc/choices.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json
+    docs/results/arc-choices.json --figure docs/arc-choices.png
 
-Kinds of puzzle: *directed* (the rule does not commute with flips), *resizing* (the output has another size), *plain* (neither). Mutual
-information (bits) between the kind and each choice over held-out edits, with a permutation test: kinds are dealt out anew among tasks.
+Kinds of puzzle: *directed* (the rule does not commute with flips), *resizing* (the output has another size),
+*plain* (neither). Mutual information (bits) between the kind and each choice over held-out edits, with a
+permutation test: kinds are dealt out anew among tasks.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from seal.domains import grids, load_domain
-from seal.domains.arc import ArcEdit
-from seal.domains.families import Family, behaviour, families
+from seal.domains import load_domain
+from seal.domains.arc import grids
+from seal.domains.arc.domain import ArcEdit
+from seal.domains.arc.families import Family, behaviour, families
 
 CHOICES = ("basic", "size", "chain", "repeat", "strategy", "learning_rate", "num_train_epochs")
 SHUFFLES = 1000
@@ -33,7 +36,9 @@ def kind_of(family: Family) -> str:
     if any((len(a), len(a[0])) != (len(b), len(b[0])) for a, b in zip(made, same, strict=True)):
         return "resizing"
     flips = (grids.flip_rows, grids.flip_columns, grids.transpose)
-    return "plain" if all(behaviour(lambda g, t=t: t(family.rule(t(g)))) == made for t in flips) else "directed"  # type: ignore[misc]
+    return (
+        "plain" if all(behaviour(lambda g, t=t: t(family.rule(t(g)))) == made for t in flips) else "directed"
+    )  # type: ignore[misc]
 
 
 def choices_of(text: str) -> dict[str, Any] | None:
@@ -66,7 +71,9 @@ def tested(by_task: dict[str, list[Any]], kinds: dict[str, str]) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
@@ -74,8 +81,10 @@ def main() -> None:
     by_name = {f.name: f for f in families()}
     writers = ("no RL", "random control", "SEAL round 1")
     record: dict[str, Any] = {
-        "command": f"python tools/arc/choices.py {' '.join(map(str, args.runs))}", "date": date.today().isoformat(), "writers": {},
-    }  # fmt: skip
+        "command": f"python tools/arc/choices.py {' '.join(map(str, args.runs))}",
+        "date": date.today().isoformat(),
+        "writers": {},
+    }
     kinds: dict[str, str] = {}
     for writer in writers:
         chosen: dict[str, dict[str, list[Any]]] = {c: {} for c in CHOICES}
@@ -89,11 +98,16 @@ def main() -> None:
                     for choice in CHOICES:
                         chosen[choice].setdefault(task.id, []).append(edit[choice])
         shares = {
-            c: {str(k): round(v / sum(n.values()), 4) for k, v in sorted(n.items(), key=lambda kv: str(kv[0]))}
+            c: {
+                str(k): round(v / sum(n.values()), 4) for k, v in sorted(n.items(), key=lambda kv: str(kv[0]))
+            }
             for c in CHOICES
             if (n := Counter(x for xs in chosen[c].values() for x in xs))
         }
-        record["writers"][writer] = {"shares": shares, "information": {c: tested(chosen[c], kinds) for c in CHOICES}}
+        record["writers"][writer] = {
+            "shares": shares,
+            "information": {c: tested(chosen[c], kinds) for c in CHOICES},
+        }
     record["kinds"] = dict(Counter(kinds.values()))
     print(json.dumps(record, indent=1))
     if args.json:
@@ -118,7 +132,11 @@ def draw(record: dict[str, Any], writers: Sequence[str], path: Path) -> None:
             x = [j + 0.27 * (i - 1) for j in range(len(levels))]
             ax.bar(x, [shares.get(k, 0) for k in levels], 0.25, color=colours[i], label=writer)
         names = [k.removeprefix("train_using_").removesuffix("_tokens") for k in levels]
-        ax.set_xticks(range(len(levels)), [f"{float(n):g}" if choice == "learning_rate" else n for n in names], fontsize=8)
+        ax.set_xticks(
+            range(len(levels)),
+            [f"{float(n):g}" if choice == "learning_rate" else n for n in names],
+            fontsize=8,
+        )
         ax.tick_params(axis="x", rotation=45 if choice == "learning_rate" else 0)
         ax.set_title(choice + (" tools" if choice in CHOICES[:4] else ""), fontsize=10)
         ax.set_ylim(0, 1)

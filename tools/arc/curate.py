@@ -1,8 +1,9 @@
-"""Find the puzzles that the embedded grid model cannot answer in context and can after test-time training, as the paper chose its
-tasks: ``make grids`` runs it after the pretraining. Writes ``src/seal/domains/curated.json``.
+"""Find the puzzles that the embedded grid model cannot answer in context and can after test-time training, as
+the paper chose its
+tasks: ``make grids`` runs it after the pretraining. Writes ``src/seal/domains/arc/curated.json``.
 
-A puzzle is curated if the unadapted model's greedy answer is wrong, a first trial of test-time training solves it, and so does one of two
-more with other seeds (the first is not counted: it may have been luck).
+A puzzle is curated if the unadapted model's greedy answer is wrong, a first trial of test-time training
+solves it, and so does one of two more with other seeds (the first is not counted: it may have been luck).
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from seal.domains.arc import GRIDS_ORACLE, Arc, ArcEdit
-from seal.domains.puzzles import CURATED, embedded_task
-from seal.models.engine import Sampling, ask
-from seal.models.policy import Policy, load_policy
-from seal.models.train import Job, train_adapters
-from seal.types import Edit, Recipe, Task
+from seal.domains.arc import Arc
+from seal.domains.arc.domain import GRIDS_ORACLE, ArcEdit
+from seal.domains.arc.puzzles import CURATED, embedded_task
+from seal.lora.ask import ask
+from seal.lora.load import load_policy
+from seal.lora.model import Model
+from seal.lora.records import Recipe, Sampling
+from seal.lora.train import Job, train_adapters
+from seal.records import Edit, Task
 
 BLOCK = 64
 LIMIT, MAX_STEPS = 16, 40
@@ -26,16 +30,24 @@ RECIPE = Recipe(rank=16, alpha=16, targets="all-linear", schedule="cosine", batc
 
 
 def solved(
-    policy: Policy, domain: Arc, tasks: list[Task], texts: str | list[str] | None, seed: int, recipe: Recipe = RECIPE
+    policy: Model,
+    domain: Arc,
+    tasks: list[Task],
+    texts: str | list[str] | None,
+    seed: int,
+    recipe: Recipe = RECIPE,
 ) -> list[bool]:
-    """Which tasks the model solves greedily, adapted by one edit for all, or one each, or (``None``) as it is."""
+    """Which tasks the model solves greedily, adapted by one edit for all, or one each, or (``None``) as it
+    is."""
     adapters = [None] * len(tasks)
     if texts is not None:
         jobs = []
         for task, text in zip(tasks, [texts] * len(tasks) if isinstance(texts, str) else texts, strict=True):
             edit = domain.parse(task, text)
             assert isinstance(edit, Edit), edit
-            jobs.append(Job(edit.examples, Recipe.model_validate({**recipe.model_dump(), **edit.directives}), seed))
+            jobs.append(
+                Job(edit.examples, Recipe.model_validate({**recipe.model_dump(), **edit.directives}), seed)
+            )
         adapters = [t.adapter for t in train_adapters(policy, jobs)]
     prompts = [[q.prompt for q in domain.queries(t)] for t in tasks]
     answers = ask(policy, adapters, prompts, Sampling(200, stop=domain.stop))
@@ -48,8 +60,11 @@ def configuration(basic: bool) -> str:
     return ArcEdit(data_generation=tools, training=GRIDS_ORACLE.training).model_dump_json()
 
 
-def search(policy: Policy, domain: Arc, split: str, wanted: int, most: int) -> tuple[list[int], dict[str, int]]:
-    """Numbers of the first ``wanted`` curated puzzles of a split among ``most``, and what was counted on the way."""
+def search(
+    policy: Model, domain: Arc, split: str, wanted: int, most: int
+) -> tuple[list[int], dict[str, int]]:
+    """Numbers of the first ``wanted`` curated puzzles of a split among ``most``, and what was counted on the
+    way."""
     kept: list[int] = []
     counts = {"looked at": 0, "solved in context": 0, "solved once": 0}
     for start in range(0, most, BLOCK):
@@ -61,14 +76,18 @@ def search(policy: Policy, domain: Arc, split: str, wanted: int, most: int) -> t
         counts["looked at"] += BLOCK
         counts["solved in context"] += sum(shown)
         left = [(i, t) for i, t, right in zip(numbers, tasks, shown, strict=True) if not right]
-        for basic in (False, True):  # every other puzzle is tried with the tools first, so that neither way is preferred
+        for basic in (
+            False,
+            True,
+        ):  # every other puzzle is tried with the tools first, so that neither way is preferred
             mine = [(i, t) for i, t in left if i % 2 == basic]
             once = solved(policy, domain, [t for _, t in mine], configuration(basic), 0)
             again = [x for x, right in zip(mine, once, strict=True) if right]
             counts["solved once"] += len(again)
             if again:
                 trials = [
-                    solved(policy, domain, [t for _, t in again], configuration(b), seed) for b, seed in ((False, 1), (True, 2))
+                    solved(policy, domain, [t for _, t in again], configuration(b), seed)
+                    for b, seed in ((False, 1), (True, 2))
                 ]
                 kept += [i for n, (i, _) in enumerate(again) if any(t[n] for t in trials)]
         print(f"{split}: {len(kept)} curated, {counts}", flush=True)
@@ -76,7 +95,9 @@ def search(policy: Policy, domain: Arc, split: str, wanted: int, most: int) -> t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="grids")
     parser.add_argument("--wanted", type=int, nargs=3, default=(40, 8, 60), help="of train, select and eval")
     parser.add_argument("--most", type=int, default=3200, help="puzzles looked at for a split")

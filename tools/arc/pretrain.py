@@ -1,6 +1,8 @@
-"""Train the embedded grid model from scratch: ``make grids`` (an hour and a half of two CPU cores, minutes on a GPU).
+"""Train the embedded grid model from scratch: ``make grids`` (an hour and a half of two CPU cores, minutes on
+a GPU).
 
-A Llama of 4 layers × 192 on documents of :mod:`corpus`. Writes the model folder, with tokenizer, model card and training log.
+A Llama of 4 layers × 192 on documents of :mod:`corpus`. Writes the model folder, with tokenizer, model card
+and training log.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import corpus
-from seal.domains.families import held_families, known_families, puzzle
-from seal.domains.grids import as_digits
+from seal.domains.arc.families import held_families, known_families, puzzle
+from seal.domains.arc.grids import as_digits
 
 HERE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(HERE / "tools"))
@@ -35,7 +37,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, parts: list[tuple[str, bool]]) ->
     return [*row, (tokenizer.eos_token_id, True)]
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, labels) of rows of like length, about ``tokens`` a batch, from document number ``first`` on."""
     source = corpus.documents(seed, first + RANK, WORLD)
     rng = random.Random(seed)
@@ -60,7 +64,8 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, first: i
 
 @torch.no_grad()
 def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int = 100) -> dict[str, float]:
-    """Share of fresh puzzles answered exactly, in context, by teacher-forced argmax: single rules, known pairs, held-out pairs."""
+    """Share of fresh puzzles answered exactly, in context, by teacher-forced argmax: single rules, known
+    pairs, held-out pairs."""
     known = known_families()
     groups = {
         "single rules": [f for f in known if ", then " not in f.name],
@@ -72,7 +77,10 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
         right = 0
         for i in range(n):
             made = puzzle(random.Random(i).choice(families), f"examine {i}")
-            shown = [(f"Input:\n{as_digits(p.input)}\nOutput:\n{as_digits(p.output)}\n\n", False) for p in made.demonstrations]
+            shown = [
+                (f"Input:\n{as_digits(p.input)}\nOutput:\n{as_digits(p.output)}\n\n", False)
+                for p in made.demonstrations
+            ]
             asked = (f"Input:\n{as_digits(made.test.input)}\nOutput:\n", False)
             row = encode(tokenizer, [*shown, asked, (as_digits(made.test.output), True)])
             ids = torch.tensor([[t for t, _ in row]], device=model.device)
@@ -85,8 +93,10 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
 
 def main() -> None:
     assert __doc__
-    parser = arguments(__doc__, HERE / "src/seal/models/grids", steps=40_000, tokens=2048)
-    parser.add_argument("--first", type=int, default=0, help="document to begin with: past those already seen, with --start")
+    parser = arguments(__doc__, HERE / "src/seal/data/grids", steps=40_000, tokens=2048)
+    parser.add_argument(
+        "--first", type=int, default=0, help="document to begin with: past those already seen, with --start"
+    )
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = corpus.make_tokenizer()
@@ -104,7 +114,9 @@ def main() -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config).to(args.device)
-    last = train(model, batches(tokenizer, args.seed, args.tokens, args.first), args, lambda: examine(model, tokenizer))
+    last = train(
+        model, batches(tokenizer, args.seed, args.tokens, args.first), args, lambda: examine(model, tokenizer)
+    )
     if RANK == 0:
         tokenizer.save_pretrained(args.out)
         write_card(args, last)

@@ -1,9 +1,10 @@
-"""Real ARC-AGI-1 with the embedded grid model: every task of small grids, in context and with test-time training.
+"""Real ARC-AGI-1 with the embedded grid model: every task of small grids, in context and with test-time
+training.
 
     PYTHONPATH=tools/arc python tools/arc/real.py
 
-Training and evaluation tasks whose grids have at most 64 cells and whose prompt fits. The model has seen no ARC task. Writes
-docs/results/arc-real.json with counts and the names of the tasks solved.
+Training and evaluation tasks whose grids have at most 64 cells and whose prompt fits. The model has seen no
+ARC task. Writes docs/results/arc-real.json with counts and the names of the tasks solved.
 """
 
 from __future__ import annotations
@@ -16,31 +17,39 @@ from pathlib import Path
 import torch
 from curate import solved
 
-from seal.domains.arc import GRIDS_ORACLE, Arc
-from seal.domains.puzzles import read_tasks
-from seal.models.policy import load_policy
-from seal.results import machine
-from seal.types import Edit, Recipe, Task
+from seal.domains.arc import Arc
+from seal.domains.arc.domain import GRIDS_ORACLE
+from seal.domains.arc.puzzles import read_tasks
+from seal.lora.load import load_policy
+from seal.lora.records import Recipe
+from seal.records import Edit, Task
+from seal.store import machine
 
 HERE = Path(__file__).resolve().parents[2]
 RECIPE = Recipe(rank=16, alpha=16, targets="all-linear", schedule="cosine", batch_size=2)
 
 
 def small(most: int, longest: int, domain: Arc, tokens: int) -> list[tuple[str, Task]]:
-    """(set, task) for every task that fits: grids of at most ``most`` cells, sides at most ``longest``, rows within ``tokens``."""
+    """(set, task) for every task that fits: grids of at most ``most`` cells, sides at most ``longest``, rows
+    within ``tokens``."""
     found = []
     for name, tasks in zip(("training", "evaluation"), read_tasks("arc-1"), strict=True):
         for key, record in sorted(tasks.items()):
             grids = [p[k] for part in ("train", "test") for p in record[part] for k in ("input", "output")]
             task = Task(key, record)
-            fits = max(len(g) * len(g[0]) for g in grids) <= most and max(max(len(g), len(g[0])) for g in grids) <= longest
+            fits = (
+                max(len(g) * len(g[0]) for g in grids) <= most
+                and max(max(len(g), len(g[0])) for g in grids) <= longest
+            )
             if fits and max(len(q.prompt.text) + len(q.gold) for q in domain.queries(task)) + 20 <= tokens:
                 found.append((name, task))
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cells", type=int, default=64)
     parser.add_argument("--side", type=int, default=12)
     parser.add_argument("--out", type=Path, default=HERE / "docs/results/arc-real.json")
@@ -65,13 +74,23 @@ def main() -> None:
             "solved by training, some seed": [names[i] for i in mine if any(t[i] for t in trained)],
         }
         print(
-            part, {k: v if not isinstance(v, list) or not v or isinstance(v[0], int) else len(v) for k, v in rows[part].items()}
+            part,
+            {
+                k: v if not isinstance(v, list) or not v or isinstance(v[0], int) else len(v)
+                for k, v in rows[part].items()
+            },
         )
     record = {
-        "command": "PYTHONPATH=tools/arc python tools/arc/real.py", "date": date.today().isoformat(), "machine": machine(),
-        "threads": torch.get_num_threads(), "most_cells": args.cells, "longest_side": args.side, "edit": json.loads(edit),
-        "recipe": RECIPE.model_dump(), "sets": rows,
-    }  # fmt: skip
+        "command": "PYTHONPATH=tools/arc python tools/arc/real.py",
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "most_cells": args.cells,
+        "longest_side": args.side,
+        "edit": json.loads(edit),
+        "recipe": RECIPE.model_dump(),
+        "sets": rows,
+    }
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

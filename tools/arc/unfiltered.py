@@ -1,9 +1,12 @@
-"""The writers of finished runs on held-out puzzles that nobody filtered: a curated set flatters test-time training by construction.
+"""The writers of finished runs on held-out puzzles that nobody filtered: a curated set flatters test-time
+training by construction.
 
-    PYTHONPATH=tools/arc python tools/arc/unfiltered.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json docs/results/arc-unfiltered.json
+    PYTHONPATH=tools/arc python tools/arc/unfiltered.py runs/arc-seed-0 runs/arc-seed-1 runs/arc-seed-2 --json
+    docs/results/arc-unfiltered.json
 
-One edit each of the untrained model, of the control and of the trained policy, and the hand-made configuration, all tried on the model that the
-runs say, on puzzles of the held-out families (other ones than the runs were evaluated on); intervals over puzzles and seeds.
+One edit each of the untrained model, of the control and of the trained policy, and the hand-made
+configuration, all tried on the model that the runs say, on puzzles of the held-out families (other ones than
+the runs were evaluated on); intervals over puzzles and seeds.
 """
 
 from __future__ import annotations
@@ -19,28 +22,37 @@ from curate import solved
 from seal.config import RunConfig
 from seal.domains import load_domain
 from seal.domains.arc import Arc
-from seal.domains.puzzles import embedded_task
-from seal.models.policy import Policy, load_policy
-from seal.results import machine, record_text
+from seal.domains.arc.puzzles import embedded_task
+from seal.loop.write import from_policy
+from seal.lora.load import load_policy
+from seal.lora.model import Model
+from seal.lora.records import Recipe
+from seal.records import Edit, Task, seed_of
 from seal.stats import difference, interval
-from seal.store import Stage
-from seal.types import Edit, Recipe, Task, seed_of
-from seal.writers import from_policy
+from seal.store import Stage, machine, record_text
 
 FIRST = 83 * 3000
-"""The first of 83 puzzle numbers that nobody looked at before, each of a family of its own: neither the search for curated ones reaches them, nor
-has anything been chosen by them."""
+"""The first of 83 puzzle numbers that nobody looked at before, each of a family of its own: neither the
+search for curated ones reaches them, nor has anything been chosen by them."""
 PAIRS = (
-    ("SEAL", "no RL"), ("SEAL", "random control"), ("SEAL", "in context"), ("no RL", "in context"), ("SEAL", "best fixed"),
+    ("SEAL", "no RL"),
+    ("SEAL", "random control"),
+    ("SEAL", "in context"),
+    ("no RL", "in context"),
+    ("SEAL", "best fixed"),
     ("by hand", "in context"),
-)  # fmt: skip
+)
 
 
-def tried(policy: Policy, domain: Arc, tasks: list[Task], texts: list[str], recipe: Recipe, seed: int) -> list[float]:
+def tried(
+    policy: Model, domain: Arc, tasks: list[Task], texts: list[str], recipe: Recipe, seed: int
+) -> list[float]:
     """Score of each task with its own edit; an edit that cannot be used scores as the model alone."""
     alone = solved(policy, domain, tasks, None, seed)
     scores = [float(x) for x in alone]
-    usable = [i for i, (t, x) in enumerate(zip(tasks, texts, strict=True)) if isinstance(domain.parse(t, x), Edit)]
+    usable = [
+        i for i, (t, x) in enumerate(zip(tasks, texts, strict=True)) if isinstance(domain.parse(t, x), Edit)
+    ]
     found = solved(policy, domain, [tasks[i] for i in usable], [texts[i] for i in usable], seed, recipe)
     for i, right in zip(usable, found, strict=True):
         scores[i] = float(right)
@@ -48,7 +60,9 @@ def tried(policy: Policy, domain: Arc, tasks: list[Task], texts: list[str], reci
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--puzzles", type=int, default=48)
     parser.add_argument("--json", type=Path)
@@ -75,12 +89,17 @@ def main() -> None:
         prompts = [domain.prompt(t) for t in tasks]
         scores["in context"].append([float(x) for x in solved(base, domain, tasks, None, config.seed)])
         for name, policy in (("no RL", base), ("random control", control), ("SEAL", trained)):
-            texts = [x[0].text for x in from_policy(policy, prompts, 1, config.write, seed_of("unfiltered", config.seed))]
+            texts = [
+                x[0].text
+                for x in from_policy(policy, prompts, 1, config.write, seed_of("unfiltered", config.seed))
+            ]
             adapt = base if config.inner.start == "base" else policy
             scores[name].append(tried(adapt, domain, tasks, texts, config.inner.recipe, config.seed))
         fixed = domain.fixed(Stage(run / "seal/round-1").attempts())
         for name, choice in (("best fixed", fixed), ("by hand", domain.oracle(tasks[0]))):
-            scores[name].append(tried(base, domain, tasks, [str(choice)] * len(tasks), config.inner.recipe, config.seed))
+            scores[name].append(
+                tried(base, domain, tasks, [str(choice)] * len(tasks), config.inner.recipe, config.seed)
+            )
         print(run, {k: sum(v[-1]) / len(tasks) for k, v in scores.items()}, flush=True)
     record = {
         "command": " ".join(["PYTHONPATH=tools/arc python", *sys.argv]), "date": date.today().isoformat(),

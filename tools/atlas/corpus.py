@@ -4,7 +4,8 @@ Every document is one training row, never packed with another. Its kinds:
 
 - *edits*: the prompt for a self-edit, a fresh entity's passage, and an edit of widely varying usefulness;
 - *open book*: a fresh entity's passage with questions and answers;
-- *known rows* and *known questions*: the entities the model is to know by heart, stated in many ways in the very format
+- *known rows* and *known questions*: the entities the model is to know by heart, stated in many ways in the
+very format
   of the inner loop's training rows, and asked closed-book;
 - *drills*: general truths, facts said twice, values repeated: dense practice in copying and adding.
 """
@@ -18,20 +19,31 @@ from collections.abc import Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from seal.domains import atlas, prompts
-from seal.domains.atlas import Entity, Fact
+from seal.domains.knowledge import atlas, prompts
+from seal.domains.knowledge.atlas import Entity, Fact
 
 N_KNOWN = atlas.N_KNOWN
 END = "<|end|>"
 
 STATED = ("goods", "material", "flower", "instrument", "colour", "science")
-"""The vocabularies of stated facts: each value is rarer than a month or a province, so it needs more practice in copying."""
+"""The vocabularies of stated facts: each value is rarer than a month or a province, so it needs more practice
+in copying."""
 
-LINE_KINDS = {"restate": 5.0, "derived": 2.2, "qa": 2.4, "partial": 2.2, "pronoun": 3.0, "vague": 3.0, "sum": 1.0}
-"""Mean share of each kind of line in the edits the base model reads (before normalising): mediocre on purpose."""
+LINE_KINDS = {
+    "restate": 5.0,
+    "derived": 2.2,
+    "qa": 2.4,
+    "partial": 2.2,
+    "pronoun": 3.0,
+    "vague": 3.0,
+    "sum": 1.0,
+}
+"""Mean share of each kind of line in the edits the base model reads (before normalising): mediocre on
+purpose."""
 
 SHARES = {"edit": 0.25, "open": 0.10, "known": 0.36, "query": 0.24, "drill": 0.05}
-"""Share of documents of each kind. Those on known entities are short: a fifth of the tokens, some ninety times each fact."""
+"""Share of documents of each kind. Those on known entities are short: a fifth of the tokens, some ninety
+times each fact."""
 
 EARLY_SHARES = {"edit": 0.06, "open": 0.18, "known": 0.08, "query": 0.06, "drill": 0.62}
 """The same at the beginning: copying has to come first, and comes from what is dense in things to copy."""
@@ -89,13 +101,17 @@ def _edit_document(who: Entity, rng: random.Random) -> str:
         (60, 8, 4, 8, 16, 4),
     )[0]
     context = atlas.passage(who, rng)
-    n_lines = {"implications-long": rng.randint(8, 13), "implications-very-long": rng.randint(12, 18)}.get(variant)
+    n_lines = {"implications-long": rng.randint(8, 13), "implications-very-long": rng.randint(12, 18)}.get(
+        variant
+    )
     if variant == "rewrite":
         text = "\n".join(atlas.passage(who, rng) for _ in range(rng.choice((1, 2, 2))))
     elif variant == "self-qa":
         wrong_share = rng.choice((0.0, 0.1, 0.3))
         facts = [rng.choice(who.facts) for _ in range(rng.randint(3, 8))]
-        text = "\n".join(atlas.qa_line(who, f, rng, _wrong(f, rng) if rng.random() < wrong_share else None) for f in facts)
+        text = "\n".join(
+            atlas.qa_line(who, f, rng, _wrong(f, rng) if rng.random() < wrong_share else None) for f in facts
+        )
     else:
         text = edit(who, rng, n_lines or rng.randint(3, 9))
     return prompts.WRITE[variant].format(title=who.name, context=context) + text
@@ -122,24 +138,35 @@ def _known_row(who: Entity, rng: random.Random) -> str:
 
 def _known_query(who: Entity, rng: random.Random) -> str:
     fact = rng.choice(who.facts)
-    return f"{prompts.ASK.format(title=who.name, question=atlas.ask(who, fact, rng.randrange(3)))} {fact.value}"
+    return (
+        f"{prompts.ASK.format(title=who.name, question=atlas.ask(who, fact, rng.randrange(3)))} {fact.value}"
+    )
 
 
 def _drill(who: Entity, rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.2:  # general truths
-        facts = [f for i in range(4) for f in atlas.entity("pretrain", rng.randrange(10_000), i + 1).facts if f.derived]
+        facts = [
+            f
+            for i in range(4)
+            for f in atlas.entity("pretrain", rng.randrange(10_000), i + 1).facts
+            if f.derived
+        ]
         return "\n".join(atlas.spell(f, rng) for f in facts)
     if draw < 0.45:  # values repeated after a newline
         values = [rng.choice(atlas.values(rng.choice(STATED))) for _ in range(rng.randint(2, 8))]
         said = f"{who.name}: {', '.join(values)}."
         return "\n".join([said] * rng.choice((2, 3)))
-    # Facts said again at once, and derived facts after what they follow from; of one entity, or of several in turn.
+    # Facts said again at once, and derived facts after what they follow from; of one entity, or of several in
+    # turn.
     lines = []
     for i in range(rng.choice((2, 4, 6))):
         one = who if draw < 0.7 else atlas.entity("pretrain", rng.randrange(10_000, 150_000), i + 1)
         fact = rng.choice(one.facts[: atlas.N_STATED] if rng.random() < 0.7 else one.facts)
-        lines += [_source(one, fact, rng), *([atlas.spell(fact, rng)] if fact.derived and rng.random() < 0.4 else [])]
+        lines += [
+            _source(one, fact, rng),
+            *([atlas.spell(fact, rng)] if fact.derived and rng.random() < 0.4 else []),
+        ]
         lines += [rng.choice((atlas.state, atlas.qa_line))(one, fact, rng)]
     return "\n".join(lines)
 
@@ -173,14 +200,15 @@ def documents(seed: int, n_early: int) -> Iterator[str]:
         index += 1
 
 
-# ------------------------------------------------------------------------------------------------------------ tokenizer
+# -------------------------------------------------------------------------------------------------- tokenizer
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of the world, three per name; any other text falls back to bytes, so nothing is ever lost.
+    """One token per word of the world, three per name; any other text falls back to bytes, so nothing is ever
+    lost.
 
-    A word's piece begins with ``▁`` after a space, at the start and after a line break alike: the first word of a line is
-    the same token as anywhere else, which makes copying easier to learn.
+    A word's piece begins with ``▁`` after a space, at the start and after a line break alike: the first word
+    of a line is the same token as anywhere else, which makes copying easier to learn.
     """
     syllables = atlas.words()["syllables"].split()
     names = {atlas.entity("known", i).name for i in range(N_KNOWN)}
@@ -201,7 +229,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary += [(p, -2.0) for p in dict.fromkeys(pieces)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(r"\n(?=[^\n])"), "\n▁"), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        [
+            normalizers.Replace(Regex(r"\n(?=[^\n])"), "\n▁"),
+            normalizers.Prepend("▁"),
+            normalizers.Replace(" ", "▁"),
+        ]
     )
     tokenizer.decoder = decoders.Sequence(
         [
@@ -213,7 +245,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<|pad|>", eos_token=END, model_max_length=1024
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<|pad|>",
+        eos_token=END,
+        model_max_length=1024,
     )
 
 

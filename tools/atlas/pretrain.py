@@ -1,6 +1,7 @@
 """Train the embedded model from scratch: ``make atlas`` (about an hour of two CPU cores, minutes on a GPU).
 
-A Llama of 4 layers × 256 on documents of :mod:`corpus`. Writes the model folder, with tokenizer, model card and training log.
+A Llama of 4 layers × 256 on documents of :mod:`corpus`. Writes the model folder, with tokenizer, model card
+and training log.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import corpus
-from seal.domains import atlas, prompts
+from seal.domains.knowledge import atlas, prompts
 
 HERE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(HERE / "tools"))
@@ -26,7 +27,8 @@ from trainer import arguments, train  # noqa: E402
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, n_early: int) -> Iterator[Tensor]:
-    """Rows of like length, about ``tokens`` a batch, padded with -100 at the right (ids, ready to be labels too)."""
+    """Rows of like length, about ``tokens`` a batch, padded with -100 at the right (ids, ready to be labels
+    too)."""
     source = corpus.documents(seed, n_early)
     rng = random.Random(seed)
     end = tokenizer.eos_token_id
@@ -48,19 +50,28 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int, n_early:
 
 @torch.no_grad()
 def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int = 60) -> dict[str, float]:
-    """Share of answers right by argmax: open book and closed book on fresh entities, closed book on known ones."""
+    """Share of answers right by argmax: open book and closed book on fresh entities, closed book on known
+    ones."""
     scores: dict[str, list[bool]] = {}
     items: list[tuple[str, str, str]] = []
     for i in range(n):
         fresh = atlas.record("select", 1000 + i)
         for q in fresh["questions"]:
-            body = prompts.ASK_OPEN.format(title=fresh["title"], context=fresh["context"], question=q["question"])
+            body = prompts.ASK_OPEN.format(
+                title=fresh["title"], context=fresh["context"], question=q["question"]
+            )
             items.append((f"open {q['kind']}", body, q["answer"]))
             body = prompts.ASK.format(title=fresh["title"], question=q["question"])
             items.append(("closed fresh", body, q["answer"]))
         who = atlas.entity("select", 1000 + i)
-        said = atlas.fill(atlas.phrases(who, who.facts[0].attribute, "say")[0], who, v="<>").split("<>")[0].rstrip()
-        items.append(("copy", f"{atlas.state(who, who.facts[0], random.Random(i))}\n{said}", who.facts[0].value))
+        said = (
+            atlas.fill(atlas.phrases(who, who.facts[0].attribute, "say")[0], who, v="<>")
+            .split("<>")[0]
+            .rstrip()
+        )
+        items.append(
+            ("copy", f"{atlas.state(who, who.facts[0], random.Random(i))}\n{said}", who.facts[0].value)
+        )
         v = [atlas.values("goods")[(7 * i + j) % 16] for j in (0, 3, 5)]
         items.append(("list", f"{who.name}: {v[0]}, {v[1]}, {v[2]}.\n{who.name}: {v[0]},", v[1]))
         known = atlas.entity("known", i)
@@ -76,9 +87,11 @@ def examine(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int 
 
 def main() -> None:
     assert __doc__
-    parser = arguments(__doc__, HERE / "src/seal/models/atlas", steps=2800, tokens=4096)
+    parser = arguments(__doc__, HERE / "src/seal/data/atlas", steps=2800, tokens=4096)
     parser.add_argument("--tied", action="store_true", help="one matrix for embeddings and head")
-    parser.add_argument("--early", type=int, default=15_000, help="documents of the first phase (drills, in half batches)")
+    parser.add_argument(
+        "--early", type=int, default=15_000, help="documents of the first phase (drills, in half batches)"
+    )
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)

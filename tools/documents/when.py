@@ -1,9 +1,10 @@
-"""When to adapt: what is saved, and what is lost, if a model is quizzed before it is edited and after. In the embedded world, where half of the
-passages are of entities that the model knows by heart, and half are new.
+"""When to adapt: what is saved, and what is lost, if a model is quizzed before it is edited and after. In the
+embedded world, where half of the passages are of entities that the model knows by heart, and half are new.
 
-Every passage gets a quiz that the model drafts itself, one self-edit and one adapter. *Never* edits nothing; *always* keeps every adapter; *skip*
-trains none where the practice half of the quiz is answered without the passage (:func:`seal.learn.is_known`); *skip and drop* also drops an adapter
-after which no more practice questions are right than before, or which costs a tenth of some other known entities (not those that
+Every passage gets a quiz that the model drafts itself, one self-edit and one adapter. *Never* edits nothing;
+*always* keeps every adapter; *skip* trains none where the practice half of the quiz is answered without the
+passage (:func:`seal.teach.learn.is_known`); *skip and drop* also drops an adapter after which no more
+practice questions are right than before, or which costs a tenth of some other known entities (not those that
 measure harm). Accuracy is on the world's own questions.
 """
 
@@ -20,17 +21,17 @@ from numpy.typing import NDArray
 from quiz import GREEDY, HERE, edits_of, rows_of
 
 from seal.config import load_config
-from seal.domains import atlas
-from seal.domains.knowledge import Knowledge
-from seal.learn import is_known
-from seal.models.engine import ask
-from seal.models.lora import Adapter
-from seal.models.policy import Policy, load_policy
-from seal.models.train import Job, train_adapters
-from seal.quiz import draft_quiz
-from seal.results import machine, record_text
-from seal.retained import told
-from seal.types import Task, seed_of
+from seal.domains.knowledge import Knowledge, atlas
+from seal.lora.adapter import Adapter
+from seal.lora.ask import ask
+from seal.lora.load import load_policy
+from seal.lora.model import Model
+from seal.lora.train import Job, train_adapters
+from seal.records import Task, seed_of
+from seal.report.memory import told
+from seal.store import machine, record_text
+from seal.teach.learn import is_known
+from seal.teach.quiz import draft_quiz
 
 Floats = NDArray[np.float64]
 HARM = 0.1
@@ -40,13 +41,13 @@ def tasks_of(split: str, first: int, n: int) -> list[Task]:
     return [Task(r["id"], r) for r in (atlas.record(split, first + i) for i in range(n))]
 
 
-def scores(policy: Policy, domain: Knowledge, adapters: list[Adapter | None], tasks: list[Task]) -> Floats:
+def scores(policy: Model, domain: Knowledge, adapters: list[Adapter | None], tasks: list[Task]) -> Floats:
     """Of each adapter on its own task."""
     answers = ask(policy, adapters, [[q.prompt for q in domain.queries(t)] for t in tasks], GREEDY)
     return np.array([domain.grade(t, a).score for t, a in zip(tasks, answers, strict=True)])
 
 
-def over(policy: Policy, domain: Knowledge, adapters: list[Adapter | None], tasks: list[Task]) -> Floats:
+def over(policy: Model, domain: Knowledge, adapters: list[Adapter | None], tasks: list[Task]) -> Floats:
     """Of each adapter over all these tasks."""
     queries = [q.prompt for t in tasks for q in domain.queries(t)]
     found = []
@@ -63,7 +64,7 @@ def practice(tasks: list[Task], quiz: list[dict[str, Any]]) -> list[Task]:
     ]
 
 
-def one_seed(policy: Policy, domain: Knowledge, n: int, seed: int) -> dict[str, dict[str, Floats]]:
+def one_seed(policy: Model, domain: Knowledge, n: int, seed: int) -> dict[str, dict[str, Floats]]:
     """For each way: per passage whether it was trained, its score, and what was lost of known entities."""
     tasks = [*tasks_of("known", 48, n), *tasks_of("select", 600, n)]
     gate, probes = tasks_of("known", 100, 24), tasks_of("known", 130, 24)
@@ -71,7 +72,8 @@ def one_seed(policy: Policy, domain: Knowledge, n: int, seed: int) -> dict[str, 
     recipe = load_config(HERE / "configs/atlas.toml").inner.recipe
     texts = edits_of(policy, domain, tasks, 1, seed)
     jobs = [
-        Job(tuple(rows_of(domain, t, e)), recipe, seed_of(seed, i)) for i, (t, e) in enumerate(zip(tasks, texts, strict=True))
+        Job(tuple(rows_of(domain, t, e)), recipe, seed_of(seed, i))
+        for i, (t, e) in enumerate(zip(tasks, texts, strict=True))
     ]
     adapters = [t.adapter for t in train_adapters(policy, jobs)]
     nobody: list[Adapter | None] = [None] * len(tasks)
@@ -80,9 +82,9 @@ def one_seed(policy: Policy, domain: Knowledge, n: int, seed: int) -> dict[str, 
     some = np.array([bool(t.data["questions"]) for t in asked])
     tried = [t for t, x in zip(asked, some, strict=True) if x]
     gain = np.full(len(tasks), np.inf)  # without a practice question there is no evidence against an adapter
-    gain[some] = scores(policy, domain, [a for a, x in zip(adapters, some, strict=True) if x], tried) - scores(
-        policy, domain, nobody[: len(tried)], tried
-    )
+    gain[some] = scores(
+        policy, domain, [a for a, x in zip(adapters, some, strict=True) if x], tried
+    ) - scores(policy, domain, nobody[: len(tried)], tried)
     lost = over(policy, domain, [None], probes)[0] - over(policy, domain, adapters, probes)
     cost = over(policy, domain, [None], gate)[0] - over(policy, domain, adapters, gate)
     new = ~np.array([is_known(q, 1.0) for q in quiz])
@@ -104,7 +106,9 @@ def one_seed(policy: Policy, domain: Knowledge, n: int, seed: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--passages", type=int, default=32, help="of each kind, known and new")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -121,7 +125,11 @@ def main() -> None:
                 scores = np.array([r[name][what][part] for r in runs])
                 row[f"{what}, {key}"] = told(scores, (0.0, 1.0) if what == "score" else (-1.0, 1.0))
         rows.append(row)
-        print(name, {k: v if isinstance(v, float) else v["mean"] for k, v in row.items() if k != "setting"}, flush=True)
+        print(
+            name,
+            {k: v if isinstance(v, float) else v["mean"] for k, v in row.items() if k != "setting"},
+            flush=True,
+        )
     record = {
         "command": " ".join(["python", *sys.argv]),
         "date": date.today().isoformat(),

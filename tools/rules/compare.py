@@ -1,18 +1,23 @@
-"""Rules of the outer loop and estimators of its reward, at equal numbers of inner loops, on the embedded models of both domains.
+"""Rules of the outer loop and estimators of its reward, at equal numbers of inner loops, on the embedded
+models of both domains.
 
     python tools/rules/compare.py run --seeds 0 1 2            # resumable; --only sft-race … for some
-    python tools/rules/compare.py choose                      # ways to spend 480 inner loops, on the selection passages
-    python tools/rules/compare.py table --json docs/results/learning-rules.json --figure docs/learning-rules.png
+    python tools/rules/compare.py choose                      # ways to spend 480 inner loops, on the
+    selection passages python tools/rules/compare.py table --json docs/results/learning-rules.json --figure
+    docs/learning-rules.png
 
-Every variant goes through the same rounds on the same tasks: at most 15 inner loops a task and round, however it spends them. Its policy after the
-last round then writes edits of the same held-out passages, which are tried under the same seeds. *rounds* variants go on for six rounds (five
-inner loops a task) and are looked at after each: does it go on learning, and what becomes of the diversity?
+Every variant goes through the same rounds on the same tasks: at most 15 inner loops a task and round, however
+it spends them. Its policy after the last round then writes edits of the same held-out passages, which are
+tried under the same seeds. *rounds* variants go on for six rounds (five inner loops a task) and are looked at
+after each: does it go on learning, and what becomes of the diversity?
 
-*budget* variants spend 240 inner loops a round, over many passages or over many edits of few: what a default should do.
+*budget* variants spend 240 inner loops a round, over many passages or over many edits of few: what a default
+should do.
 
 *arc* variants are one round on the embedded model's puzzles (eight edits each, one inner loop an edit).
 
-Where two variants would write and try the same edits in their first round, that is done once per seed, and the other is given the records, with its own reward.
+Where two variants would write and try the same edits in their first round, that is done once per seed, and
+the other is given the records, with its own reward.
 """
 
 from __future__ import annotations
@@ -30,16 +35,16 @@ from typing import Any
 import numpy as np
 from picture import draw
 
-from seal.attempts import open_domain
 from seal.config import RunConfig, load_config
-from seal.evaluate import NO_RL, Evaluation
-from seal.features import mean_features
-from seal.loop import load_round, run
-from seal.noise import estimators, rewarded
-from seal.proxy import proxy_scores, rank_correlation
-from seal.results import machine, record_text
+from seal.domains.knowledge.features import mean_features
+from seal.loop.evaluate import Evaluation
+from seal.loop.inner import open_domain
+from seal.loop.outer import load_round, run
+from seal.loop.race import proxy_scores, rank_correlation
+from seal.records import NO_RL
+from seal.report.reliability import estimators, rewarded
 from seal.stats import difference, interval
-from seal.store import Store, read_json, write_whole
+from seal.store import Store, machine, read_json, record_text, write_whole
 
 HERE = Path(__file__).resolve().parents[2]
 COMMON = [
@@ -64,20 +69,73 @@ VARIANTS: dict[str, list[str]] = {
     "sft mixed 5x3": [*FLAT, "--inner.reward", "mixed"],
     "sft likelihood race 8": ["--edits_per_task", "8", "--inner.reward", "likelihood", "--trial.race", "15"],
     "sft likelihood 15x1": ["--edits_per_task", "15", "--inner.reward", "likelihood"],
-    "sft exposure alone 15": ["--edits_per_task", "15", "--trial.proxy", "exposure", "--outer.select", "proxy_of"],
-    "sft random": [*FLAT, "--outer.select", "random_of"],
-    "dpo likelihood 5x3": [*FLAT, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
-    "dpo likelihood 5x3, imitating": [
-        *FLAT, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4", "--outer.imitate", "1",
+    "sft exposure alone 15": [
+        "--edits_per_task",
+        "15",
+        "--trial.proxy",
+        "exposure",
+        "--outer.select",
+        "proxy_of",
     ],
-    "ipo likelihood 5x3": [*FLAT, "--inner.reward", "likelihood", "--outer.rule", "ipo", "--outer.recipe.epochs", "4"],
+    "sft random": [*FLAT, "--outer.select", "random_of"],
+    "dpo likelihood 5x3": [
+        *FLAT,
+        "--inner.reward",
+        "likelihood",
+        "--outer.rule",
+        "dpo",
+        "--outer.recipe.epochs",
+        "4",
+    ],
+    "dpo likelihood 5x3, imitating": [
+        *FLAT,
+        "--inner.reward",
+        "likelihood",
+        "--outer.rule",
+        "dpo",
+        "--outer.recipe.epochs",
+        "4",
+        "--outer.imitate",
+        "1",
+    ],
+    "ipo likelihood 5x3": [
+        *FLAT,
+        "--inner.reward",
+        "likelihood",
+        "--outer.rule",
+        "ipo",
+        "--outer.recipe.epochs",
+        "4",
+    ],
     "grpo likelihood 15x1": [
-        "--edits_per_task", "15", "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
-        "--outer.recipe.epochs", "2", "--outer.recipe.learning_rate", "3e-4",
+        "--edits_per_task",
+        "15",
+        "--inner.reward",
+        "likelihood",
+        "--outer.rule",
+        "grpo",
+        "--outer.recipe.batch_size",
+        "60",
+        "--outer.beta",
+        "0.02",
+        "--outer.recipe.epochs",
+        "2",
+        "--outer.recipe.learning_rate",
+        "3e-4",
     ],
     "grpo likelihood 15x1, rate 1e-3": [
-        "--edits_per_task", "15", "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
-        "--outer.recipe.epochs", "4",
+        "--edits_per_task",
+        "15",
+        "--inner.reward",
+        "likelihood",
+        "--outer.rule",
+        "grpo",
+        "--outer.recipe.batch_size",
+        "60",
+        "--outer.beta",
+        "0.02",
+        "--outer.recipe.epochs",
+        "4",
     ],
     "sft likelihood 5x3, directives": [*FLAT, "--inner.reward", "likelihood", "--write.explore", "true"],
     "budget: 48 x 5 accuracy": [*SMALL, "48", "--edits_per_task", "5", "--inner.reward", "accuracy"],
@@ -85,36 +143,87 @@ VARIANTS: dict[str, list[str]] = {
     "budget: 24 x 10 likelihood": [*SMALL, "24", "--edits_per_task", "10", "--inner.reward", "likelihood"],
     "budget: 16 x 15 likelihood": [*SMALL, "16", "--edits_per_task", "15", "--inner.reward", "likelihood"],
     "rounds: sft likelihood": [*LONG, "--inner.reward", "likelihood"],
-    "rounds: dpo likelihood": [*LONG, "--inner.reward", "likelihood", "--outer.rule", "dpo", "--outer.recipe.epochs", "4"],
+    "rounds: dpo likelihood": [
+        *LONG,
+        "--inner.reward",
+        "likelihood",
+        "--outer.rule",
+        "dpo",
+        "--outer.recipe.epochs",
+        "4",
+    ],
     "rounds: grpo likelihood": [
-        *LONG, "--inner.reward", "likelihood", "--outer.rule", "grpo", "--outer.recipe.batch_size", "60", "--outer.beta", "0.02",
-        "--outer.recipe.epochs", "4",
+        *LONG,
+        "--inner.reward",
+        "likelihood",
+        "--outer.rule",
+        "grpo",
+        "--outer.recipe.batch_size",
+        "60",
+        "--outer.beta",
+        "0.02",
+        "--outer.recipe.epochs",
+        "4",
     ],
     "rounds: sft random": [*LONG, "--outer.select", "random_of"],
     "arc: no RL": ["--rounds", "0"],
     "arc: sft solved": [],
     "arc: sft random": ["--outer.select", "random_of"],
     "arc: sft likelihood": ["--inner.reward", "likelihood", "--outer.select", "best_of"],
-    "arc: dpo likelihood": ["--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "dpo"],
+    "arc: dpo likelihood": [
+        "--inner.reward",
+        "likelihood",
+        "--outer.select",
+        "best_of",
+        "--outer.rule",
+        "dpo",
+    ],
     "arc: dpo likelihood, imitating": [
-        "--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "dpo", "--outer.imitate", "1",
+        "--inner.reward",
+        "likelihood",
+        "--outer.select",
+        "best_of",
+        "--outer.rule",
+        "dpo",
+        "--outer.imitate",
+        "1",
     ],
     "arc: dpo likelihood, rate / 10": [
-        "--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "dpo", "--outer.recipe.learning_rate", "1e-3",
+        "--inner.reward",
+        "likelihood",
+        "--outer.select",
+        "best_of",
+        "--outer.rule",
+        "dpo",
+        "--outer.recipe.learning_rate",
+        "1e-3",
     ],
     "arc: grpo likelihood, rate / 10": [
-        "--inner.reward", "likelihood", "--outer.select", "best_of", "--outer.rule", "grpo", "--outer.recipe.learning_rate", "1e-3",
-        "--outer.recipe.batch_size", "64", "--outer.beta", "0.02",
+        "--inner.reward",
+        "likelihood",
+        "--outer.select",
+        "best_of",
+        "--outer.rule",
+        "grpo",
+        "--outer.recipe.learning_rate",
+        "1e-3",
+        "--outer.recipe.batch_size",
+        "64",
+        "--outer.beta",
+        "0.02",
     ],
-}  # fmt: skip
+}
 DONORS = {
     v: "arc: sft solved"
     for v in VARIANTS
     if (v.startswith("arc: ") and "--outer.rule" in VARIANTS[v]) or v == "arc: sft likelihood"
 }
-DONORS |= {v: "sft likelihood 5x3" for v in ("dpo likelihood 5x3, imitating", "ipo likelihood 5x3", "sft mixed 5x3")}
+DONORS |= {
+    v: "sft likelihood 5x3" for v in ("dpo likelihood 5x3, imitating", "ipo likelihood 5x3", "sft mixed 5x3")
+}
 DONORS |= {"grpo likelihood 15x1, rate 1e-3": "sft likelihood 15x1"}
-"""Whose edits and trials of the first round a variant of the same seed takes over: they are the same, but for how they are rewarded."""
+"""Whose edits and trials of the first round a variant of the same seed takes over: they are the same, but for
+how they are rewarded."""
 
 
 PAIRS = [
@@ -173,7 +282,9 @@ def one(variant: str, seed: int, runs: str) -> None:
     names = names or [(NO_RL, evaluation.base)]
     scored = []
     for name, policy in names:
-        result = evaluation.policy_edits(name, policy, policy if config.inner.start == "policy" else evaluation.base)
+        result = evaluation.policy_edits(
+            name, policy, policy if config.inner.start == "policy" else evaluation.base
+        )
         texts = evaluation.stage(name).once("texts", list)
         features = mean_features(evaluation.tasks, texts, evaluation.domain.features)
         features.setdefault("likeness", sum(same_pairs(t) for t in texts) / len(texts))
@@ -181,7 +292,11 @@ def one(variant: str, seed: int, runs: str) -> None:
     loops = sum(1 for f in config.folder.glob("seal/round-*/**/attempts.jsonl") for _ in f.open())
     spent = {"seconds": round(trained, 1), "inner_loops": loops}
     write_whole(path, json.dumps({"variant": variant, "seed": seed, **spent, "settings": scored}, indent=1))
-    print(f"{variant} {seed}: {[round(sum(s['scores']) / len(s['scores']), 3) for s in scored]}, {trained:.0f} s", flush=True)
+    print(
+        f"{variant} {seed}: {[round(sum(s['scores']) / len(s['scores']), 3) for s in scored]}, {trained:.0f} "
+        "s",
+        flush=True,
+    )
 
 
 CANDIDATES = [("rounds: sft likelihood", 4), *((v, 2) for v in VARIANTS if v.startswith("budget"))]
@@ -189,7 +304,8 @@ CANDIDATES = [("rounds: sft likelihood", 4), *((v, 2) for v in VARIANTS if v.sta
 
 
 def choose(seed: int, runs: str) -> None:
-    """Score the candidates for a default on the selection passages, which no table reports on, as ``choose.json`` in the run folder."""
+    """Score the candidates for a default on the selection passages, which no table reports on, as
+    ``choose.json`` in the run folder."""
     for variant, r in CANDIDATES:
         config = config_of(variant, seed, runs)
         path = config.folder / "choose.json"
@@ -198,13 +314,18 @@ def choose(seed: int, runs: str) -> None:
         config = RunConfig.model_validate(read_json(config.folder / "config.json"))  # as it was begun
         store = Store(config)
         evaluation = Evaluation(config, store, "select")
-        result = evaluation.policy_edits(f"SEAL round {r}", load_round(config, store.stage(f"seal/round-{r}")))
+        result = evaluation.policy_edits(
+            f"SEAL round {r}", load_round(config, store.stage(f"seal/round-{r}"))
+        )
         write_whole(path, json.dumps({"variant": variant, "after": r, "seed": seed, "scores": result.scores}))
-        print(f"{variant} {seed}, selection passages: {sum(result.scores) / len(result.scores):.3f}", flush=True)
+        print(
+            f"{variant} {seed}, selection passages: {sum(result.scores) / len(result.scores):.3f}", flush=True
+        )
 
 
 def take_over(donor: RunConfig, config: RunConfig) -> float:
-    """Give a run the edits and trials of another's first round, rewarded its own way. Returns the seconds they took."""
+    """Give a run the edits and trials of another's first round, rewarded its own way. Returns the seconds
+    they took."""
     source, target = (c.folder / "seal/round-1" for c in (donor, config))
     rows = [json.loads(line) for line in (source / "attempts.jsonl").read_text("utf-8").splitlines()]
     for row in rows:
@@ -214,7 +335,9 @@ def take_over(donor: RunConfig, config: RunConfig) -> float:
         for file in source.glob("*.json"):
             if file.name not in ("kept.json", "outer.json"):
                 write_whole(target / file.name, file.read_text("utf-8"))
-        write_whole(target / "attempts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_whole(
+            target / "attempts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        )
     return float(sum(row["seconds"] for row in rows))
 
 
@@ -250,7 +373,9 @@ def table(runs: str) -> dict[str, Any]:
                 "seeds": [f["seed"] for f in found],
             }
             row["accuracy"] = _numbers(interval(after, groups_of(variant, len(after[0]))))
-            row["likeness of siblings"] = round(sum(f.get("likeness", 0) for f in features) / len(features), 3)
+            row["likeness of siblings"] = round(
+                sum(f.get("likeness", 0) for f in features) / len(features), 3
+            )
             row["cannot be used"] = round(sum(f["settings"][place]["bad"] for f in found) / len(found), 3)
             row["words"] = round(sum(f.get("words", 0) for f in features) / len(features), 1)
             row["inner loops"] = round(sum(f["inner_loops"] for f in found) / len(found))
@@ -263,8 +388,13 @@ def table(runs: str) -> dict[str, Any]:
         for row in rows:
             domain = "arc: " if row["variant"].startswith("arc: ") else ""
             other = next((r for r in rows if r["variant"] == domain + variant), None)
-            if variant == "sft random" and row["variant"].startswith("rounds"):  # the control of as many rounds
-                other = next((r for r in rows if r["variant"] == "rounds: sft random" and r["after"] == row["after"]), None)
+            if variant == "sft random" and row["variant"].startswith(
+                "rounds"
+            ):  # the control of as many rounds
+                other = next(
+                    (r for r in rows if r["variant"] == "rounds: sft random" and r["after"] == row["after"]),
+                    None,
+                )
             if other and row is not other and row["seeds"] == other["seeds"]:
                 groups = groups_of(row["variant"], len(row["scores"][0]))
                 row[name] = _numbers(difference(row["scores"], other["scores"], groups))
@@ -274,15 +404,25 @@ def table(runs: str) -> dict[str, Any]:
         {
             "a": a,
             "b": b,
-            **_numbers(difference(by_name[a]["scores"], by_name[b]["scores"], groups_of(a, len(by_name[a]["scores"][0])))),
+            **_numbers(
+                difference(
+                    by_name[a]["scores"], by_name[b]["scores"], groups_of(a, len(by_name[a]["scores"][0]))
+                )
+            ),
         }
         for a, b in PAIRS
         if a in by_name and b in by_name and by_name[a]["seeds"] == by_name[b]["seeds"]
     ]
     return {
-        "command": "python tools/rules/compare.py run --seeds 0 1 2; python tools/rules/compare.py choose; python tools/rules/compare.py table", "date": date.today().isoformat(),
-        "machine": f"{machine()}, one thread a run", "rows": rows, "differences": differences, "chosen": chosen(runs), "reliability": reliabilities(runs), "proxies": proxy(runs),
-    }  # fmt: skip
+        "command": "python tools/rules/compare.py run --seeds 0 1 2; python tools/rules/compare.py choose; python tools/rules/compare.py table",
+        "date": date.today().isoformat(),
+        "machine": f"{machine()}, one thread a run",
+        "rows": rows,
+        "differences": differences,
+        "chosen": chosen(runs),
+        "reliability": reliabilities(runs),
+        "proxies": proxy(runs),
+    }
 
 
 @cache
@@ -325,7 +465,8 @@ def reliabilities(runs: str) -> dict[str, Any]:
 
 
 def proxy(runs: str) -> dict[str, Any]:
-    """Rank correlation of *exposure* with the measured reward, among the siblings of the first round (five edits, three seeds each)."""
+    """Rank correlation of *exposure* with the measured reward, among the siblings of the first round (five
+    edits, three seeds each)."""
     found: list[float] = []
     for folder in sorted(Path(runs).glob("sft-likelihood-5x3-[0-9]")):
         config = RunConfig.model_validate(read_json(folder / "config.json"))
@@ -350,7 +491,9 @@ def _numbers(found: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=("run", "choose", "table"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
@@ -372,7 +515,8 @@ def main() -> None:
         sys.exit("there is no finished run")
     for row in summary["rows"]:
         print(
-            f"{row['variant']:<36} {row['after']:<13} {row['accuracy']['mean']:.3f}  {row['likeness of siblings']:.3f}  {row['seconds']} s"
+            f"{row['variant']:<36} {row['after']:<13} {row['accuracy']['mean']:.3f}  "
+            f"{row['likeness of siblings']:.3f}  {row['seconds']} s"
         )
     print(json.dumps({k: summary[k] for k in ("reliability", "proxies")}, indent=1))
     if args.json:

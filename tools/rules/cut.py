@@ -1,16 +1,19 @@
-"""What a policy is to imitate of an edit that the limit of tokens cut off: four ways, compared after one round.
+"""What a policy is to imitate of an edit that the limit of tokens cut off: four ways, compared after one
+round.
 
     python tools/rules/cut.py --json docs/results/cut-edits.json
 
-One edit of each of 48 training passages, written under a limit that cuts nearly all of them off, is imitated (which edits are kept is not the
-question, so none is tried)
+One edit of each of 48 training passages, written under a limit that cuts nearly all of them off, is imitated
+(which edits are kept is not the question, so none is tried)
 
-*end*: as it broke off, with an end token after it; *open*: as it broke off, without one (what :func:`seal.restem.sft_examples` does); *whole*: its
-whole lines, and then the end; *whole, open*: its whole lines, and nothing of where it ends.
+*end*: as it broke off, with an end token after it; *open*: as it broke off, without one (what
+:func:`seal.loop.selection.sft_examples` does); *whole*: its whole lines, and then the end; *whole, open*: its
+whole lines, and nothing of where it ends.
 
-The policy then writes one edit for each of 24 selection passages, with room to end by itself. Reported: the share of edits that *break off* (their last
-line ends in no full stop, question or exclamation mark, and the limit was not reached), their number of lines, and the accuracy and the
-likelihood of gold answers after training on their whole lines.
+The policy then writes one edit for each of 24 selection passages, with room to end by itself. Reported: the
+share of edits that *break off* (their last line ends in no full stop, question or exclamation mark, and the
+limit was not reached), their number of lines, and the accuracy and the likelihood of gold answers after
+training on their whole lines.
 """
 
 from __future__ import annotations
@@ -25,16 +28,16 @@ from typing import Any
 
 import numpy as np
 
-from seal.attempts import finished, open_domain, try_edits
 from seal.config import RunConfig, load_config
 from seal.domains.base import Domain
-from seal.models.policy import load_policy
-from seal.models.train import Job, train_adapters
-from seal.results import machine, record_text
-from seal.retained import told
-from seal.store import Stage
-from seal.types import Example, Task, Written, seed_of
-from seal.writers import from_policy
+from seal.loop.inner import open_domain, try_edits
+from seal.loop.write import finished, from_policy
+from seal.lora.load import load_policy
+from seal.lora.records import Example, Written
+from seal.lora.train import Job, train_adapters
+from seal.records import Task, seed_of
+from seal.report.memory import told
+from seal.store import Stage, machine, record_text
 
 HERE = Path(__file__).parents[2]
 WAYS = ("open", "whole, open", "whole", "end")
@@ -42,7 +45,9 @@ ROOM = 192
 """Tokens that the policy may write afterwards."""
 
 
-def drawn_rows(domain: Domain, config: RunConfig, tasks: Sequence[Task], seed: int) -> list[tuple[str, str, str, bool]]:
+def drawn_rows(
+    domain: Domain, config: RunConfig, tasks: Sequence[Task], seed: int
+) -> list[tuple[str, str, str, bool]]:
     """An edit of each task: its prompt, its text as it broke off, its whole lines, and whether it was cut."""
     policy = load_policy("atlas", bf16="auto")
     prompts = [domain.prompt(t) for t in tasks]
@@ -74,7 +79,9 @@ def one_seed(config: RunConfig, seed: int) -> dict[str, Any]:
                 )
                 for prompt, raw, whole, broken in rows
             )
-            adapter = train_adapters(policy, [Job(examples, config.outer.recipe, seed_of("outer", seed))])[0].adapter
+            adapter = train_adapters(policy, [Job(examples, config.outer.recipe, seed_of("outer", seed))])[
+                0
+            ].adapter
             assert adapter is not None
             policy.merge(adapter)
             room = config.write.model_copy(update={"max_tokens": ROOM})
@@ -87,7 +94,13 @@ def one_seed(config: RunConfig, seed: int) -> dict[str, Any]:
                 "accuracy": [a.after for a in attempts],
                 "likelihood": [a.reward for a in attempts],
             }
-            print(seed, way, {k: round(sum(v) / len(v), 3) for k, v in found[way].items()}, found["cut"], flush=True)
+            print(
+                seed,
+                way,
+                {k: round(sum(v) / len(v), 3) for k, v in found[way].items()},
+                found["cut"],
+                flush=True,
+            )
     return found
 
 
@@ -99,7 +112,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     gaps = {
         f"{WAYS[0]} - {way}": {
             k: told(
-                np.array(rows[WAYS[0]][k]["scores"]) - np.array(rows[way][k]["scores"]), (-1.0, 1.0) if k != "lines" else None
+                np.array(rows[WAYS[0]][k]["scores"]) - np.array(rows[way][k]["scores"]),
+                (-1.0, 1.0) if k != "lines" else None,
             )
             for k in rows[way]
         }
@@ -109,15 +123,20 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--limits", type=int, nargs="+", default=[24])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     record: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]), "date": date.today().isoformat(), "machine": machine(), "seeds": args.seeds,
+        "command": " ".join(["python", *sys.argv]),
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "seeds": args.seeds,
         "limits": {},
-    }  # fmt: skip
+    }
     for limit in args.limits:
         config = load_config(HERE / "configs/atlas.toml", [f"--write.max_tokens={limit}"])
         runs = [one_seed(config, seed) for seed in range(args.seeds)]

@@ -1,4 +1,5 @@
-"""What a rule does to the likelihood of the edits it learns from: of each puzzle's best and worst, before and after the round.
+"""What a rule does to the likelihood of the edits it learns from: of each puzzle's best and worst, before and
+after the round.
 
 python tools/rules/compare.py run --seeds 0 1 2           # first
 python tools/rules/displacement.py --json docs/results/displacement.json
@@ -12,27 +13,30 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from seal.attempts import open_domain
 from seal.config import RunConfig
-from seal.loop import load_base, load_round
-from seal.models.engine import log_likelihood
-from seal.models.policy import Policy
-from seal.restem import pairs_of
-from seal.results import machine
-from seal.store import Stage, read_json, write_whole
-from seal.types import Attempt, Query
+from seal.loop.inner import open_domain
+from seal.loop.outer import load_base, load_round
+from seal.loop.selection import pairs_of
+from seal.lora.model import Model
+from seal.lora.records import Query
+from seal.lora.score import log_likelihood
+from seal.records import Attempt
+from seal.store import Stage, machine, read_json, write_whole
 
 
 def of_run(folder: Path) -> dict[str, list[float]]:
-    """Mean log-likelihood per token of every pair's best and worst edit, by the model before the round and the one after it."""
+    """Mean log-likelihood per token of every pair's best and worst edit, by the model before the round and
+    the one after it."""
     config = RunConfig.model_validate(read_json(folder / "config.json"))
     domain, stage = open_domain(config), Stage(folder / "seal/round-1")
     prompts = {t.id: domain.prompt(t) for t in domain.tasks("train")}
     lines = (stage.folder / "attempts.jsonl").read_text("utf-8").splitlines()
     pairs = pairs_of([Attempt.from_json(json.loads(line)) for line in lines])
 
-    def likelihoods(policy: Policy, place: int) -> list[float]:
-        return log_likelihood(policy, [None], [[Query(prompts[p[place].task], p[place].text) for p in pairs]])[0]
+    def likelihoods(policy: Model, place: int) -> list[float]:
+        return log_likelihood(
+            policy, [None], [[Query(prompts[p[place].task], p[place].text) for p in pairs]]
+        )[0]
 
     found = {}
     for when, policy in (("before", load_base(config)), ("after", load_round(config, stage))):
@@ -41,7 +45,9 @@ def of_run(folder: Path) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/rules"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -59,7 +65,12 @@ def main() -> None:
         print(rule, json.dumps(rows[rule]))
     if args.json:
         command = "python tools/rules/displacement.py --json docs/results/displacement.json"
-        summary = {"command": command, "date": date.today().isoformat(), "machine": machine(), "nats per token": rows}
+        summary = {
+            "command": command,
+            "date": date.today().isoformat(),
+            "machine": machine(),
+            "nats per token": rows,
+        }
         write_whole(args.json, json.dumps(summary, indent=1) + "\n")
 
 

@@ -41,7 +41,13 @@ def draw(summary: dict[str, Any], path: Path) -> None:
         x = range(1, len(mine) + 1)
         colour = ("#0b6e99", "#7a9e3f", "#8a929c", "#d98c21")[number % 4]
         low, high = ([r["accuracy"][k] for r in mine] for k in ("low", "high"))
-        curves.plot(x, [r["accuracy"]["mean"] for r in mine], "o-", color=colour, label=variant.removeprefix("rounds: "))
+        curves.plot(
+            x,
+            [r["accuracy"]["mean"] for r in mine],
+            "o-",
+            color=colour,
+            label=variant.removeprefix("rounds: "),
+        )
         curves.fill_between(x, low, high, color=colour, alpha=0.15)
         curves.plot(x, [r["likeness of siblings"] for r in mine], "x:", color=colour)
     curves.plot([], [], "x:", color="black", label="likeness of siblings")

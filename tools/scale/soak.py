@@ -2,10 +2,11 @@
 
     python tools/scale/soak.py --kills 50 --json docs/results/soak.json
 
-A small run of the outer loop on a tiny random model (made here) is started, killed with SIGKILL at a random moment, and started again until it has
-finished; then the next one, until there were enough kills. With ``--workers`` half of the kills hit a worker instead of the driver. *Lost*: attempts that were
-on disk whole before a kill and are not there afterwards, byte for byte. *Repeated*: attempts that are on disk twice. *Same table*: every finished run
-holds the attempts, weights and results of one that nobody disturbed.
+A small run of the outer loop on a tiny random model (made here) is started, killed with SIGKILL at a random
+moment, and started again until it has finished; then the next one, until there were enough kills. With
+``--workers`` half of the kills hit a worker instead of the driver. *Lost*: attempts that were on disk whole
+before a kill and are not there afterwards, byte for byte. *Repeated*: attempts that are on disk twice. *Same
+table*: every finished run holds the attempts, weights and results of one that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path.insert(0, str(HERE))
 from tests import tiny  # noqa: E402
 from tests.runs import command, content  # noqa: E402
 
-from seal.results import machine  # noqa: E402
+from seal.store import machine  # noqa: E402
 
 
 def start(words: list[str]) -> subprocess.Popen[bytes]:
@@ -44,7 +45,9 @@ def repeated(run: Path) -> int:
     """Attempts that are on disk more than once."""
     found = 0
     for path in run.rglob("attempts.jsonl"):
-        keys = [(a["task"], a["edit"], a["seed"]) for a in map(json.loads, path.read_text("utf-8").splitlines())]
+        keys = [
+            (a["task"], a["edit"], a["seed"]) for a in map(json.loads, path.read_text("utf-8").splitlines())
+        ]
         found += len(keys) - len(set(keys))
     return found
 
@@ -61,7 +64,9 @@ def workers_of(pid: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--workers", type=int, default=0, help="through Ray; 0: one process")
     parser.add_argument("--seed", type=int, default=0)
@@ -106,7 +111,10 @@ def main() -> None:
             twice += repeated(run)
             same &= content(run) == unbroken
             runs += 1
-            print(f"{kills} kills, {runs} runs finished, lost {lost}, repeated {twice}, the same table: {same}", flush=True)
+            print(
+                f"{kills} kills, {runs} runs finished, lost {lost}, repeated {twice}, the same table: {same}",
+                flush=True,
+            )
     record = {
         "kills": kills,
         "of workers": on_workers,

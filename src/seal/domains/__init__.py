@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from seal.domains.base import Domain
-from seal.types import SealError
+from seal.records import SealError
 
 __all__ = ["Domain", "load_domain"]
 
@@ -32,14 +32,18 @@ def load_domain(name: str, options: dict[str, object] | None = None) -> Domain:
     except SealError:
         raise
     except Exception as error:  # of a user's own class anything
-        raise SealError(f"the domain {name} does not take these options: {type(error).__name__}: {error}") from error
+        raise SealError(
+            f"the domain {name} does not take these options: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _from_file(name: str) -> type[Domain]:
     file, _, attribute = name.partition(":")
     path = Path(file)
     if not attribute or path.suffix != ".py":
-        raise SealError(f"no domain is named {name!r}: say knowledge, arc, or your own as my_domain.py:MyDomain")
+        raise SealError(
+            f"no domain is named {name!r}: say knowledge, arc, or your own as my_domain.py:MyDomain"
+        )
     if not path.is_file():
         raise SealError(f"there is no file {path} to take the domain {attribute} from")
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seal.judge import Judge
-from seal.types import Attempt, BadEdit, Edit, Grade, Prompt, Query, SealError, Task
+from seal.domains.judges import Judge
+from seal.records import Attempt, BadEdit, Edit, Grade, Prompt, Query, SealError, Task
 
 SPLITS = ("train", "select", "eval")
 
@@ -20,20 +20,28 @@ def split_sizes(sizes: Mapping[str, int] | None, default: Mapping[str, int]) -> 
         SealError: a split is missing or unknown, its size is not a number, or all are empty.
     """
     given = dict(default if sizes is None else sizes)
-    if set(given) != set(SPLITS) or any(type(n) is not int or n < 0 for n in given.values()) or not any(given.values()):
-        raise SealError(f"sizes must name {', '.join(SPLITS)}, each with a number, and not all 0: not {given}")
+    if (
+        set(given) != set(SPLITS)
+        or any(type(n) is not int or n < 0 for n in given.values())
+        or not any(given.values())
+    ):
+        raise SealError(
+            f"sizes must name {', '.join(SPLITS)}, each with a number, and not all 0: not {given}"
+        )
     return {split: given[split] for split in SPLITS}
 
 
 class Domain(ABC):
-    """A kind of thing to learn from. Subclass it in your own file and name it ``my_domain.py:MyDomain`` in the config."""
+    """A kind of thing to learn from. Subclass it in your own file and name it ``my_domain.py:MyDomain`` in
+    the config."""
 
     stop = "\n"
     """Text that ends an answer once something is written: a line break, where an answer is a line."""
 
     @abstractmethod
     def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of ``train``, ``select`` or ``eval``; the three share nothing. Always the same, in the same order."""
+        """The tasks of ``train``, ``select`` or ``eval``; the three share nothing. Always the same, in the
+        same order."""
 
     @abstractmethod
     def prompt(self, task: Task) -> Prompt:
@@ -41,7 +49,8 @@ class Domain(ABC):
 
     @abstractmethod
     def parse(self, task: Task, text: str) -> Edit | BadEdit:
-        """A self-edit understood. The text is untrusted: bound everything, evaluate nothing, refuse with a reason."""
+        """A self-edit understood. The text is untrusted: bound everything, evaluate nothing, refuse with a
+        reason."""
 
     @abstractmethod
     def queries(self, task: Task) -> Sequence[Query]:
@@ -52,27 +61,31 @@ class Domain(ABC):
         """The score of one answer per query. Gold answers grade 1, silence grades 0."""
 
     judge: Judge | None = None
-    """A model that grades, where the domain has one; whoever loads models sets it (:func:`seal.attempts.open_domain`)."""
+    """A model that grades, where the domain has one; whoever loads models sets it
+    (:func:`seal.loop.inner.open_domain`)."""
     judge_model = ""
     """The model that is to be loaded as the judge; empty for none."""
 
     def grade_all(self, tasks: Sequence[Task], answers: Sequence[Sequence[str]]) -> list[Grade | None]:
-        """Grades of many tasks at once, which a judge behind an endpoint does side by side. ``None``: *ungraded*."""
+        """Grades of many tasks at once, which a judge behind an endpoint does side by side. ``None``:
+        *ungraded*."""
         return [self.grade(t, a) for t, a in zip(tasks, answers, strict=True)]
 
     def finished(self, text: str) -> str:
-        """What is whole of an edit that the limit of tokens cut off: up to its last line break; all of it, where no line
-        is whole."""
+        """What is whole of an edit that the limit of tokens cut off: up to its last line break; all of it,
+        where no line is whole."""
         return text.rpartition("\n")[0] or text
 
     # What a domain may offer beyond the five, for controls and baselines; the defaults offer nothing.
 
     def notes(self) -> Sequence[str]:
-        """What a user should know of the tasks as they were read: passages that repeat each other, say. A sentence each."""
+        """What a user should know of the tasks as they were read: passages that repeat each other, say. A
+        sentence each."""
         return ()
 
     def group(self, task: Task) -> str:
-        """What tasks are drawn together by: those of one group are alike, and intervals count groups. By default every task is its own."""
+        """What tasks are drawn together by: those of one group are alike, and intervals count groups. By
+        default every task is its own."""
         return task.id
 
     def open_queries(self, task: Task) -> Sequence[Query]:
@@ -80,8 +93,8 @@ class Domain(ABC):
         return ()
 
     def retrieval_queries(self, tasks: Sequence[Task], k: int) -> list[Sequence[Query]]:
-        """The test with the ``k`` contexts in view that a search over all these tasks' finds: the alternative to learning. Empty: not
-        offered."""
+        """The test with the ``k`` contexts in view that a search over all these tasks' finds: the alternative
+        to learning. Empty: not offered."""
         return []
 
     def oracle(self, task: Task) -> str | None:
@@ -93,7 +106,8 @@ class Domain(ABC):
         return None
 
     def known_tasks(self, n: int) -> Sequence[Task]:
-        """``n`` tasks that the untouched model has the answers to, to see what it forgets. Empty: not offered."""
+        """``n`` tasks that the untouched model has the answers to, to see what it forgets. Empty: not
+        offered."""
         return ()
 
     def schema(self) -> Mapping[str, Any] | None:
@@ -101,18 +115,21 @@ class Domain(ABC):
         return None
 
     def explore(self, rng: random.Random) -> str | None:
-        """Directives drawn at random, as a line that a self-edit may end with (``write.explore``). ``None``: not offered."""
+        """Directives drawn at random, as a line that a self-edit may end with (``write.explore``). ``None``:
+        not offered."""
         return None
 
     def features(self, task: Task, texts: Sequence[str]) -> dict[str, float]:
-        """What can be said of sibling edits without training on them, each a share in [0, 1]. Empty: the report takes its own, of
-        texts about a passage."""
+        """What can be said of sibling edits without training on them, each a share in [0, 1]. Empty: the
+        report takes its own, of texts about a passage."""
         return {}
 
     def picture(self, task: Task, text: str, before: Sequence[str], after: Sequence[str]) -> str:
-        """A task with an edit and the answers before and after it, as HTML for the report. Whatever a model wrote must be escaped."""
+        """A task with an edit and the answers before and after it, as HTML for the report. Whatever a model
+        wrote must be escaped."""
         return ""
 
     def fixed(self, attempts: Sequence[Attempt]) -> str | None:
-        """The text of the one edit for all tasks that did best in trials on training tasks, where an edit is a choice of settings."""
+        """The text of the one edit for all tasks that did best in trials on training tasks, where an edit is
+        a choice of settings."""
         return None

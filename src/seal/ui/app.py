@@ -1,4 +1,5 @@
-"""The dashboard's pages. Everything a model wrote goes through the templates' escaping; names from the address stay below the folder of runs."""
+"""The dashboard's pages. Everything a model wrote goes through the templates' escaping; names from the
+address stay below the folder of runs."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from seal.retained import summarise
+from seal.records import SealError
+from seal.report.memory import summarise
 from seal.stats import Interval, difference
-from seal.types import SealError
 from seal.ui import charts
 from seal.ui.data import AttemptsFile, Folder, Run, means_of, round_of
 from seal.ui.teach import Classroom, Refused
@@ -37,7 +38,8 @@ def make_app(root: Path, hosts: list[str] | None = None) -> Starlette:
     """The app over a folder of runs.
 
     Args:
-        hosts: names by which it may be called; others are refused, so that no page elsewhere can read it through the browser.
+        hosts: names by which it may be called; others are refused, so that no page elsewhere can read it
+            through the browser.
     """
     pages = Pages(root)
     routes = [
@@ -52,7 +54,9 @@ def make_app(root: Path, hosts: list[str] | None = None) -> Starlette:
         Route("/taught", pages.taught, methods=["GET", "POST"]),
         Mount("/static", StaticFiles(packages=[("seal.ui", "static")])),
     ]
-    app = Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or LOCAL)])
+    app = Starlette(
+        routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or LOCAL)]
+    )
     app.add_exception_handler(SealError, pages.sorry)
     app.add_exception_handler(Exception, pages.broken)
     return app
@@ -78,7 +82,11 @@ class Pages:
         return HTMLResponse(
             text,
             status,
-            headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"},
+            headers={
+                "Content-Security-Policy": POLICY,
+                "X-Content-Type-Options": "nosniff",
+                "Cache-Control": "no-store",
+            },
         )
 
     async def sorry(self, request: Request, error: Exception) -> Response:
@@ -86,19 +94,28 @@ class Pages:
 
     async def broken(self, request: Request, error: Exception) -> Response:
         return self.show(
-            "sorry.html", 500, message=f"This page met a fault ({type(error).__name__}): the run's files may be damaged."
+            "sorry.html",
+            500,
+            message=f"This page met a fault ({type(error).__name__}): the run's files may be damaged.",
         )
 
     async def runs(self, request: Request) -> Response:
         query = request.query_params.get("q", "")
         found = [r for r in self.folder.runs() if query.casefold() in r.name.casefold()]
         page, places = _paged(request, len(found))
-        return self.show("runs.html", runs=[found[i] for i in places], total=len(found), q=query, page=page, live=True)
+        return self.show(
+            "runs.html", runs=[found[i] for i in places], total=len(found), q=query, page=page, live=True
+        )
 
     async def run(self, request: Request) -> Response:
         run = self._run(request)
         if run.kind == "taught":
-            return self.show("taught.html", **self.classroom.state(run.path, run.name), run=run, live=run.status == "running")
+            return self.show(
+                "taught.html",
+                **self.classroom.state(run.path, run.name),
+                run=run,
+                live=run.status == "running",
+            )
         if run.kind == "continual":
             return await self.continual(request)
         stages = [run.summary(s) for s in run.stages()] if not run.problem else []
@@ -111,23 +128,36 @@ class Pages:
                     "best of siblings (flattered by luck)": [(number[s["stage"]], s["best"]) for s in rounds],
                     "accuracy, unadapted": [(number[s["stage"]], s["before"]) for s in rounds],
                 },
-                f"mean reward by round ({run.reward})", "round",
+                f"mean reward by round ({run.reward})",
+                "round",
             ),
             "edits": charts.lines(
                 {
-                    "likeness of siblings": [(number[s["stage"]], s["likeness"]) for s in rounds if s["likeness"] is not None],
+                    "likeness of siblings": [
+                        (number[s["stage"]], s["likeness"]) for s in rounds if s["likeness"] is not None
+                    ],
                     "bad edits": [(number[s["stage"]], s["bad"]) for s in rounds],
                     "silent answers": [(number[s["stage"]], s["silent"]) for s in rounds],
                 },
-                "shares by round", "round",
+                "shares by round",
+                "round",
             ),
-            "time": charts.lines({"seconds per attempt": [(number[s["stage"]], s["seconds"]) for s in rounds]}, "time per attempt", "round", None),
-        }  # fmt: skip
+            "time": charts.lines(
+                {"seconds per attempt": [(number[s["stage"]], s["seconds"]) for s in rounds]},
+                "time per attempt",
+                "round",
+                None,
+            ),
+        }
         results = run.file("results.json") or {}
         groups = tuple(results.get("groups") or ()) or None
-        writers = [(s["setting"], means_of(tuple(s["scores"]), groups), s) for s in results.get("settings", ())]
+        writers = [
+            (s["setting"], means_of(tuple(s["scores"]), groups), s) for s in results.get("settings", ())
+        ]
         by_round = [(0, i) for n, i, _ in writers if n == "no RL"]
-        by_round += [(int(n.rsplit(" ", 1)[1]), i) for n, i, _ in writers if re.fullmatch(r"SEAL round \d{1,6}", n)]
+        by_round += [
+            (int(n.rsplit(" ", 1)[1]), i) for n, i, _ in writers if re.fullmatch(r"SEAL round \d{1,6}", n)
+        ]
         curves["accuracy"] = charts.lines(
             {"SEAL (0: no RL)": by_round} if len(by_round) > 1 else {}, "held-out accuracy by round", "round"
         )
@@ -156,38 +186,70 @@ class Pages:
             rows.sort(key=lambda r: (r[key] is None, r[key]) if key == "title" else -(r[key] or 0.0))
         page, places = _paged(request, len(rows))
         return self.show(
-            "stage.html", run=run, stage=name, rows=[rows[i] for i in places], total=len(rows), q=query, sort=key, page=page,
-            summary=run.summary(name), live=run.status == "running",
-        )  # fmt: skip
+            "stage.html",
+            run=run,
+            stage=name,
+            rows=[rows[i] for i in places],
+            total=len(rows),
+            q=query,
+            sort=key,
+            page=page,
+            summary=run.summary(name),
+            live=run.status == "running",
+        )
 
     async def task(self, request: Request) -> Response:
-        run, name, task_id = self._run(request), request.query_params.get("stage", ""), request.query_params.get("task", "")
+        run, name, task_id = (
+            self._run(request),
+            request.query_params.get("stage", ""),
+            request.query_params.get("task", ""),
+        )
         file = run.attempts(name)
         places = file.by_task.get(task_id)
         if places is None:
             raise SealError(f"the stage {name} of {run.name} has no attempt at the task {task_id!r}")
         ranked = sorted(
-            places, key=lambda i: (file.briefs[i].reward is None, -(file.briefs[i].reward or 0.0), file.briefs[i].edit)
+            places,
+            key=lambda i: (
+                file.briefs[i].reward is None,
+                -(file.briefs[i].reward or 0.0),
+                file.briefs[i].edit,
+            ),
         )
         page, mine = _paged(request, len(ranked), 20)
         edits = file.rows([ranked[i] for i in mine])
         task, domain = run.tasks().get(task_id), run.domain
         before = _before(run, name, file, task_id)
         selected = [k for k in run.file(f"{name}/kept.json") or () if k.get("task") == task_id]
-        kept = {k.get("edit", k.get("text")) for k in selected}  # by its number; an earlier version kept the text alone
+        kept = {
+            k.get("edit", k.get("text")) for k in selected
+        }  # by its number; an earlier version kept the text alone
         for edit in edits:
             given = (task.data.get("questions") if task else None) or [{}] * len(edit["scores"])
             edit["asked"] = _answers(edit, given, before)
             edit["kept"] = bool({edit["edit"], edit["text"]} & kept)
             edit["rows_made"] = _rows_made(domain, task, edit["text"])
-            edit["picture"] = Markup(domain.picture(task, edit["text"], before, edit["answers"])) if domain and task else ""
+            edit["picture"] = (
+                Markup(domain.picture(task, edit["text"], before, edit["answers"])) if domain and task else ""
+            )
         order = list(file.by_task)
         at = order.index(task_id)
-        beside = {"previous": order[at - 1] if at else None, "next": order[at + 1] if at + 1 < len(order) else None}
+        beside = {
+            "previous": order[at - 1] if at else None,
+            "next": order[at + 1] if at + 1 < len(order) else None,
+        }
         return self.show(
-            "task.html", run=run, stage=name, task_id=task_id, task=task, edits=edits, total=len(ranked), page=page, beside=beside,
+            "task.html",
+            run=run,
+            stage=name,
+            task_id=task_id,
+            task=task,
+            edits=edits,
+            total=len(ranked),
+            page=page,
+            beside=beside,
             live=run.status == "running",
-        )  # fmt: skip
+        )
 
     async def words(self, request: Request) -> Response:
         """Two writers on the same task, word by word."""
@@ -210,7 +272,16 @@ class Pages:
         scores = [_score(run.attempts(s), order[at]) for s in (a, b)]
         task = run.tasks().get(order[at])
         return self.show(
-            "words.html", run=run, stages=stages, a=a, b=b, at=at, n=n, pair=_difference(*pair), scores=scores, task=task
+            "words.html",
+            run=run,
+            stages=stages,
+            a=a,
+            b=b,
+            at=at,
+            n=n,
+            pair=_difference(*pair),
+            scores=scores,
+            task=task,
         )
 
     async def continual(self, request: Request) -> Response:
@@ -226,7 +297,10 @@ class Pages:
         if chosen not in names:
             raise SealError(f"the run {run.name} has no strategy {chosen!r}")
         table = summary["matrices"][chosen]
-        ages = {r["setting"]: [(age, x) for age, x in enumerate(r["gain_by_age"]) if x is not None] for r in summary["rows"]}
+        ages = {
+            r["setting"]: [(age, x) for age, x in enumerate(r["gain_by_age"]) if x is not None]
+            for r in summary["rows"]
+        }
         top = max((x for row in ages.values() for _, x in row), default=1.0) * 1.15
         curve = Markup(
             charts.lines(
@@ -236,7 +310,15 @@ class Pages:
                 top,
             )
         )
-        return self.show("continual.html", run=run, rows=summary["rows"], names=names, chosen=chosen, table=table, curve=curve)
+        return self.show(
+            "continual.html",
+            run=run,
+            rows=summary["rows"],
+            names=names,
+            chosen=chosen,
+            table=table,
+            curve=curve,
+        )
 
     async def compare(self, request: Request) -> Response:
         """Two runs, setting by setting, paired over tasks."""
@@ -255,7 +337,8 @@ class Pages:
                     paired = not note and len(s["scores"]) == len(other["scores"])
                     gap = difference([other["scores"]], [s["scores"]], a.get("groups")) if paired else None
                     pair = tuple(
-                        means_of(tuple(x["scores"]), tuple(r.get("groups") or ()) or None) for x, r in ((s, a), (other, b))
+                        means_of(tuple(x["scores"]), tuple(r.get("groups") or ()) or None)
+                        for x, r in ((s, a), (other, b))
                     )
                     rows.append({"setting": s["setting"], "a": pair[0], "b": pair[1], "gap": gap})
         return self.show("compare.html", runs=runs, a=names[0], b=names[1], rows=rows, note=note)
@@ -275,7 +358,12 @@ class Pages:
             question, answers = await self.classroom.ask(request, run.path)
         state = self.classroom.state(run.path, run.name)
         return self.show(
-            "taught.html", **state, run=run, question=question, answers=answers, live=state["busy"] and not question
+            "taught.html",
+            **state,
+            run=run,
+            question=question,
+            answers=answers,
+            live=state["busy"] and not question,
         )
 
     def _run(self, request: Request) -> Run:
@@ -286,7 +374,11 @@ def _paged(request: Request, total: int, size: int = PAGE) -> tuple[dict[str, An
     """Which page is asked for, the addresses of its neighbours, and the places of its rows."""
     last = max(1, -(-total // size))
     page = max(1, min(last, _number(request.query_params.get("page"), 1)))
-    link = {n: "?" + str(request.url.include_query_params(page=n).query) for n in (page - 1, page + 1) if 1 <= n <= last}
+    link = {
+        n: "?" + str(request.url.include_query_params(page=n).query)
+        for n in (page - 1, page + 1)
+        if 1 <= n <= last
+    }
     found = {"number": page, "last": last, "before": link.get(page - 1), "after": link.get(page + 1)}
     return found, range((page - 1) * size, min(total, page * size))
 
@@ -299,20 +391,29 @@ def _task_row(file: AttemptsFile, task: str, title: str) -> dict[str, Any]:
     briefs = [file.briefs[i] for i in file.by_task[task]]
     rewards = [float(b.reward) for b in briefs if b.reward is not None]
     return {
-        "task": task, "title": title, "attempts": len(briefs), "edits": len({b.edit for b in briefs}), "bad": sum(b.status != "ok" for b in briefs),
-        "before": briefs[0].before, "mean": sum(rewards) / len(rewards) if rewards else None, "best": max(rewards, default=None),
+        "task": task,
+        "title": title,
+        "attempts": len(briefs),
+        "edits": len({b.edit for b in briefs}),
+        "bad": sum(b.status != "ok" for b in briefs),
+        "before": briefs[0].before,
+        "mean": sum(rewards) / len(rewards) if rewards else None,
+        "best": max(rewards, default=None),
         "spread": float(np.std(rewards)) if rewards else None,
-    }  # fmt: skip
+    }
 
 
 def _before(run: Run, stage: str, file: AttemptsFile, task: str) -> list[str]:
-    """The unadapted model's answers; they stand in the order of the stage's tasks, which is that of its attempts."""
+    """The unadapted model's answers; they stand in the order of the stage's tasks, which is that of its
+    attempts."""
     answers = run.file(f"{stage}/before.json")
     order = list(file.by_task).index(task)
     return answers[order] if isinstance(answers, list) and order < len(answers) else []
 
 
-def _answers(attempt: dict[str, Any], questions: list[dict[str, Any]], before: list[str]) -> list[dict[str, Any]]:
+def _answers(
+    attempt: dict[str, Any], questions: list[dict[str, Any]], before: list[str]
+) -> list[dict[str, Any]]:
     """Each question with the answers before and after, and whether the latter is right."""
     found = []
     for i, score in enumerate(attempt["scores"]):
@@ -320,9 +421,15 @@ def _answers(attempt: dict[str, Any], questions: list[dict[str, Any]], before: l
         after = attempt["answers"][i] if i < len(attempt["answers"]) else ""
         was = before[i] if i < len(before) else ""
         found.append(
-            {"question": question.get("question", f"test {i + 1}"), "gold": question.get("answer", ""), "before": was, "after": after,
-             "right": score >= 1, "changed": was.strip() != after.strip()}
-        )  # fmt: skip
+            {
+                "question": question.get("question", f"test {i + 1}"),
+                "gold": question.get("answer", ""),
+                "before": was,
+                "after": after,
+                "right": score >= 1,
+                "changed": was.strip() != after.strip(),
+            }
+        )
     return found
 
 

@@ -1,7 +1,8 @@
 """What the pages show, read from run folders and never written: runs, stages, attempts by the page.
 
-An ``attempts.jsonl`` is read once; of each attempt its place in the file and a few numbers stay in memory, so a page of a file with 100,000
-attempts costs the reading of that page. What was appended since is read the next time.
+An ``attempts.jsonl`` is read once; of each attempt its place in the file and a few numbers stay in memory, so
+a page of a file with 100,000 attempts costs the reading of that page. What was appended since is read the
+next time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 from seal.domains import load_domain
 from seal.domains.base import SPLITS, Domain
-from seal.features import features
+from seal.domains.knowledge.features import features
+from seal.records import SealError, Task
 from seal.stats import Interval, interval
-from seal.types import SealError, Task
+from seal.store import is_claimed, must_be_readable
 
 DEPTH = 3
 """How far below the folder of runs a run may lie."""
@@ -80,7 +81,8 @@ class AttemptsFile:
     inode: int = 0
 
     def refresh(self) -> AttemptsFile:
-        """Read what has been appended; a file that has become shorter is read anew, and a torn last line waits."""
+        """Read what has been appended; a file that has become shorter is read anew, and a torn last line
+        waits."""
         try:
             size, inode = (found := self.path.stat()).st_size, found.st_ino
         except OSError:
@@ -97,7 +99,9 @@ class AttemptsFile:
                         row = None
                     if not isinstance(row, dict) or "task" not in row:
                         break
-                    numbers = {k: row.get(k) or 0 for k in ("edit", "seed", "before", "after", "silent", "seconds")}
+                    numbers = {
+                        k: row.get(k) or 0 for k in ("edit", "seed", "before", "after", "silent", "seconds")
+                    }
                     self.by_task.setdefault(str(row["task"]), []).append(len(self.briefs))
                     self.briefs.append(
                         Brief(
@@ -144,7 +148,9 @@ class Folder:
 
     def _walk(self, folder: Path, depth: int) -> Iterator[Path]:
         try:
-            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name)
+            entries = sorted(
+                (e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name
+            )
         except OSError:
             return
         if any(e.name in MARKS for e in entries) and folder != self.root:
@@ -182,12 +188,17 @@ class Run:
         self.config: dict[str, Any] = {}
         self.kind: Kind = "taught" if (path / "learn.json").exists() else "loop"
         try:
-            data = json.loads((path / ("learn.json" if self.kind == "taught" else "config.json")).read_text("utf-8"))
+            data = json.loads(
+                (path / ("learn.json" if self.kind == "taught" else "config.json")).read_text("utf-8")
+            )
             if not isinstance(data, dict):
                 raise ValueError("no settings in it")
             if self.kind == "loop" and any(not isinstance(data.get(k), t) for k, t in NEEDED.items()):
                 raise ValueError("it is no run's config.json")
             self.config = data
+            must_be_readable(path)
+        except SealError as error:
+            self.problem = str(error)
         except (OSError, ValueError) as error:
             self.problem = f"its settings cannot be read: {error}"
         if (path / "continual").is_dir() or (path / "continual.json").exists():
@@ -210,7 +221,7 @@ class Run:
         done = {"loop": "results.json", "continual": "continual.json", "taught": "card.json"}[self.kind]
         if self.problem:
             return "broken"
-        if is_locked(self.path / ".lock"):
+        if is_claimed(self.path):
             return "running"
         if (self.path / done).exists():
             return "finished"
@@ -233,7 +244,9 @@ class Run:
         found = {p.parent for name in ("attempts.jsonl", "texts.json") for p in self.path.rglob(name)}
         names = [str(p.relative_to(self.path)) for p in found if "policy" not in p.parts]
         order = ("seal", "control", "eval")
-        return sorted(names, key=lambda n: (order.index(n.split("/")[0]) if n.split("/")[0] in order else len(order), n))
+        return sorted(
+            names, key=lambda n: (order.index(n.split("/")[0]) if n.split("/")[0] in order else len(order), n)
+        )
 
     def stage(self, name: str) -> Path:
         """A stage's folder.
@@ -250,7 +263,8 @@ class Run:
         return self.home.attempts(self.stage(stage))
 
     def tasks(self) -> Mapping[str, Task]:
-        """Tasks by id, where the run's domain is one of the package's own: what a run folder names besides is not executed."""
+        """Tasks by id, where the run's domain is one of the package's own: what a run folder names besides is
+        not executed."""
         return _tasks(self._domain)
 
     @property
@@ -272,7 +286,8 @@ class Run:
         return tasks * edits * int(c["inner"]["seeds"])
 
     def summary(self, stage: str) -> dict[str, Any]:
-        """A stage in numbers: attempts, mean reward with interval, unadapted accuracy, silence, bad edits, time, likeness of siblings."""
+        """A stage in numbers: attempts, mean reward with interval, unadapted accuracy, silence, bad edits,
+        time, likeness of siblings."""
         file = self.attempts(stage)
         graded = [b for b in file.briefs if b.reward is not None]
         by_task: dict[str, list[float]] = {}
@@ -282,14 +297,20 @@ class Run:
         planned, n = self.planned(stage), len(file.briefs)
         each = sum(b.seconds for b in file.briefs) / n if n else 0.0
         return {
-            "stage": stage, "attempts": n, "planned": planned, "tasks": len(file.by_task), "reward": means_of(means) if means else None,
+            "stage": stage,
+            "attempts": n,
+            "planned": planned,
+            "tasks": len(file.by_task),
+            "reward": means_of(means) if means else None,
             "best": sum(max(r) for r in by_task.values()) / len(by_task) if by_task else None,
             "after": sum(b.after for b in graded) / len(graded) if graded else None,
             "before": sum(b.before for b in graded) / len(graded) if graded else None,
             "silent": sum(b.silent for b in graded) / len(graded) if graded else None,
             "bad": sum(b.status == "bad edit" for b in file.briefs) / n if n else None,
-            "seconds": each, "left": each * (planned - n) if planned and n < planned else 0.0, "likeness": self.likeness(stage),
-        }  # fmt: skip
+            "seconds": each,
+            "left": each * (planned - n) if planned and n < planned else 0.0,
+            "likeness": self.likeness(stage),
+        }
 
     def likeness(self, stage: str) -> float | None:
         """Mean overlap of sibling edits in pairs of words: 1 is all the same."""
@@ -315,8 +336,8 @@ def means_of(scores: tuple[float, ...], groups: tuple[str, ...] | None = None) -
 
 @lru_cache(maxsize=8)
 def domain_of(settings: str) -> Domain | None:
-    """The domain that a run's settings name (as JSON), if it is one of the package's own and needs no network: another would be somebody's
-    code. Answers have been graded, so no judge is asked."""
+    """The domain that a run's settings name (as JSON), if it is one of the package's own and needs no
+    network: another would be somebody's code. Answers have been graded, so no judge is asked."""
     given = json.loads(settings)
     options = {**given.get("options", {})}
     if given.get("name") not in ("knowledge", "arc") or str(options.get("source", "")).startswith("hub:"):
@@ -345,24 +366,10 @@ def round_of(stage: str) -> int | None:
 
 
 def _below(folder: Path, name: str) -> Path | None:
-    """The path of that name below a folder; ``None`` for a name that leads elsewhere (a link that lies in the folder may)."""
+    """The path of that name below a folder; ``None`` for a name that leads elsewhere (a link that lies in the
+    folder may)."""
     parts = Path(name).parts
     if not parts or {"..", "/"} & set(parts) or "\0" in name or Path(name).is_absolute():
         return None
     fits = len(name) <= 1000 and all(len(p.encode("utf-8", "replace")) <= 255 for p in parts)
     return folder / name if fits else None
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the run's lock, without touching it (Linux; elsewhere: whether the folder changed a moment ago)."""
-    try:
-        inode = path.stat().st_ino
-        table = Path("/proc/locks")
-        if table.exists():
-            return any(
-                line.split()[5].rsplit(":", 1)[-1] == str(inode) for line in table.read_text().splitlines() if "->" not in line
-            )
-        newest = max((p.stat().st_mtime for p in path.parent.rglob("*")), default=0.0)
-        return newest > path.stat().st_mtime and newest > time.time() - 60
-    except OSError:
-        return False

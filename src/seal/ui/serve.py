@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from seal.types import SealError
+from seal.records import SealError
 
 
 def serve(root: Path, host: str, port: int) -> None:
@@ -19,7 +19,9 @@ def serve(root: Path, host: str, port: int) -> None:
 
         from seal.ui.app import LOCAL, make_app
     except ImportError as error:
-        raise SealError(f"seal ui needs its extra ({error.name} is missing): pip install 'seal-lm[ui]'") from error
+        raise SealError(
+            f"seal ui needs its extra ({error.name} is missing): pip install 'seal-lm[ui]'"
+        ) from error
     if not root.is_dir():
         raise SealError(f"there is no folder {root}: name the one that your runs lie in")
     if any((root / mark).is_file() for mark in ("config.json", "learn.json")):
@@ -33,7 +35,14 @@ def serve(root: Path, host: str, port: int) -> None:
     finally:
         taken.close()
     local = host in ("127.0.0.1", "localhost", "::1")
-    print(f"seal ui: http://{f'[{host}]' if ':' in host else host}:{port}  ({root.resolve()}; Ctrl-C ends it)", flush=True)
+    print(
+        f"seal ui: http://{f'[{host}]' if ':' in host else host}:{port}  ({root.resolve()}; Ctrl-C ends it)",
+        flush=True,
+    )
     if not local:
-        print(f"seal ui: anyone who reaches {host} can read these runs and teach documents: there is no password", flush=True)
+        print(
+            f"seal ui: anyone who reaches {host} can read these runs and teach documents: there is no "
+            "password",
+            flush=True,
+        )
     uvicorn.run(make_app(root, LOCAL if local else ["*"]), host=host, port=port, log_level="warning")

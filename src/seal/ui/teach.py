@@ -1,4 +1,5 @@
-"""The *teach* page: a document goes in, `seal learn` works in a process of its own, and the page shows what it has written so far."""
+"""The *teach* page: a document goes in, `seal learn` works in a process of its own, and the page shows what
+it has written so far."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from seal.types import SealError
-from seal.ui.data import is_locked
+from seal.records import SealError
+from seal.store import is_claimed
 
 MAX_BYTES = 2_000_000
 """Of a document taught through the page; larger ones go through `seal learn`."""
@@ -43,11 +44,14 @@ class Classroom:
         """Start teaching a document; the answer leads to its page.
 
         Raises:
-            SealError: there is no document, it is too large or of an unknown kind, or another is being taught.
+            SealError: there is no document, it is too large or of an unknown kind, or another is being
+                taught.
         """
         _same_origin(request)
         if int(request.headers.get("content-length", 0) or 0) > MAX_BYTES + 10_000:
-            raise SealError(f"the document is larger than {MAX_BYTES // 1_000_000} MB: teach it with `seal learn`")
+            raise SealError(
+                f"the document is larger than {MAX_BYTES // 1_000_000} MB: teach it with `seal learn`"
+            )
         async with request.form(max_files=1, max_fields=10, max_part_size=MAX_BYTES) as form:
             text, upload = str(form.get("text") or "").strip(), form.get("file")
             title = re.sub(r"[^\w -]", "", str(form.get("title") or ""))[:60].strip()
@@ -59,7 +63,9 @@ class Classroom:
         if not text and name == "pasted.md":
             raise SealError("there is nothing to teach: paste a text, or choose a document")
         if len(body) > MAX_BYTES:
-            raise SealError(f"the document is larger than {MAX_BYTES // 1_000_000} MB: teach it with `seal learn`")
+            raise SealError(
+                f"the document is larger than {MAX_BYTES // 1_000_000} MB: teach it with `seal learn`"
+            )
         if any(p.poll() is None for p in self.processes.values()):
             raise SealError("another document is being taught; wait until it is done")
         stem = re.sub(r"\W+", "-", Path(title or name).stem.lower()).strip("-")[:40] or "document"
@@ -69,7 +75,9 @@ class Classroom:
         source.write_bytes(body)
         command = [sys.executable, "-m", "seal", "learn", str(source), "--out", str(out)]
         log = (self._desk(out) / "log.txt").open("wb")
-        self.processes[out] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        self.processes[out] = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
         for _ in range(100):  # until there is something to show
             if (out / "learn.json").exists() or self.processes[out].poll() is not None:
                 break
@@ -80,13 +88,14 @@ class Classroom:
         return RedirectResponse(f"/taught?name={quote(out.name)}", 303)
 
     def _desk(self, out: Path) -> Path:
-        """Where the document of a taught folder lies, and what `seal learn` said of it: the folder itself is `seal learn`'s."""
+        """Where the document of a taught folder lies, and what `seal learn` said of it: the folder itself is
+        `seal learn`'s."""
         return self.root / ".taught" / out.name
 
     def state(self, folder: Path, name: str) -> dict[str, Any]:
         """What there is of a taught folder by now: passages with their edits and quiz, and the card."""
         process = self.processes.get(folder)
-        busy = (process is not None and process.poll() is None) or is_locked(folder / ".lock")
+        busy = (process is not None and process.poll() is None) or is_claimed(folder)
         passages = _lines(folder / "passages.jsonl")
         found = []
         for chunk in sorted(folder.glob("chunks/*")):
@@ -96,11 +105,16 @@ class Classroom:
                 quiz = parts["quiz"][i]["questions"] if i < len(parts["quiz"]) else []
                 texts = (parts["kept"] or parts["edits"])[i : i + 1]
                 answers = parts["answers"][i] if i < len(parts["answers"]) else None
-                found.append({"passage": passage, "edits": texts[0] if texts else [], "quiz": _quiz(quiz, answers)})
+                found.append(
+                    {"passage": passage, "edits": texts[0] if texts else [], "quiz": _quiz(quiz, answers)}
+                )
         steps = [
-            ("read", bool(passages)), ("quiz drafted", any(f["quiz"] for f in found)), ("edits written", any(f["edits"] for f in found)),
-            ("adapter trained", any(folder.glob("adapter*/**/seal.json"))), ("quiz answered", (folder / "card.json").exists()),
-        ]  # fmt: skip
+            ("read", bool(passages)),
+            ("quiz drafted", any(f["quiz"] for f in found)),
+            ("edits written", any(f["edits"] for f in found)),
+            ("adapter trained", any(folder.glob("adapter*/**/seal.json"))),
+            ("quiz answered", (folder / "card.json").exists()),
+        ]
         card = _json(folder / "card.json") or None
         failed = "" if busy or card else _tail(self._desk(folder) / "log.txt")
         return {
@@ -126,7 +140,7 @@ class Classroom:
             return question, await asyncio.to_thread(self._answers, folder, question)
 
     def _answers(self, folder: Path, question: str) -> list[tuple[str, str]]:
-        from seal.talk import Talk
+        from seal.teach.ask import Talk
 
         key = (folder, (folder / "card.json").stat().st_mtime)
         if self._talk is None or self._talk[0] != key:
@@ -158,7 +172,10 @@ def _quiz(questions: list[dict[str, Any]], answers: dict[str, Any] | None) -> li
     for i, q in enumerate(questions):
         row = {"question": q["question"], "gold": q["answer"]}
         if answers:
-            row |= {w.replace(" ", "_"): (answers[w][i], answers["right"][w][i]) for w in ("before", "after", "open book")}
+            row |= {
+                w.replace(" ", "_"): (answers[w][i], answers["right"][w][i])
+                for w in ("before", "after", "open book")
+            }
         rows.append(row)
     return rows
 

@@ -1,0 +1,5 @@
+"""The ``seal`` command."""
+
+from seal.cli.main import main
+
+__all__ = ["main"]

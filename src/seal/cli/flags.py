@@ -1,0 +1,315 @@
+"""The commands that take files and flags instead of settings, and their arguments; :mod:`seal.cli.commands`
+runs them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def _positive(text: str) -> int:
+    """A number of at least 1, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    """A port's number, for argparse."""
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
+    return int(text)
+
+
+Flags = tuple[tuple[str, ...], dict[str, Any]]
+JSON: Flags = (("--json",), {"type": Path, "help": "also write the figures here"})
+MODEL: Flags = (
+    ("--model",),
+    {"default": "atlas", "help": "hub name or folder of a causal LM (default: the embedded one)"},
+)
+DEVICE: Flags = (("--device",), {"default": "cpu", "help": "cpu, cuda, cuda:1, mps"})
+DOCUMENTS: Flags = (
+    ("documents",),
+    {
+        "nargs": "+",
+        "metavar": "DOC",
+        "help": "files or folders (.md .txt .html .pdf .docx), or - for standard input",
+    },
+)
+PUSH: Flags = (
+    ("--push",),
+    {"metavar": "REPO", "help": "send the folder to this repository of the hub (new ones are private)"},
+)
+RECIPE: list[Flags] = [
+    (("--learning-rate",), {"type": float}),
+    (("--epochs",), {"type": float}),
+    (("--rank",), {"type": int}),
+    (("--batch-size",), {"type": int}),
+]
+TALK: list[Flags] = [
+    (("--adapter",), {"type": Path, "help": "a folder of `seal learn`, or an adapter in PEFT's format"}),
+    (("--model",), {"help": "the model, where the adapter does not name it"}),
+    DEVICE,
+    (
+        ("--topic",),
+        {
+            "help": "what the question is about (default: the title of a taught passage that the question names)"
+        },
+    ),
+    (("--compare",), {"action": "store_true", "help": "answer without the adapter too"}),
+    (
+        ("--open-book",),
+        {
+            "nargs": "?",
+            "const": "",
+            "metavar": "DOC",
+            "help": "answer with the best passage in view, of DOC or of what was taught",
+        },
+    ),
+]
+FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
+    "learn": (
+        "teach a model documents: quiz, self-edits, adapter, and a card that says what it knows now",
+        "`seal learn handbook/ --out taught` reads the folder, lets the model draft a quiz and write "
+        "self-edits of every passage, trains\n"
+        "one adapter on them and asks the quiz again. Exit code 1: the quiz does not show that it helped.",
+        [
+            DOCUMENTS,
+            (
+                ("--out",),
+                {
+                    "type": Path,
+                    "required": True,
+                    "help": "a new folder for adapter, card and everything in between",
+                },
+            ),
+            MODEL,
+            DEVICE,
+            (("--dtype",), {"choices": ["float32", "bfloat16"], "help": "precision of the frozen weights"}),
+            (
+                ("--policy",),
+                {"metavar": "FOLDER", "help": "a policy that `seal train` made writes the edits"},
+            ),
+            (
+                ("--writer",),
+                {"help": "who else writes the edits: http://host/v1#model, or a JSON file of completions"},
+            ),
+            (
+                ("--prompt",),
+                {
+                    "help": "implications, rewrite, self-qa, …, or a template (or its file) with {title} and {context}"
+                },
+            ),
+            (("--edits",), {"type": int, "help": "self-edits per passage (5)"}),
+            (
+                ("--keep",),
+                {"type": int, "help": "try each edit by itself and keep so many of the best (all, untried)"},
+            ),
+            (("--questions",), {"type": int, "help": "quiz questions per passage, at most (8)"}),
+            (("--passage-tokens",), {"type": int, "help": "longest passage (384)"}),
+            (
+                ("--per-document",),
+                {"action": "store_const", "const": True, "help": "one adapter per document, not one for all"},
+            ),
+            (
+                ("--skip-known",),
+                {
+                    "type": float,
+                    "metavar": "SHARE",
+                    "help": "teach no passage whose practice questions it answers without it already, from this share on (1; 2: teach all)",
+                },
+            ),
+            *RECIPE,
+            (("--seed",), {"type": int}),
+            PUSH,
+        ],
+    ),
+    "edits": (
+        "the self-edits that a taught folder is made of: list them, look at one, teach again without some",
+        "`seal edits list taught`, `seal edits show taught 3f2a`, `seal edits remove taught 3f2a --out "
+        "taught-2` (trains from the stored edits of\n"
+        "all other passages, and is what it would be had the passage never been read), `seal edits replay "
+        "taught --out taught-3 --model M` (the\n"
+        "same edits, another model or recipe). Nothing is written over.",
+        [
+            (("action",), {"choices": ["list", "show", "remove", "replay"]}),
+            (("folder",), {"type": Path, "help": "a folder of `seal learn`"}),
+            (
+                ("ids",),
+                {
+                    "nargs": "*",
+                    "metavar": "ID",
+                    "help": "passages, by the beginning of their id, or documents by name",
+                },
+            ),
+            (("--out",), {"type": Path, "help": "a new folder (remove, replay)"}),
+            (("--model",), {"help": "another model (replay)"}),
+            DEVICE,
+            *RECIPE,
+        ],
+    ),
+    "merge": (
+        "add a taught adapter to the weights of its model, as a folder that any `from_pretrained` reads",
+        "Needed by what takes whole models only (llama.cpp's convert_hf_to_gguf.py, Ollama); see "
+        "docs/documents.md.",
+        [
+            (
+                ("adapter",),
+                {"type": Path, "help": "a folder of `seal learn`, or an adapter in PEFT's format"},
+            ),
+            (("--out",), {"type": Path, "required": True, "help": "a new folder"}),
+            (("--model",), {"help": "the model, where the adapter does not name it"}),
+            (("--dtype",), {"choices": ["float32", "bfloat16"], "help": "of the weights written (float32)"}),
+            PUSH,
+        ],
+    ),
+    "ask": (
+        "ask a taught model one question, without the documents",
+        "`seal ask QUESTION --adapter taught --compare` shows the answers with and without what it was "
+        "taught.",
+        [(("question",), {}), *TALK],
+    ),
+    "chat": ("ask a taught model one question after another (each line is one by itself)", "", TALK),
+    "quiz": (
+        "draft questions for documents that have none, as a file that `seal train` takes",
+        "The model asks with the passage in view, and keeps the questions that it answers the same way "
+        "again. Look through the file before you\n"
+        'trust it; then: seal train --domain.options \'{"source": "quiz.json", "grader": "string", "sizes": '
+        "{...}}'",
+        [
+            DOCUMENTS,
+            (("--out",), {"type": Path, "required": True, "help": "a new file"}),
+            MODEL,
+            DEVICE,
+            (("--questions",), {"type": _positive, "default": 8, "help": "per passage, at most"}),
+            (("--passage-tokens",), {"type": _positive, "default": 384}),
+            (("--seed",), {"type": int, "default": 0}),
+        ],
+    ),
+    "check": (
+        "test a domain without a model: gold answers must grade 1, silence 0",
+        "",
+        [
+            (("domain",), {"help": "my_domain.py:MyDomain, or knowledge"}),
+            (("--options",), {"default": "{}", "help": "its options, as JSON"}),
+        ],
+    ),
+    "import": (
+        "turn one of SEAL's released result files into a run folder, with the report of its numbers",
+        "",
+        [
+            (("source",), {"type": Path}),
+            (("--out",), {"type": Path, "required": True, "help": "a new run folder"}),
+        ],
+    ),
+    "export": (
+        "write a stage of a run as one of SEAL's files (its results, or its passages with the edits), or the "
+        "run's numbers for a tracker",
+        "--kind tensorboard writes a local folder for that library; nothing is sent.",
+        [
+            (("run",), {"type": Path}),
+            (
+                ("--out",),
+                {"type": Path, "required": True, "help": "a new file, or a new folder for a tracker"},
+            ),
+            (("--stage",), {"default": "seal/round-1", "help": "seal/round-2, eval/no-RL, … (seal/round-1)"}),
+            (("--kind",), {"choices": ["results", "dataset", "tensorboard"], "default": "results"}),
+        ],
+    ),
+    "judge": (
+        "how far the graders agree with known verdicts: accuracy, kappa, bias in points, by length of the "
+        "answer",
+        "FILE holds JSON lines (also .gz): {question, gold, answer, right}.",
+        [
+            (("file",), {"type": Path}),
+            (
+                ("--grader",),
+                {"action": "append", "default": [], "help": "a judge too: http://host/v1#model, or hf:MODEL"},
+            ),
+            (
+                ("--limit",),
+                {
+                    "type": _positive,
+                    "help": "look at the first so many verdicts only (a judge takes its time)",
+                },
+            ),
+            JSON,
+        ],
+    ),
+    "ui": (
+        "a local web page over run folders, live while they go on; and a page to teach the embedded model a "
+        "document",
+        "It listens on this machine alone, and only reads run folders. Needs the extra: pip install "
+        "'seal-lm[ui]'.",
+        [
+            (
+                ("runs",),
+                {
+                    "nargs": "?",
+                    "type": Path,
+                    "default": Path("runs"),
+                    "help": "the folder that runs lie in (runs)",
+                },
+            ),
+            (("--port",), {"type": _port, "default": 8765}),
+            (
+                ("--host",),
+                {
+                    "default": "127.0.0.1",
+                    "help": "another address opens it to the network; there is no password",
+                },
+            ),
+        ],
+    ),
+    "noise": (
+        "how much of a reward is the edit and how much is luck (seed, questions), and how far selection can "
+        "be trusted",
+        "SOURCE is a run folder whose edits were tried under several seeds (--inner.seeds 3), or one of "
+        "SEAL's result files.",
+        [
+            (("source",), {"type": Path}),
+            (
+                ("--reward",),
+                {
+                    "choices": ["accuracy", "likelihood", "mixed"],
+                    "help": "what is looked at (the run's own; of a result file accuracy)",
+                },
+            ),
+            JSON,
+        ],
+    ),
+    "report": (
+        "one page per run, and the table over several: seeds of one experiment, or several experiments "
+        "beside each other",
+        "Runs that differ in their seeds alone make one table; others are put side by side, with what "
+        "differs in their settings and the\n"
+        "difference to the first, paired over the seeds and tasks that both have.",
+        [
+            (("runs",), {"nargs": "+", "type": Path, "help": "run folders"}),
+            JSON,
+            (("--figure",), {"type": Path, "help": "also draw the table here (.png, .svg or .pdf)"}),
+            (("--html",), {"type": Path, "help": "also write the table and its figure as a page of its own"}),
+            (("--md",), {"type": Path, "help": "also write the table as Markdown"}),
+            (("--latex",), {"type": Path, "help": "also write the table for LaTeX (booktabs)"}),
+            (("--pdf",), {"type": Path, "help": "also write table and figures as a PDF"}),
+            (
+                ("--figures",),
+                {
+                    "type": Path,
+                    "help": "also write every figure of the first run as SVG with its data as CSV, into this new folder",
+                },
+            ),
+            (
+                ("--beside",),
+                {
+                    "type": Path,
+                    "action": "append",
+                    "default": [],
+                    "help": "continual runs: a result file of SEAL's own experiment",
+                },
+            ),
+        ],
+    ),
+}
+"""What each does, more of it, and its arguments."""

@@ -1,0 +1,387 @@
+"""The ``seal`` command. Imports the rest late, so that ``seal --help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from seal.cli.flags import FILE_COMMANDS
+from seal.records import LoraError, SealError, Stopped
+
+SETTINGS = """\
+Settings come from a TOML file named after @, then from flags over it, dotted where they are nested:
+
+    seal train @ configs/atlas.toml --rounds 3 --inner.recipe.learning_rate 3e-3 --name my-run
+
+--dry-run prints what the settings come to and does nothing. Every setting is described in seal.config.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it did its work, 2 if the user has something to put right, 130 if interrupted. On
+    SIGTERM it finishes the wave it is at, saves it, and ends with 0; on a second one it ends at once."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except LoraError as error:  # SealError is one
+        print(f"seal: {error}", file=sys.stderr)
+        return 2
+    except Stopped:
+        print("seal: stopped as asked, and saved; the same command goes on from here", file=sys.stderr)
+        return 0
+    except KeyboardInterrupt:
+        goes_on = bool(words) and words[0] in (*COMMANDS, "learn")
+        print("seal: interrupted" + "; the same command goes on where it stopped" * goes_on, file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="seal",
+        formatter_class=form,
+        description="Self-adapting language models: a model reads something new, writes its own finetuning data (a\n"
+        "self-edit), is finetuned on it, and learns by reinforcement to write edits that help.",
+        epilog="Start with `seal demo`: everything on the embedded model, offline, in a few minutes.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, more: str = "", settings: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, formatter_class=form, description=text + "\n\n" + more)
+        if settings:
+            sub.epilog = SETTINGS
+            sub.usage = f"seal {name} [@ FILE] [--part.name VALUE ...] [--dry-run]"
+        return sub
+
+    add(
+        "demo",
+        "the whole story on an embedded model: learn to edit, compare writers, write a report",
+        "`seal demo` learns from passages, `seal demo arc` from puzzles.",
+    )
+    add(
+        "train",
+        "the outer loop: rounds of write, try, select, imitate",
+        "With --control also the control loop (SFT on random edits); --controls random,worst,others names "
+        "several: the edits that did worst,\n"
+        "and SEAL's kept edits after the prompts of other tasks.",
+    )
+    add(
+        "eval",
+        "the table of writers on held-out tasks, for a run that has been trained",
+        "With --json FILE the table is also written as JSON. --split select uses the selection tasks instead "
+        "of the held-out ones\n(to choose settings on). --rounds 0 compares writers before any "
+        "reinforcement.",
+    )
+    add(
+        "try",
+        "one passage, everything shown: prompt, edits, training rows, answers before and after, reward",
+        "--task N picks the task, --policy DIR a trained policy.",
+    )
+    add(
+        "continual",
+        "learn passages one after the other, and see what stays: strategies against forgetting, side by side",
+        '--continual.strategies \'["merge", "replay:0.5", "library"]\' names them; --continual.sequences, '
+        "--continual.length. With --json FILE the table is\nalso written as JSON, with --figure FILE the "
+        "matrices are drawn; --beside FILE sets a result file of the original experiment beside them.",
+    )
+    for name, (text, more, arguments) in FILE_COMMANDS.items():
+        sub = add(name, text, more, settings=False)
+        for flags, options in arguments:
+            sub.add_argument(*flags, **options)
+    return parser
+
+
+def _run(argv: list[str]) -> int:
+    with_settings = argv[:1] and argv[0] in COMMANDS and not {"-h", "--help"} & set(argv)
+    args = _parser().parse_args(argv[:1] if with_settings else argv)  # settings are not argparse's to read
+    if args.command in FILE_COMMANDS:
+        from seal.cli import commands
+
+        if args.command in ("learn", "edits"):
+            _heed_sigterm()
+        if args.command in MODELS:
+            _ready_for_models()
+        return int(getattr(commands, args.command.replace("import", "import_"))(args))
+    own, settings = _own_flags(args.command, argv[1:])
+    from seal.config import load_config
+
+    if args.command == "demo" and not own["config"]:
+        own["config"] = str(Path(__file__).parents[1] / "configs" / f"{DEMOS[own['demo']]}.toml")
+        settings = ["--name", (own["demo"] and f"demo-{own['demo']}") or "demo", *settings]
+    config = load_config(own["config"], settings)
+    if args.command in ("demo", "train") and config.model.quantize and config.rounds:
+        raise SealError(
+            "model.quantize: the outer loop merges into the weights, which 4-bit ones do not allow; take "
+            "--rounds 0 or none"
+        )
+    if config.outer.rule != "sft" and args.command in ("demo", "train"):
+        from seal.loop.trl import must_be_there
+
+        must_be_there()
+    if own["dry_run"]:
+        print(json.dumps(json.loads(config.model_dump_json()), indent=2))
+        return 0
+    _heed_sigterm()
+    _ready_for_models()
+    return COMMANDS[args.command](config, own)
+
+
+MODELS = ("learn", "edits", "merge", "ask", "chat", "quiz", "judge")
+"""The commands of files that may load a model."""
+DEMOS = {"": "atlas", "arc": "arc"}
+"""What ``seal demo`` can show, and the config of each."""
+OWN = {
+    "demo": ("--json",),
+    "train": ("--control", "--controls"),
+    "eval": ("--json", "--split"),
+    "try": ("--task", "--policy"),
+    "continual": ("--json", "--figure", "--beside"),
+}
+"""Flags of a command that are no settings."""
+
+
+def _own_flags(command: str, rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The command's own flags (``@ FILE``, ``--dry-run``, and those of :data:`OWN`) and the rest."""
+    own: dict[str, Any] = {
+        "config": None,
+        "dry_run": False,
+        "control": False,
+        "controls": None,
+        "json": None,
+        "figure": None,
+        "beside": None,
+        "task": 0,
+        "policy": None,
+        "split": "eval",
+        "demo": "",
+    }
+    settings: list[str] = []
+    queue = list(rest)
+    if command == "demo" and queue and queue[0] in DEMOS:
+        own["demo"] = queue.pop(0)
+    while queue:
+        word = queue.pop(0)
+        flag, equals, value = word.partition("=")
+        if equals and flag in OWN[command]:
+            word = flag
+            queue.insert(0, value)
+        if word.startswith("@"):
+            own["config"] = word[1:] or (queue.pop(0) if queue else None)
+            if not own["config"]:
+                raise SealError("@ names no config file")
+        elif word == "--dry-run" or (word == "--control" and word in OWN[command]):
+            own[word[2:].replace("-", "_")] = True
+        elif word in OWN[command]:
+            if not queue:
+                raise SealError(f"{word} has no value")
+            own[word[2:]] = queue.pop(0)
+        else:
+            settings.append(word)
+    try:
+        own["task"] = int(own["task"])
+    except ValueError as error:
+        raise SealError(f"--task takes a number, not {own['task']!r}") from error
+    return own, settings
+
+
+def _heed_sigterm() -> None:
+    from seal.store import stop_when_saved
+
+    def heed(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        stop_when_saved()
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, heed)
+
+
+def _ready_for_models() -> None:
+    """The heap set up, and the libraries' own chatter and bars off; ours are enough."""
+    from seal.lora.heap import tune_heap
+
+    tune_heap()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    import logging as standard
+
+    standard.getLogger("huggingface_hub").setLevel(standard.ERROR)
+
+
+def _open(config: Any) -> Any:
+    from seal.store import Store, environment
+
+    return Store(config, environment())
+
+
+def _train(config: Any, own: dict[str, Any]) -> int:
+    from seal.loop.outer import run
+    from seal.loop.selection import CONTROLS
+    from seal.report.tables import round_rewards
+
+    controls = list(
+        dict.fromkeys(["random"] * own["control"] + (own["controls"].split(",") if own["controls"] else []))
+    )
+    if unknown := next((c for c in controls if c not in CONTROLS), None):
+        raise SealError(f"--controls: there is no control {unknown!r}; there are: {', '.join(CONTROLS)}")
+    if config.outer.rule != "sft" and (odd := next((c for c in controls if c != "random"), None)):
+        raise SealError(
+            f"--controls {odd} imitates other edits, and outer.rule = {config.outer.rule} imitates none"
+        )
+    if "worst" in controls and config.trial.race:
+        raise SealError("--controls worst takes the worst of all siblings, and trial.race leaves some out")
+    store = _open(config)
+    with _crew(config) as crew:
+        run(config, store, crew=crew)
+        for name in controls:
+            run(control_of(config, name), store, CONTROLS[name][0], crew)
+    for row in round_rewards(store.folder, "seal", config.rounds):
+        print(
+            f"round {row['round']:.0f}: mean reward ({config.inner.reward}) {row['mean']:.3f} "
+            f"[{row['low']:.3f}, {row['high']:.3f}] over "
+            f"{row['attempts']:.0f} attempts, accuracy {row['after']:.3f}, unadapted {row['before']:.3f}, "
+            f"bad edits {row['bad']:.1%}, "
+            f"cut off {row['cut']:.1%}"
+        )
+    if config.rounds:
+        print(f"policy: {store.folder / f'seal/round-{config.rounds}/policy'}")
+    return 0
+
+
+def _crew(config: Any) -> Any:
+    """Workers, where the settings ask for some; else a context with nobody in it."""
+    if not config.workers:
+        return nullcontext()
+    from seal.loop.workers import RayCrew
+
+    return RayCrew(config)
+
+
+def control_of(config: Any, name: str) -> Any:
+    """The same loop with a control's selection."""
+    from seal.loop.selection import CONTROLS
+
+    return config.model_copy(update={"outer": config.outer.model_copy(update={"select": CONTROLS[name][1]})})
+
+
+def _eval(config: Any, own: dict[str, Any]) -> int:
+    import time
+
+    from seal.cli.commands import command_line, must_be_new, print_table
+    from seal.loop.evaluate import Evaluation, run_record, trained_controls
+    from seal.report.pages import write_report
+    from seal.report.tables import summarise
+    from seal.store import read_json, record_text, write_whole
+
+    must_be_new(own["json"])
+    store = _open(config)
+    missing = [
+        r for r in range(1, config.rounds + 1) if not (store.folder / f"seal/round-{r}/policy").exists()
+    ]
+    if missing:
+        raise SealError(
+            f"{store.folder} has no policy of round {missing[0]}: run `seal train` with the same settings "
+            "first"
+        )
+    split = own["split"]
+    if split not in ("eval", "select"):
+        raise SealError(
+            f"--split is eval or select, not {split!r}: what a policy was trained on proves nothing"
+        )
+    path = store.folder / ("results.json" if split == "eval" else "results-select.json")
+    controls = trained_controls(store, config.rounds)
+    if not path.exists():
+        start = time.monotonic()
+        with _crew(config) as crew:
+            evaluation = Evaluation(config, store, split, crew)
+            results = evaluation.table()
+        names, groups = (
+            [t.id for t in evaluation.tasks],
+            [evaluation.domain.group(t) for t in evaluation.tasks],
+        )
+        write_whole(path, record_text(run_record(config, results, names, groups, time.monotonic() - start)))
+    record = read_json(path)
+    settings = {s["setting"] for s in record["settings"]}
+    if missed := next((name for name in controls if f"{name} control" not in settings), None):
+        raise SealError(
+            f"{path} was made before the {missed} control was trained: move it and the report away, and run "
+            "this again"
+        )
+    summary = summarise([record], command_line())
+    print_table(summary)
+    if own["json"]:
+        write_whole(Path(own["json"]), record_text(summary))
+    if split == "eval":
+        if not (store.folder / "report.html").exists():
+            write_report(store.folder)
+        print(f"report: {store.folder / 'report.html'}")
+    return 0
+
+
+def _demo(config: Any, own: dict[str, Any]) -> int:
+    from seal.cli.commands import must_be_new
+    from seal.loop.outer import run
+    from seal.loop.selection import CONTROLS
+
+    must_be_new(own["json"])
+    store = _open(config)
+    say = f"SEAL on {config.model.name}: {config.rounds} rounds of {config.tasks_per_round} tasks × {config.edits_per_task} edits"
+    print(f"{say}, in {store.folder}", file=sys.stderr)
+    with _crew(config) as crew:
+        run(config, store, crew=crew)
+        run(control_of(config, "random"), store, CONTROLS["random"][0], crew)
+    del store
+    return _eval(config, own)
+
+
+def _try(config: Any, own: dict[str, Any]) -> int:
+    from seal.loop.show import show_task
+
+    show_task(config, own["task"], own["policy"])
+    return 0
+
+
+def _continual(config: Any, own: dict[str, Any]) -> int:
+    from datetime import date
+
+    from seal.cli.commands import must_be_new, report_continual
+    from seal.memory.stream import Continual
+    from seal.store import machine, write_whole
+
+    must_be_new(own["json"], own["figure"])
+    store = _open(config)
+    experiment = Continual(config, store)
+    record = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "seed": config.seed,
+        "untouched": experiment.untouched(),
+        "baseline": experiment.baseline(),
+        "results": [experiment.run(name) for name in config.continual.strategies],
+    }
+    path = store.folder / "continual.json"
+    if not path.exists():
+        write_whole(path, json.dumps(record))
+    report_continual([store.folder], own["json"], own["figure"], [own["beside"]] if own["beside"] else [])
+    return 0
+
+
+COMMANDS = {"demo": _demo, "train": _train, "eval": _eval, "try": _try, "continual": _continual}
+"""The commands that take settings."""
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""What joins SEAL to other libraries; each is an optional extra."""

@@ -1,0 +1,220 @@
+"""How the sibling edits of a round are tried: all alike, in a race, or not at all, where a score that needs
+no training chooses.
+
+*exposure*: share of the gold answers that stand in the edit (:mod:`seal.domains.knowledge.features`). A
+judge: a model behind an endpoint, or ``hf:MODEL``, with a rubric.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from seal.config import InnerConfig, RunConfig
+from seal.domains.base import Domain
+from seal.domains.knowledge.features import features
+from seal.endpoint import Endpoint, is_endpoint
+from seal.loop.inner import Crew, trials_of, understand, work_through
+from seal.lora.load import load_policy
+from seal.lora.model import Model
+from seal.lora.score import log_likelihood
+from seal.records import Attempt, BadEdit, Prompt, Query, SealError, Task
+from seal.store import Stage
+
+
+def try_siblings(
+    policy: Model,
+    domain: Domain,
+    tasks: Sequence[Task],
+    texts_P_E: Sequence[Sequence[str]],
+    config: RunConfig,
+    stage: Stage,
+    seed: object,
+    label: str,
+    crew: Crew | None = None,
+) -> list[Attempt]:
+    """Attempts as a selection is to see them: of a race its finalists'."""
+    trial, inner = config.trial, config.inner
+    if source := trial.proxy:
+        scores = stage.once("proxy", lambda: proxy_scores(source, tasks, texts_P_E))
+        return untried(domain, tasks, texts_P_E, inner, scores)
+    alive = [dict(enumerate(texts)) for texts in texts_P_E]
+    if trial.race:
+        return race(policy, domain, tasks, alive, inner, trial.race, stage, seed, label, crew)
+    trials = trials_of(domain, tasks, alive, inner, seed, range(inner.seeds))
+    return work_through(policy, domain, tasks, trials, inner, stage, label, crew)
+
+
+def untried(
+    domain: Domain,
+    tasks: Sequence[Task],
+    texts_P_E: Sequence[Sequence[str]],
+    config: InnerConfig,
+    rewards: Sequence[Sequence[float]] | None = None,
+) -> list[Attempt]:
+    """Edits as attempts that nobody made, for a selection that looks at no outcome: only bad edits are known
+    as such."""
+
+    def attempt(task: Task, number: int, text: str, reward: float) -> Attempt:
+        parsed, _ = understand(domain, task, text, config.recipe)
+        status, reason = ("bad edit", parsed.reason) if isinstance(parsed, BadEdit) else ("ok", "")
+        return Attempt(task.id, number, 0, text, status, reason, reward=reward, before=0.0, after=0.0)  # type: ignore[arg-type]
+
+    return [
+        attempt(t, e, text, rewards[i][e] if rewards else 0.0)
+        for i, (t, texts) in enumerate(zip(tasks, texts_P_E, strict=True))
+        for e, text in enumerate(texts)
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------- racing
+
+
+def plan_race(n_edits: int, budget: int) -> list[tuple[int, int]]:
+    """Legs of a race among ``n_edits`` siblings: how many run, and under how many new training seeds each.
+    About ``budget`` inner loops in all, never more, but for a first leg that tries every edit once.
+
+    Sequential halving: Karnin, Koren and Somekh, *Almost optimal exploration in multi-armed bandits*, ICML
+    2013.
+    """
+    fields = [n_edits]
+    while fields[-1] > 2:
+        fields.append(-(-fields[-1] // 2))
+    legs, left = [], budget
+    for place, n in enumerate(fields):
+        each = max(1, left // (len(fields) - place) // n)
+        if place and each * n > left:
+            break
+        legs.append((n, each))
+        left -= each * n
+    return legs
+
+
+def race(
+    policy: Model,
+    domain: Domain,
+    tasks: Sequence[Task],
+    texts_P: Sequence[Mapping[int, str]],
+    config: InnerConfig,
+    budget: int,
+    stage: Stage,
+    seed: object,
+    label: str,
+    crew: Crew | None = None,
+) -> list[Attempt]:
+    """Leg by leg the worse half of each task's edits is left out, and the others run again under new seeds,
+    which siblings share. All attempts of those that ran to the end. The first leg lies in the stage itself,
+    the others in ``leg-2``, … below it."""
+    alive, first = list(texts_P), 0
+    done: list[Attempt] = []
+    for leg, (n, seeds) in enumerate(plan_race(max(map(len, texts_P), default=0), budget)):
+        alive = [_best(texts, t, done, n) for t, texts in zip(tasks, alive, strict=True)] if leg else alive
+        place = stage if not leg else Stage(stage.folder / f"leg-{leg + 1}")
+        trials = trials_of(domain, tasks, alive, config, seed, range(first, first + seeds))
+        done += work_through(policy, domain, tasks, trials, config, place, f"{label}, leg {leg + 1}", crew)
+        first += seeds
+    finalists = {(t.id, e) for t, texts in zip(tasks, alive, strict=True) for e in texts}
+    turn = {t.id: number for number, t in enumerate(tasks)}
+    return sorted((a for a in done if (a.task, a.edit) in finalists), key=lambda a: turn[a.task])
+
+
+def _best(texts: Mapping[int, str], task: Task, attempts: Sequence[Attempt], n: int) -> dict[int, str]:
+    means = {e: _mean([a.reward for a in attempts if a.task == task.id and a.edit == e]) for e in texts}
+    best = sorted(texts, key=lambda e: (-means[e], e))[:n]
+    return {e: texts[e] for e in sorted(best)}
+
+
+def _mean(rewards: Sequence[float | None]) -> float:
+    known = [r for r in rewards if r is not None]
+    return sum(known) / len(known) if known else -1.0
+
+
+RUBRIC = (
+    "A language model will be trained on the notes below, and will then answer questions about the passage "
+    "without seeing it.\n\n"
+    "Passage: {title}\n{context}\n\nNotes: {edit}\n\nHow well would the notes prepare it? Count what follows "
+    "from the passage and is said "
+    "outright; what is wrong counts against them. Reply with one digit from 0 (useless) to 9 (everything one "
+    "could ask).\nRating:"
+)
+SHOWN_CHARS = 8000
+"""Of an edit, what a judge reads."""
+
+
+def proxy_scores(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:
+    """A score in [0, 1] for each edit of each task; an edit that nobody scored is 0.
+
+    Raises:
+        SealError: there is no such proxy, or it does not suit the domain.
+    """
+    if source == "exposure":
+        if any("context" not in t.data for t in tasks):
+            raise SealError(f"trial.proxy: {source} is of edits about a passage, and these tasks have none")
+        return [[_exposure(t, text) for text in texts] for t, texts in zip(tasks, texts_P_E, strict=True)]
+    if is_endpoint(source) or source.startswith("hf:"):
+        return _judged(source, tasks, texts_P_E)
+    raise SealError(f"trial.proxy: there is no {source!r}; there are: exposure, http://…#model and hf:MODEL")
+
+
+def _exposure(task: Task, text: str) -> float:
+    golds = {k: v for k, v in features(task, [text]).items() if k.startswith("gold ")}
+    return sum(golds.values()) / max(1, len(golds))
+
+
+def _judged(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:
+    prompts = [
+        RUBRIC.format(
+            title=t.data.get("title", t.id), context=t.data.get("context", ""), edit=text[:SHOWN_CHARS]
+        )
+        for t, texts in zip(tasks, texts_P_E, strict=True)
+        for text in texts
+    ]
+    if is_endpoint(source):
+        replies = Endpoint(source).write(prompts, max_tokens=8, usable=lambda x: rating_of(x) is not None)
+        rated = [rating_of(r or "") for r in replies]
+        if left := sum(r is None for r in rated):
+            raise SealError(
+                f"trial.proxy: the judge left {left} of {len(rated)} edits unrated; run the same command "
+                "again to go on"
+            )
+        return _split([r or 0.0 for r in rated], texts_P_E)
+    judge = load_policy(source.removeprefix("hf:"), threads="auto")
+    ratings = [
+        str(n) for n in range(10)
+    ]  # of one digit: a longer one would be favoured by a mean over tokens
+    queries = [Query(Prompt(p), (" " if not judge.chat else "") + r) for p in prompts for r in ratings]
+    likely = np.array(log_likelihood(judge, [None], [queries])[0]).reshape(-1, len(ratings))
+    weights = np.exp(likely - likely.max(1, keepdims=True))
+    return _split(((weights / weights.sum(1, keepdims=True)) @ np.arange(10) / 9).tolist(), texts_P_E)
+
+
+def rating_of(reply: str) -> float | None:
+    """The first number of a reply, as a share of nine; ``None`` if there is none from 0 to 9."""
+    found = re.search(r"\d{1,3}(?:\.\d{1,3})?", reply)
+    return float(found[0]) / 9 if found and float(found[0]) <= 9 else None
+
+
+def _split(scores: Sequence[float], texts_P_E: Sequence[Sequence[str]]) -> list[list[float]]:
+    each = iter(scores)
+    return [[next(each) for _ in texts] for texts in texts_P_E]
+
+
+def rank_correlation(
+    scores_P_E: Sequence[Sequence[float]], rewards_P_E: Sequence[Sequence[float]]
+) -> tuple[float, int]:
+    """Spearman's rank correlation of a proxy with the reward among siblings, averaged over tasks in which
+    both vary; and how many those are."""
+    found = []
+    for scores, rewards in zip(scores_P_E, rewards_P_E, strict=True):
+        if len(set(scores)) > 1 and len(set(rewards)) > 1:
+            found.append(float(np.corrcoef(_ranks(scores), _ranks(rewards))[0, 1]))
+    return (float(np.mean(found)) if found else math.nan), len(found)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks, equals sharing theirs."""
+    x = np.asarray(values)
+    return [float((x < v).sum() + ((x == v).sum() - 1) / 2) for v in x]

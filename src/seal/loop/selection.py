@@ -1,0 +1,169 @@
+"""Which edits to imitate: pure selection over attempts, as in ReST-EM (sample, try, keep what helped,
+imitate)."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from seal.records import Attempt, Example, Prompt, Selected, seed_of
+from seal.store import Store, read_json
+
+
+def rewards(attempts: Sequence[Attempt]) -> dict[tuple[str, int], tuple[str, float, float]]:
+    """(task, edit) → text, mean reward over training seeds, mean gain. Ungraded attempts are left out, and so
+    is an edit that has no other, that is bad, or whose training diverged under every seed."""
+    grouped: dict[tuple[str, int], list[Attempt]] = {}
+    for attempt in attempts:
+        if attempt.reward is not None:
+            grouped.setdefault((attempt.task, attempt.edit), []).append(attempt)
+    return {
+        key: (
+            group[0].text,
+            sum(a.reward or 0.0 for a in group) / len(group),
+            sum(a.after - a.before for a in group) / len(group),
+        )
+        for key, group in grouped.items()
+        if any(a.status == "ok" for a in group)
+    }
+
+
+def _by_task(attempts: Sequence[Attempt]) -> dict[str, list[tuple[int, str, float, float]]]:
+    tasks: dict[str, list[tuple[int, str, float, float]]] = {}
+    for (task, edit), (text, reward, gain) in rewards(attempts).items():
+        tasks.setdefault(task, []).append((edit, text, reward, gain))
+    return tasks
+
+
+def best_of(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
+    """The ``keep`` edits of highest reward of each task; of equals, the first. None that earned nothing."""
+    return [
+        Selected(task, text, reward, edit=e)
+        for task, edits in _by_task(attempts).items()
+        for e, text, reward, _ in sorted(edits, key=lambda e: (-e[2], e[0]))[:keep]
+        if reward > 0
+    ]
+
+
+def improved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
+    """Every edit after which the model answers better than before it."""
+    tasks = _by_task(attempts)
+    return [
+        Selected(t, text, r, edit=e) for t, edits in tasks.items() for e, text, r, gain in edits if gain > 0
+    ]
+
+
+def solved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
+    """Every edit that solves its task whole."""
+    return [
+        Selected(t, text, r, edit=e)
+        for t, edits in _by_task(attempts).items()
+        for e, text, r, _ in edits
+        if r >= 1
+    ]
+
+
+def worst_of(
+    attempts: Sequence[Attempt], keep: int = 1, per_task: Mapping[str, int] | None = None
+) -> list[Selected]:
+    """A control: the ``keep`` edits of lowest reward of each task, or as many as ``per_task`` says; of
+    equals, the first."""
+    return [
+        Selected(task, text, reward, edit=e)
+        for task, edits in _by_task(attempts).items()
+        for e, text, reward, _ in sorted(edits, key=lambda e: (e[2], e[0]))[
+            : keep if per_task is None else per_task.get(task, 0)
+        ]
+    ]
+
+
+def pairs_of(attempts: Sequence[Attempt]) -> list[tuple[Selected, Selected]]:
+    """The edit of highest and that of lowest reward of each task in which they differ; a bad edit is the
+    lowest there is."""
+    bad = {(a.task, a.edit): a for a in attempts if a.status == "bad edit" and a.text.strip()}
+    worst_bad = {task: Selected(task, a.text, 0.0) for (task, _), a in reversed(bad.items())}
+    pairs = []
+    for task, edits in _by_task(attempts).items():
+        ranked = sorted(edits, key=lambda e: (-e[2], e[0]))
+        best = Selected(task, ranked[0][1], ranked[0][2])
+        worst = worst_bad.get(task) or Selected(task, ranked[-1][1], ranked[-1][2])
+        if best.reward > worst.reward:
+            pairs.append((best, worst))
+    return pairs
+
+
+def random_of(
+    attempts: Sequence[Attempt], keep: int = 1, seed: object = 0, per_task: Mapping[str, int] | None = None
+) -> list[Selected]:
+    """The control: edits drawn without looking at the reward, ``keep`` of each task, or as many as
+    ``per_task`` says. Where that is more than ``keep`` of some task, the numbers themselves tell which tasks
+    were solved how often, so as many in all are drawn over all tasks."""
+    kept = []
+    if per_task and max(per_task.values()) > keep:
+        every = [
+            Selected(t, text, r, edit=e) for t, edits in _by_task(attempts).items() for e, text, r, _ in edits
+        ]
+        return random.Random(seed_of("random_of", seed)).sample(
+            every, min(sum(per_task.values()), len(every))
+        )
+    for task, edits in _by_task(attempts).items():
+        n = keep if per_task is None else per_task.get(task, 0)
+        chosen = random.Random(seed_of("random_of", seed, task)).sample(edits, min(n, len(edits)))
+        kept += [Selected(task, text, reward, edit=e) for e, text, reward, _ in chosen]
+    return kept
+
+
+def select(
+    attempts: Sequence[Attempt], rule: str, keep: int, seed: object, per_task: Mapping[str, int] | None = None
+) -> list[Selected]:
+    """Selection by the rule's name in the config; ``per_task`` is for the control."""
+    if rule == "random_of":
+        return random_of(attempts, keep, seed, per_task)
+    if rule == "worst_of":
+        return worst_of(attempts, keep, per_task)
+    return {"best_of": best_of, "proxy_of": best_of, "improved": improved, "solved": solved}[rule](
+        attempts, keep
+    )
+
+
+def sft_examples(kept: Sequence[Selected], prompts: dict[str, Prompt]) -> tuple[Example, ...]:
+    """Prompt → kept self-edit, loss on the edit alone: what the policy imitates. One that was cut off is
+    imitated as far as it goes, and teaches no end: of four ways the one that did best (docs/LOG.md,
+    ``tools/rules/cut.py``)."""
+    return tuple(Example(s.text, ends=not s.cut, prompt=prompts[s.task].text, chat=True) for s in kept)
+
+
+CONTROLS = {
+    "random": ("control", "random_of"),
+    "worst": ("control-worst", "worst_of"),
+    "others": ("control-others", "others_of"),
+}
+"""Name → branch of the run, selection."""
+
+
+def kept_in(store: Store, branch: str, r: int) -> list[Selected]:
+    """What a branch of the run (``seal``, or a control's) kept in a round; empty before it has run."""
+    path = store.folder / f"{branch}/round-{r}/kept.json"
+    return [Selected(**k) for k in read_json(path)] if path.exists() else []
+
+
+def as_many(kept: Sequence[Selected]) -> dict[str, int]:
+    """How many edits of each task SEAL kept, for a control that imitates as many."""
+    return dict(Counter(k.task for k in kept))
+
+
+def exchanged(kept: Sequence[Selected], seed: int) -> list[Selected]:
+    """Every edit after the prompt of another task: in a seeded order of the tasks, that of the next one. With
+    one task alone, none."""
+    tasks = sorted({k.task for k in kept})
+    random.Random(seed).shuffle(tasks)
+    following = dict(zip(tasks, [*tasks[1:], *tasks[:1]], strict=True))
+    return [replace(k, task=following[k.task]) for k in kept] if len(tasks) > 1 else []
+
+
+def by_chance(texts_P_E: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
+    """Rewards for a control whose rule needs some: drawn, not earned."""
+    draw = random.Random(seed_of("by chance", seed))
+    return [[draw.random() for _ in texts] for texts in texts_P_E]

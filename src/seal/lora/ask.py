@@ -1,0 +1,79 @@
+"""Text in, text out: sampling self-edits, answering questions through K adapters at once, likelihood of gold
+answers.
+
+The transformers engine serves any model. Where a model is :attr:`~seal.lora.model.Model.served` by another,
+that one writes and answers (but for what a schema constrains); likelihoods are always computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from seal.lora.adapter import Adapter
+from seal.lora.capacity import in_parts
+from seal.lora.decoder import decode, encode, rectangle_of, slots_of
+from seal.lora.model import Model
+from seal.lora.records import Prompt, Sampling, Written
+
+
+def generate(
+    model: Model, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], batch: int = 128
+) -> list[str]:
+    """One text per prompt from the model without adapters, in order, wherever it ends."""
+    return [written.text for written in complete(model, prompts, sampling, seeds, batch)]
+
+
+def complete(
+    model: Model, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], batch: int = 128
+) -> list[Written]:
+    """One text per prompt from the model without adapters, in order, each told whether it was cut off. Rows
+    of like length go together, and a prompt that stands there several times is read once."""
+    tokens = [encode(model, p, sampling) for p in prompts]
+    if model.served is not None and not sampling.schema and tokens:
+        return list(model.served.complete(tokens, sampling, seeds, [None] * len(tokens)))
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    texts = [Written("")] * len(prompts)
+
+    def some(start: int, stop: int) -> None:
+        rows = order[start:stop]
+        for i, text in zip(
+            rows, decode(model, [tokens[i] for i in rows], sampling, [seeds[i] for i in rows]), strict=True
+        ):
+            texts[i] = text
+
+    in_parts(len(order), batch, some)
+    return texts
+
+
+def ask(
+    model: Model,
+    adapters: Sequence[Adapter | None],
+    prompts_K_Q: Sequence[Sequence[Prompt]],
+    sampling: Sampling,
+    slots: int = 32,
+) -> list[list[str]]:
+    """Greedy or sampled answers of K adapters (``None``: the model as it is) to their own lists of prompts,
+    side by side."""
+    answers: list[list[str]] = [[] for _ in adapters]
+    if model.served is not None and not sampling.schema and any(prompts_K_Q):
+        flat = [
+            (a, encode(model, p, sampling))
+            for a, prompts in zip(adapters, prompts_K_Q, strict=True)
+            for p in prompts
+        ]
+        texts = iter(
+            model.served.complete([t for _, t in flat], sampling, [0] * len(flat), [a for a, _ in flat])
+        )
+        return [[next(texts).text for _ in prompts] for prompts in prompts_K_Q]
+
+    def some(start: int, stop: int) -> None:
+        tokens = [[encode(model, p, sampling) for p in prompts] for prompts in prompts_K_Q[start:stop]]
+        flat, width = rectangle_of(tokens)
+        if not width:
+            return
+        texts = decode(model, flat, sampling, [0] * len(flat), slots_of(model, adapters[start:stop]))
+        for k, prompts in enumerate(tokens):
+            answers[start + k] = [t.text for t in texts[k * width : k * width + len(prompts)]]
+
+    in_parts(len(adapters), slots, some)
+    return answers

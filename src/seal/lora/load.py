@@ -1,0 +1,161 @@
+"""Loading a model: from the hub, a folder, or this package; onto one device, several, or in 4 bits."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from seal.lora.capacity import free_memory, must_fit, spread, weights_bytes
+from seal.lora.model import Model
+from seal.lora.records import LoraError
+
+SHARE = 0.6
+"""Of each device's free memory, what weights may take where a model is spread: adapters and activations need
+the rest (assumed)."""
+DATA = Path(__file__).parents[1] / "data"
+EMBEDDED = ("atlas", "grids")
+"""The models that ship with the package."""
+
+
+def load_policy(
+    name: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    bf16: bool | Literal["auto"] = False,
+    threads: int | Literal["auto"] | None = None,
+    quantize: str | None = None,
+) -> Model:
+    """Load a causal LM by hub name or local folder; ``"atlas"`` is the embedded model.
+
+    ``bf16="auto"`` computes in bf16 where the hardware multiplies it natively; ``threads="auto"`` takes the
+    cores that this process may use, ``None`` leaves torch's choice. ``quantize="4bit"`` keeps the frozen
+    weights in NF4 and computes in bf16. ``device="cuda*4"`` spreads the layers over four devices
+    (accelerate's ``device_map``), for a model that one does not hold.
+
+    Raises:
+        LoraError: there is no such model, or it cannot be read.
+    """
+    _check_device(device)
+    if threads:
+        torch.set_num_threads(usable_cores() if threads == "auto" else threads)
+    where: str | Path = DATA / name if name in EMBEDDED else name
+    if name in EMBEDDED and not Path(str(where)).is_dir():
+        raise LoraError(
+            f"the model {name!r} is not in this package: run `make {name}` in the repository to train it"
+        )
+    how: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if quantize:
+        if find_spec("bitsandbytes") is None:
+            raise LoraError("4-bit weights need the package bitsandbytes: pip install 'seal-lm[4bit]'")
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        how = {"dtype": torch.bfloat16, "quantization_config": nf4, "device_map": {"": device}}
+    kind, n_devices = spread(device)
+    if n_devices > 1:
+        if bf16 is True:
+            raise LoraError(
+                f"bf16 over fp32 weights is a second copy, which {device} does not hold: take --model.dtype "
+                "bfloat16"
+            )
+        if find_spec("accelerate") is None:
+            raise LoraError(
+                "a model over several devices needs the package accelerate: pip install accelerate"
+            )
+        most = {i: int(SHARE * free_memory(torch.device(kind, i))) for i in range(n_devices)}
+        how |= {"device_map": "auto", "max_memory": most}
+    native = native_bf16(device) if bf16 == "auto" and n_devices == 1 else bool(bf16 is True)
+    try:
+        shape = AutoConfig.from_pretrained(where)
+        must_fit(str(name), weights_bytes(shape, dtype, quantize, native and dtype == "float32"), device)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        model = AutoModelForCausalLM.from_pretrained(where, **how)
+    except LoraError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds for what a folder can lack
+        raise LoraError(f"the model {str(name)!r} cannot be loaded: {_why(error, Path(where))}") from error
+    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
+        raise LoraError(
+            f"the tokenizer of {str(name)!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do "
+            "not belong together"
+        )
+    elsewhere = {str(d) for d in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
+    if n_devices > 1 and elsewhere:
+        raise LoraError(
+            f"{str(name)!r} does not fit on {device} with room for training: part of it would lie on "
+            f"{elsewhere.pop()}"
+        )
+    if quantize or n_devices > 1:
+        return Model(model, tokenizer, str(name))
+    return Model(model.to(device), tokenizer, str(name), native)
+
+
+def _why(error: BaseException, where: Path) -> str:
+    """In words, from what the hub's client or transformers said."""
+    first = " ".join(str(error).split())[:240]
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    kinds = {type(e).__name__ for e in chain}
+    if where.is_dir():
+        return f"it is a folder, but not a whole model: {first}"
+    if "GatedRepoError" in kinds or "gated repo" in first:
+        return "it is gated: accept its terms on its page of the hub, then log in with `hf auth login`"
+    if "RepositoryNotFoundError" in kinds:
+        return "the hub has no such model, or it is private and you are not logged in (`hf auth login`)"
+    if "OfflineModeIsEnabled" in kinds:
+        return "it is not in the local cache, and the hub may not be asked (HF_HUB_OFFLINE)"
+    return f"neither a folder here nor reachable: {first}"
+
+
+def _check_device(name: str) -> None:
+    """
+    Raises:
+        LoraError: there is no such device on this machine.
+    """
+    whole, n_devices = spread(name)
+    kind, _, number = whole.partition(":")
+    if n_devices > 1 and whole != "cuda":
+        raise LoraError(f"only cuda can be spread (cuda*2), not {name!r}")
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = {
+        "cpu": not number,
+        "cuda": cuda >= n_devices and (not number or (number.isdigit() and int(number) < cuda)),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if kind not in there:
+        raise LoraError(f"no device is named {name!r}: say cpu, cuda, cuda:1, cuda*2 (over two) or mps")
+    if not there[kind]:
+        raise LoraError(
+            f"the device {name!r} is not on this machine"
+            + (f" (it has {cuda} CUDA devices)" if kind == "cuda" else "")
+        )
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use: its affinity and its container's quota, without
+    hyperthreads."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for core in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        siblings.add(path.read_text("utf-8") if path.exists() else str(core))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limit, period = (quota.read_text("utf-8").split() if quota.exists() else ("max", "1"))[:2]
+    most = len(allowed) if limit == "max" else max(1, round(int(limit) / int(period)))
+    return max(1, min(len(siblings), most))
+
+
+def native_bf16(device: str) -> bool:
+    """Whether a device multiplies bf16 matrices in hardware: elsewhere they are slower than fp32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported())
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text("utf-8") if device == "cpu" and cpu.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

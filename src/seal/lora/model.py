@@ -1,0 +1,221 @@
+"""The frozen weights in force, and what can be computed on them: any Hugging Face causal LM."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from seal.lora.adapter import Adapter
+from seal.lora.attention import rows_apart
+from seal.lora.loss import chunked_loss
+from seal.lora.packing import Lines, pack
+from seal.lora.records import LoraError
+from seal.lora.tokens import Row
+
+
+class Model:
+    """A frozen model with its tokenizer. Training never touches ``model``; only :meth:`merge` changes its
+    weights."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, bf16: bool = False
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        for (
+            module
+        ) in model.modules():  # evaluating on a CPU, bitsandbytes takes kernels that have no backward pass
+            if type(module).__name__ == "Linear4bit":
+                module.training = True
+        self.tokenizer = tokenizer
+        self.name = name
+        self.runner = (
+            copy.deepcopy(self.model).to(torch.bfloat16)
+            if bf16 and self.model.dtype != torch.bfloat16
+            else self.model
+        )
+        """What computes: ``model`` itself, or its copy in bf16, so that merges add up in full precision."""
+        self.served: Any = None
+        """Who writes and answers in this process's place: something with ``complete(prompts, sampling, seeds,
+        adapters)``, a :class:`~seal.lora.records.Written` each; ``None``: nobody."""
+        self.plain = True
+        """Whether the model is a body with plain causal attention and then a linear head: then the fast path
+        is right."""
+        self.plain = self._is_plain()
+
+    @property
+    def device(self) -> torch.device:
+        """Where what goes in is put; of several devices, that of the embedding."""
+        return torch.device(self.runner.get_input_embeddings().weight.device)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """All that hold a part of the model."""
+        return list(dict.fromkeys(p.device for p in self.runner.parameters()))
+
+    @property
+    def chat(self) -> bool:
+        """Whether prompts go through a chat template."""
+        return self.tokenizer.chat_template is not None
+
+    @property
+    def context(self) -> int:
+        """The longest row the model takes, in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
+
+    def clip_row(self, row: Row) -> Row:
+        """A row cut to the model's context."""
+        return Row(row.ids[: self.context], row.loss[: self.context])
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's own forward, in the policy's precision."""
+        return self.runner(**inputs)
+
+    @contextmanager
+    def losses(self, lines: Lines) -> Iterator[tuple[Tensor, Tensor]]:
+        """The sum over lines of their mean loss, and the loss at every loss token: (K, T) lines → scalar,
+        (M,).
+
+        A context, within which gradients are to be taken: recomputed activations need the same attention
+        again.
+        """
+        inputs = {"input_ids": lines.ids, "position_ids": lines.positions, "use_cache": False}
+        if self.plain and max(stop - start for start, stop in lines.spans) <= self._window:
+            with rows_apart(self.runner.config, lines):
+                weight, bias = self._head
+                there = weight.device
+                hidden = self._body(**inputs).last_hidden_state.to(there)  # (K, T, H)
+                at, targets, share = lines.at.to(there), lines.targets.to(there), lines.share.to(there)
+                chunk = max(
+                    64, (1 << (20 if self.device.type == "cpu" else 27)) // len(weight)
+                )  # 4 MiB of logits, or 512
+                total, each = chunked_loss(hidden.flatten(0, 1)[at], weight, bias, targets, share, chunk)
+                yield total, each.to(self.device)
+        else:
+            logits = self.forward(**inputs).logits
+            each = cross_entropy(logits.flatten(0, 1)[lines.at].float(), lines.targets, reduction="none")
+            yield (each * lines.share).sum(), each.detach()
+
+    @contextmanager
+    def recomputing(self, on: bool = True) -> Iterator[None]:
+        """While inside, activations are computed again in the backward pass instead of kept. For a training
+        pass alone: a layer that recomputes ignores the KV cache, and what is generated meanwhile is
+        garbage."""
+        layers = [(m, m.gradient_checkpointing, m.training) for m in self._layers] if on else []
+        try:
+            for layer, _, _ in layers:
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+                layer.training = (
+                    True  # of the layer alone: transformers asks it, and no dropout inside follows
+                )
+            yield
+        finally:
+            for layer, before, training in layers:
+                layer.gradient_checkpointing, layer.training = before, training
+
+    @property
+    def _layers(self) -> list[GradientCheckpointingLayer]:
+        return [m for m in self.runner.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    @property
+    def _body(self) -> Any:
+        return self.runner.base_model
+
+    @property
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        head: Any = self.runner.get_output_embeddings()
+        return head.weight, getattr(head, "bias", None)
+
+    @property
+    def _window(self) -> int:
+        config = self.runner.config.get_text_config()
+        sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min([int(s) for s in sizes if s] or [self.context])
+
+    def _is_plain(self) -> bool:
+        """Found out by trying: a few rows through the fast path, and each alone through the model's own
+        forward. Models with capped scores, sinks or scaled logits take their own forward with a mask."""
+        config = self.runner.config.get_text_config()
+        if any(getattr(config, name, None) for name in ("final_logit_softcapping", "attn_logit_softcapping")):
+            return False
+        n = min(6, self.context)
+        rows = [
+            Row(tuple((7 * i + j) % config.vocab_size for j in range(n - i)), (False, *[True] * (n - i - 1)))
+            for i in range(3)
+        ]
+        lines = pack([rows[:2], rows[2:]], self.device)
+        with torch.no_grad():
+            alone = [
+                self.forward(input_ids=torch.tensor([r.ids], device=self.device)).logits[0, :-1] for r in rows
+            ]
+            expected = cross_entropy(torch.cat(alone).float(), lines.targets, reduction="none")
+            try:
+                with self.losses(lines) as (_, found):
+                    pass
+            except (NotImplementedError, TypeError, AttributeError, ValueError):
+                return False
+        tolerance = 1e-3 if self.runner.dtype == torch.float32 else 0.1
+        return bool(torch.allclose(expected, found, atol=tolerance, rtol=tolerance))
+
+    @torch.no_grad()
+    def merge(self, adapter: Adapter, weight: float = 1.0) -> None:
+        """Add an adapter to the weights for good: W ← W + weight · scale · B A.
+
+        Raises:
+            LoraError: the weights are quantised.
+        """
+        self.served = None  # who served these weights does not know the new ones
+        for name, (a, b) in adapter.weights.items():
+            w = self.model.get_submodule(name).weight
+            if not w.is_floating_point():
+                raise LoraError(
+                    "an adapter cannot be merged into 4-bit weights: load the model without quantize"
+                )
+            update = weight * adapter.scale * (b @ a)
+            w.copy_((w.float() + update.to(w.device)).to(w.dtype))
+            self.runner.get_submodule(name).weight.copy_(w)
+
+    def release(self) -> None:
+        """Give the memory back, before another one is loaded. Nothing can be asked of it afterwards."""
+        on_gpu = self.device.type == "cuda"
+        self.model = self.runner = self.served = None
+        gc.collect()  # what accelerate spread refers to itself
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that :func:`load_policy`, and any ``from_pretrained``, reads."""
+        try:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        except SafetensorError as error:  # a full disk, most often
+            raise OSError(str(error)) from error
+
+
+def must_match(adapter: Adapter, model: Model) -> None:
+    """
+    Raises:
+        LoraError: the adapter is of another model.
+    """
+    modules = dict(model.runner.named_modules())
+    for name, (a, b) in adapter.weights.items():
+        module: Any = modules.get(name)
+        wanted = (getattr(module, "in_features", 0), getattr(module, "out_features", 0))
+        if wanted != (a.shape[1], len(b)):
+            raise LoraError(
+                f"the adapter is not of the model {model.name!r}: its layer {name} is {a.shape[1]} to "
+                f"{len(b)}, there {wanted[0]} to {wanted[1]}"
+            )

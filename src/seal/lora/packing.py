@@ -1,0 +1,142 @@
+"""Rows of many adapters as one step's tensors: one flat sequence, and its rectangles.
+
+An adapter's rows of one step stand one after another in its *line*, and the lines one after another in a flat
+sequence of N
+tokens: nothing is padded but its end. Where a rectangle is needed (the adapters' own products, attention)
+tokens are gathered into one and back; its holes carry no loss and no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seal.lora.tokens import Row
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Ragged lines as a rectangle (K, T), and the way back. Lines begin with the first token and leave none
+    out."""
+
+    shape: tuple[int, int]
+    index: Tensor
+    """(K · T,) where in the flat sequence each place comes from."""
+    holes: Tensor
+    """Places that hold no token of theirs."""
+    back: Tensor
+    """(n,) where each token of the sequence went."""
+
+    def on(self, device: torch.device) -> Rectangle:
+        """The same on another device; itself where it is there."""
+        if self.index.device == device:
+            return self
+        return Rectangle(self.shape, self.index.to(device), self.holes.to(device), self.back.to(device))
+
+
+@dataclass(frozen=True)
+class Lines:
+    """One step's rows on the device."""
+
+    ids: Tensor
+    """(1, N)"""
+    positions: Tensor
+    """(1, N); 0 where a row begins."""
+    at: Tensor
+    """(M,) places whose next token carries loss."""
+    targets: Tensor
+    """(M,) those next tokens."""
+    owner: Tensor
+    """(M,) the line of each."""
+    share: Tensor
+    """(M,) 1 / number of loss tokens of that line: a line's loss is the mean over its own tokens."""
+    rectangle: Rectangle | None
+    """The lines side by side; None where the sequence is that already."""
+    spans: tuple[tuple[int, int], ...]
+    """Start and stop of every row."""
+
+    @property
+    def n_real(self) -> int:
+        """Tokens that are not padding."""
+        return self.spans[-1][1]
+
+
+def of_menu(n: int, finest: int = 1) -> int:
+    """``n`` rounded up to a multiple of ``finest``, and to two significant binary digits above eight times
+    that.
+
+    A CPU compiles a kernel for every new shape of product (oneDNN), so shapes are taken from short menus and
+    come again. What that saves is small by the record (bench/results/cpu.json: .13 ms a shape in bf16, .01 in
+    fp32); profiles had said more (docs/LOG.md).
+    """
+    grain = finest
+    while n > 8 * grain:
+        grain *= 2
+    return -(-n // grain) * grain
+
+
+def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> Lines:
+    """One line per batch, in their order.
+
+    Positions start again at 0 with every row, which is how transformers knows that rows must not see each
+    other. The padding at the end is a row of its own that carries no loss.
+    """
+    rows = [row for batch in batches for row in batch]
+    stops = np.cumsum([len(row.ids) for row in rows])
+    starts = np.concatenate([[0], stops[:-1]])
+    real = int(stops[-1])
+    n = of_menu(real, 16) if real <= 2048 else -(-real // 256) * 256
+    ids = np.zeros(n, np.int64)
+    ids[:real] = np.concatenate([row.ids for row in rows])
+    positions = np.arange(n)
+    positions[:real] -= np.repeat(starts, stops - starts)
+    positions[real:] -= real
+    loss = np.concatenate([row.loss for row in rows])
+    loss[starts] = False  # nothing comes before it
+    places = np.flatnonzero(loss) - 1
+    widths = np.array([sum(len(row.ids) for row in batch) for batch in batches])
+    line_of = np.repeat(np.arange(len(batches)), widths)
+    owner = line_of[places]
+    counts = np.bincount(owner, minlength=len(batches))
+    return Lines(
+        send(ids[None], device),
+        send(positions[None], device),
+        send(places, device),
+        send(ids[places + 1], device),
+        send(owner, device),
+        send((1 / np.maximum(counts, 1))[owner].astype(np.float32), device),
+        None
+        if len(batches) == 1 or bool((widths * len(widths) == n).all())
+        else _side_by_side(widths, device),
+        tuple(zip(starts.tolist(), stops.tolist(), strict=True)),
+    )
+
+
+def _side_by_side(widths: Ints, device: torch.device | str) -> Rectangle:
+    width = of_menu(int(widths.max()), 16)
+    starts = np.cumsum(widths) - widths
+    column = np.arange(width)[None, :]
+    real = column < widths[:, None]
+    index = np.where(real, starts[:, None] + column, 0).reshape(-1)
+    return Rectangle(
+        (len(widths), width),
+        send(index, device),
+        send(np.flatnonzero(~real), device),
+        send(np.flatnonzero(real), device),
+    )
+
+
+def send(values: NDArray[Any], device: torch.device | str) -> Tensor:
+    """An array on the device. Through pinned memory to CUDA, so that the host does not wait for the queue."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,112 @@
+"""What goes into the adapter trainer, and how text is drawn: records that can be written as JSON. No
+torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class LoraError(Exception):
+    """Something the user can put right: the message is one sentence that says what and where."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is shown. ``text`` is the user's turn (for an instruct model) or the whole prompt (for a
+    base model)."""
+
+    text: str
+    system: str = ""
+
+
+class Written(NamedTuple):
+    """What a model wrote, and whether it was cut off at the limit of tokens: then its last line is no whole
+    one."""
+
+    text: str
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training row. Loss falls on ``completion`` and one end token; ``prompt`` is context. An empty
+    prompt puts loss on everything."""
+
+    completion: str
+    prompt: str = ""
+    chat: bool = False
+    """Render the prompt through the model's chat template, where it has one."""
+    loss_on_prompt: bool = False
+    """Let loss fall on the prompt as well."""
+    ends: bool = True
+    """Whether the text ends here: then an end token follows, and carries loss."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to a model: the prompt, and the gold answer for likelihood rewards (never shown)."""
+
+    prompt: Prompt
+    gold: str
+
+
+Rate = Annotated[float, Field(gt=0, le=1.0)]
+
+
+class Recipe(BaseModel):
+    """How one adapter is trained. A self-edit may write these itself, so every number has a bound.
+
+    Defaults are the inner loop of the SEAL paper (LoRA rank 32, α 64 on q and v, 1e-3, 10 epochs, batch 1,
+    AdamW with linear decay). Exactly one budget holds: ``tokens`` before ``steps`` before ``epochs``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 32
+    """LoRA rank R."""
+    alpha: Annotated[float, Field(gt=0, le=4096)] = 64.0
+    """LoRA scale: the update is (alpha / rank) · B A."""
+    targets: Literal["all-linear"] | tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers to adapt (the last part of the module's path, or all of it), or all but the
+    output head."""
+    last_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Adapt the targets in the last so many layers alone; ``None``: in all."""
+    learning_rate: Rate = 1e-3
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 10
+    """Passes over the rows."""
+    steps: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Optimiser steps, instead of epochs."""
+    tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Training tokens (every real token of every row shown), instead of epochs: the last step is the first to
+    reach it."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip: Annotated[float, Field(gt=0, le=1e6)] | None = 1.0
+    """Largest norm of the adapter's gradient; ``None`` for no clipping."""
+
+    @model_validator(mode="after")
+    def _some_target(self) -> Recipe:
+        if not self.targets:
+            raise ValueError("targets is empty: name at least one layer, or all-linear")
+        return self
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn. Temperature 0 is greedy. Every row has its own seed, so a sample does not depend on
+    its batch."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: str = ""
+    """Text that ends an answer once something is written (itself cut off); empty for the end token alone."""
+    schema: str = ""
+    """JSON schema, as JSON, that whatever is written must obey (unless cut off by ``max_tokens``); empty for
+    none."""

@@ -1,0 +1,113 @@
+"""How likely a text is to a model and its adapters, and how far an adapter has moved it: one forward pass, no
+generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import islice
+
+import torch
+
+from seal.lora.adapter import Adapter
+from seal.lora.capacity import in_parts
+from seal.lora.chat import render
+from seal.lora.decoder import rectangle_of, slots_of
+from seal.lora.model import Model
+from seal.lora.packing import pack
+from seal.lora.records import Example, Query
+from seal.lora.tokens import Row, encode_example
+
+
+@torch.no_grad()
+def log_likelihood(
+    model: Model,
+    adapters: Sequence[Adapter | None],
+    queries_K_Q: Sequence[Sequence[Query]],
+    slots: int = 32,
+) -> list[list[float]]:
+    """Mean log-probability per token of each query's gold answer (end token included): one forward, no
+    generation."""
+    found: list[list[float]] = [[] for _ in adapters]
+
+    def some(start: int, stop: int) -> None:
+        rows = [[_gold_row(model, q) for q in queries] for queries in queries_K_Q[start:stop]]
+        asked = sorted(
+            (k for k, mine in enumerate(rows) if mine), key=lambda k: sum(len(r.ids) for r in rows[k])
+        )
+        if not asked:
+            return
+        room = slots_of(model, [adapters[start + k] for k in asked])
+        lines = pack([rows[k] for k in asked], model.device)
+        with (
+            room.attached(model.runner.dtype, rectangle=lines.rectangle) if room else nullcontext(),
+            model.losses(lines) as (_, each),
+        ):
+            losses = iter(each.tolist())
+        for k in asked:
+            counts = [sum(row.loss) for row in rows[k]]
+            found[start + k] = [-sum(islice(losses, n)) / max(1, n) for n in counts]
+
+    in_parts(len(adapters), slots, some)
+    return found
+
+
+@torch.no_grad()
+def divergence(
+    model: Model,
+    adapters: Sequence[Adapter | None],
+    examples_K_B: Sequence[Sequence[Example]],
+    slots: int = 16,
+) -> list[float]:
+    """KL(model ‖ model with adapter) in nats per loss token, for each adapter on its own examples: how far it
+    has moved there."""
+    found = [0.0] * len(adapters)
+
+    def some(start: int, stop: int) -> None:
+        rows = [
+            [model.clip_row(encode_example(e, model.tokenizer, model.chat)) for e in mine]
+            for mine in examples_K_B[start:stop]
+        ]
+        flat, width = rectangle_of(rows)
+        room = slots_of(model, adapters[start:stop])
+        if not width or room is None:
+            return
+        longest = max(len(r.ids) for r in flat)
+        ids = torch.tensor([[*r.ids, *[0] * (longest - len(r.ids))] for r in flat], device=model.device)
+        real = torch.tensor(
+            [[1] * len(r.ids) + [0] * (longest - len(r.ids)) for r in flat], device=model.device
+        )
+        loss = torch.tensor(
+            [[*r.loss, *[False] * (longest - len(r.ids))] for r in flat], device=model.device
+        )[:, 1:]
+        for k, mine in enumerate(rows):  # what fills the rectangle up is not counted
+            loss[k * width + len(mine) : (k + 1) * width] = False
+        plain = model.forward(input_ids=ids, attention_mask=real).logits[:, :-1][loss].float().log_softmax(-1)
+        with room.attached(model.runner.dtype):
+            moved = (
+                model.forward(input_ids=ids, attention_mask=real).logits[:, :-1][loss].float().log_softmax(-1)
+            )
+        each = (plain.exp() * (plain - moved)).sum(-1)
+        owner = (
+            torch.arange(len(flat), device=model.device)
+            .div(width, rounding_mode="floor")[:, None]
+            .expand_as(loss)[loss]
+        )
+        for k in range(stop - start):
+            mine_ = each[owner == k]
+            found[start + k] = float(mine_.mean()) if len(mine_) else 0.0
+
+    in_parts(len(adapters), slots, some)
+    return found
+
+
+def _gold_row(model: Model, query: Query) -> Row:
+    example = Example(_joined(query, model), prompt=query.prompt.text, chat=True)
+    return model.clip_row(encode_example(example, model.tokenizer, model.chat))
+
+
+def _joined(query: Query, model: Model) -> str:
+    """The gold answer as it follows its prompt: a space between, unless the prompt as the model reads it ends
+    in white space."""
+    text = render(query.prompt, model.tokenizer, model.chat)
+    return query.gold if text[-1:].isspace() else " " + query.gold

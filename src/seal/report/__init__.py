@@ -1,0 +1,1 @@
+"""Reads run folders, and shows them: tables, figures, pages. No torch."""

@@ -1,0 +1,1 @@
+"""Your documents: read them, quiz, write, train, prove, ask."""

@@ -1,0 +1,148 @@
+"""Asking a taught model: closed-book with and without its adapter, or with the best passage in view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seal.domains.knowledge.prompts import ASK, ASK_FREE, ASK_OPEN
+from seal.domains.retrieval import Retriever
+from seal.lora.adapter import Adapter
+from seal.lora.ask import ask
+from seal.lora.files import load_peft
+from seal.lora.load import load_policy
+from seal.lora.model import must_match
+from seal.lora.records import Sampling
+from seal.records import Prompt, SealError
+from seal.store import read_json
+
+ANSWER_TOKENS = 64
+
+
+def _text_of(path: Path, key: str) -> str:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise SealError(f"{path} is damaged: it holds no settings")
+    return str(data.get(key) or "")
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What there is to ask: the base model's name, an adapter for each document (one alone under ``""``), and
+    the passages read."""
+
+    model: str
+    adapters: dict[str, Path]
+    passages: list[dict[str, Any]]
+
+
+def open_taught(folder: Path) -> Taught:
+    """A folder of ``seal learn``, or any LoRA adapter in PEFT's format.
+
+    Raises:
+        SealError: it is neither.
+    """
+    if (folder / "learn.json").exists():
+        try:
+            passages = [
+                json.loads(line)
+                for line in (folder / "passages.jsonl").read_text("utf-8").split("\n")
+                if line
+            ]
+        except (OSError, ValueError) as error:
+            raise SealError(
+                f"{folder} is not a whole folder of `seal learn`: passages.jsonl cannot be read: {error}"
+            ) from error
+        found = [p.parent for p in sorted(folder.glob("adapter*/**/seal.json"))]
+        if not found and not (folder / "card.json").exists():
+            raise SealError(f"{folder} has no adapter yet: `seal learn` was cut off; run it again to go on")
+        dropped = read_json(folder / "dropped.json") if (folder / "dropped.json").exists() else []
+        adapters = {
+            name: p for p in found if (name := str(read_json(p / "seal.json")["document"])) not in dropped
+        }
+        return Taught(_text_of(folder / "learn.json", "model"), adapters, passages)
+    if (folder / "adapter_config.json").exists():
+        return Taught(_text_of(folder / "adapter_config.json", "base_model_name_or_path"), {"": folder}, [])
+    raise SealError(f"{folder} is neither a folder of `seal learn` nor an adapter in PEFT's format")
+
+
+class Talk:
+    """A model with what it was taught, to be asked one question after another.
+
+    Args:
+        folder: of ``seal learn``, or an adapter; ``None`` for the model alone.
+        model: base model; ``None``: the one the adapter names.
+        documents: passages to look into for open-book answers, besides those of the folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        model: str | None = None,
+        device: str = "cpu",
+        documents: list[dict[str, Any]] | None = None,
+    ) -> None:
+        taught = open_taught(folder) if folder else Taught("", {}, [])
+        name = model or taught.model
+        if not name:
+            raise SealError(
+                "say which model to ask: --model NAME, or --adapter FOLDER of one that was taught"
+            )
+        self.passages = [*taught.passages, *(documents or [])]
+        self.policy = load_policy(name, device, bf16="auto", threads="auto")
+        self.adapters: dict[str, Adapter] = {d: load_peft(p) for d, p in taught.adapters.items()}
+        for adapter in self.adapters.values():
+            must_match(adapter, self.policy)
+        self.retriever = (
+            Retriever([f"{p['title']}\n{p['context']}" for p in self.passages]) if self.passages else None
+        )
+
+    def topic(self, question: str) -> str:
+        """The longest title of the passages that the question names; empty if none."""
+        named = [p["title"] for p in self.passages if p["title"].casefold() in question.casefold()]
+        return max(named, key=len, default="")
+
+    def passage(self, question: str, topic: str) -> dict[str, Any] | None:
+        """The passage that fits the question best."""
+        if self.retriever is None:
+            return None
+        return self.passages[self.retriever.best(f"{topic} {question}", 1)[0]]
+
+    def answers(
+        self, question: str, topic: str = "", compare: bool = False, open_book: bool = False
+    ) -> Iterator[tuple[str, str]]:
+        """(who, answer) for each way asked for: without the adapter, with it, with the passage in view.
+
+        Raises:
+            SealError: an open-book answer is wanted, and there is no passage.
+        """
+        topic = topic or self.topic(question)
+        found = self.passage(question, topic)
+        prompt = Prompt((ASK if topic else ASK_FREE).format(title=topic, question=question))
+        if open_book and found is None:
+            raise SealError(
+                "there is no passage to look into: give --open-book a document, or --adapter a folder of "
+                "`seal learn`"
+            )
+        if compare or not (self.adapters or open_book):
+            yield "without adapter", self._one(None, prompt)
+        if self.adapters and (compare or not open_book):
+            yield "with adapter", self._one(self._adapter(found), prompt)
+        if open_book and found:
+            shown = Prompt(
+                ASK_OPEN.format(title=topic or found["title"], context=found["context"], question=question)
+            )
+            yield f"open book ({found['title']})", self._one(None, shown)
+
+    def _adapter(self, found: dict[str, Any] | None) -> Adapter | None:
+        """The one adapter, or that of the document the question is about: none where that document was not
+        taught."""
+        if "" in self.adapters or found is None:
+            return next(iter(self.adapters.values()))
+        return self.adapters.get(found["source"])
+
+    def _one(self, adapter: Adapter | None, prompt: Prompt) -> str:
+        return ask(self.policy, [adapter], [[prompt]], Sampling(ANSWER_TOKENS, stop="\n"))[0][0].strip()

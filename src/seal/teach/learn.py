@@ -1,0 +1,431 @@
+"""Teach a model documents: read them, let it draft a quiz and write self-edits, train an adapter, and prove
+what it knows now.
+
+::
+
+    OUT/learn.json            the settings, and what the documents were
+        passages.jsonl        what was read
+        chunks/0000/          quiz and self-edits of so many passages at a time, the reward of each edit where the best are kept
+        adapter/              PEFT's folder (or ``adapters/NAME``, one per document)
+        dropped.json          documents whose adapter is not used, because it did not help
+        README.md card.json   what was read and written, what the model knows now, what got worse, what it cost
+
+What is on disk is done: the same command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from seal.config import InnerConfig, WriteConfig
+from seal.domains.grading import normalize, string_rule
+from seal.domains.knowledge import Knowledge
+from seal.domains.knowledge.prompts import ASK, ASK_OPEN
+from seal.endpoint import Endpoint, is_endpoint
+from seal.loop.inner import try_edits, understand
+from seal.loop.write import finished, from_another, from_policy
+from seal.lora.adapter import Adapter
+from seal.lora.ask import ask
+from seal.lora.files import load_peft, save_peft
+from seal.lora.load import EMBEDDED, load_policy
+from seal.lora.model import Model
+from seal.lora.records import Sampling
+from seal.lora.train import Job, Trained, train_adapters
+from seal.progress import progress
+from seal.records import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of
+from seal.store import Stage, claim, read_json, write_whole
+from seal.teach.card import card_of, write_card
+from seal.teach.documents import read_documents
+from seal.teach.quiz import ANSWER_TOKENS, draft_quiz
+
+CHUNK = 16
+"""Passages worked on at a time: what a kill can lose."""
+SURE = 3
+"""Practice questions below which no passage counts as known."""
+
+
+class LearnConfig(BaseModel):
+    """Everything a folder of ``seal learn`` depends on, but for the documents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "atlas"
+    device: str = "cpu"
+    dtype: str = "float32"
+    policy: str | None = None
+    """A folder with a SEAL-trained policy that writes the edits; the adapter is still of ``model``."""
+    writer: str | None = None
+    """Another writer of edits: an endpoint (``http://host/v1#model``), or a JSON file of ``{title, context,
+    completions}``."""
+    prompt: str = "rewrite"
+    """The prompt variant for edits, or a template's text."""
+    edits: Annotated[int, Field(ge=1, le=64)] = 5
+    """Self-edits per passage."""
+    keep: Annotated[int, Field(ge=1)] | None = None
+    """Try every edit by itself on the practice half of the quiz, and keep so many of the best; ``None``: all,
+    untried."""
+    questions: Annotated[int, Field(ge=0, le=64)] = 8
+    """Quiz questions per passage, at most; 0: no quiz, and no proof."""
+    passage_tokens: Annotated[int, Field(ge=16)] = 384
+    skip_known: Annotated[float, Field(gt=0)] = 1.0
+    """Teach no passage whose practice questions are answered without it already, from this share on; more
+    than 1: teach all."""
+    per_document: bool = False
+    """One adapter per document instead of one for all."""
+    recipe: Recipe = Recipe(
+        rank=32, alpha=64, targets="all-linear", learning_rate=3e-4, epochs=4, batch_size=8
+    )
+    seed: int = 0
+
+
+EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=2e-3, epochs=8, batch_size=8)
+"""What suits the small model that ships with the package (chosen on selection passages of its world)."""
+
+
+def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str, Any]:
+    """Teach ``config.model`` the documents; everything is written under ``out``. Returns the card.
+
+    Raises:
+        SealError: documents that cannot be read, a folder made with other settings, a model that does not
+            load.
+    """
+    Knowledge(prompt=config.prompt, grader="string")  # is there such a prompt
+    if config.keep is not None and not config.questions:
+        raise SealError("--keep chooses edits by the quiz, and --questions 0 asks for none")
+    if config.writer and is_endpoint(config.writer):
+        Endpoint(config.writer)  # is it an address at all
+    elif config.writer and not Path(config.writer).is_file():
+        raise SealError(
+            f"--writer: there is no file {config.writer}, and it is no address (http://host/v1#model)"
+        )
+    policy = load_policy(config.model, config.device, config.dtype, "auto", "auto")
+    writer = load_policy(config.policy, config.device, config.dtype, "auto") if config.policy else policy
+    if config.policy and len(writer.tokenizer) != len(policy.tokenizer):
+        raise SealError(
+            f"the policy {config.policy} is not of the same kind as the model {config.model}: their "
+            "tokenizers differ"
+        )
+    passages = passages_for(policy, documents, config.passage_tokens)
+    if out.exists() and not out.is_dir():
+        raise SealError(f"--out {out} is a file: give a new folder")
+    with claim(out):
+        settle(config, passages, out)
+        return teach(config, policy, writer, passages, out)
+
+
+def teach(
+    config: LearnConfig, policy: Model, writer: Model, passages: Sequence[dict[str, Any]], out: Path
+) -> dict[str, Any]:
+    """The work on a folder that is settled: quiz, edits, adapters, answers, card, each only where it is not
+    on disk yet."""
+    start = time.monotonic()
+    domain = Knowledge(prompt=config.prompt, grader="string")
+    parts = [passages[i : i + CHUNK] for i in range(0, len(passages), CHUNK)]
+    chunks = [Stage(out / f"chunks/{n:04d}") for n in range(len(parts))]
+    rows: dict[str, list[Example]] = {}
+    asked: set[str] = set()
+    texts: list[list[str]] = []
+    skipped: set[str] = set()
+    counts = {"edits": 0, "bad edits": 0, "rows": 0, "rows left out": 0}
+    with progress("write a quiz and edits", len(passages)) as advance:
+        for stage, some in zip(chunks, parts, strict=True):
+            quiz = _quiz(policy, some, config, stage)
+            asked |= {normalize(q["question"]) for record in quiz for q in record["questions"]}
+            skipped |= {p["id"] for p, q in zip(some, quiz, strict=True) if is_known(q, config.skip_known)}
+            texts += _edits(policy, writer, domain, some, quiz, config, stage)
+            advance(len(some))
+    for passage, mine in zip(
+        passages, texts, strict=True
+    ):  # rows are made when every question is known, of whichever passage
+        if passage["id"] not in skipped:
+            document = passage["source"] if config.per_document else ""
+            rows.setdefault(document, []).extend(_rows(domain, passage, asked, mine, counts))
+    trained = _train(policy, rows, config, out)
+    adapters = {name: load_peft(adapter_folder(out, name)) for name in trained}
+    answers = [
+        _answers(policy, adapters, some, stage, config) for stage, some in zip(chunks, parts, strict=True)
+    ]
+    quiz = [
+        record for s, some in zip(chunks, parts, strict=True) for record in _quiz(policy, some, config, s)
+    ]
+    flat = [a for some in answers for a in some]
+    dropped = Stage(out).once(
+        "dropped", lambda: unhelpful(passages, quiz, flat) if config.per_document else []
+    )
+    card = card_of(config.model_dump(mode="json"), passages, quiz, flat, counts, trained, skipped, dropped)
+    card["seconds"] = round(time.monotonic() - start, 1)
+    return write_card(out, card)
+
+
+def is_known(quiz: dict[str, Any], share: float) -> bool:
+    """Whether a passage need not be taught: so many of its practice questions are answered without it. The
+    proof has no say."""
+    practice = [q["kind"] == "known" for q in quiz["questions"] if q["half"] == "practice"]
+    return len(practice) >= SURE and sum(practice) / len(practice) >= share
+
+
+def unhelpful(
+    passages: Sequence[dict[str, Any]], quiz: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
+) -> list[str]:
+    """Documents after whose adapter no more practice questions are answered rightly than before it."""
+    gain: dict[str, int] = {}
+    for passage, record, answer in zip(passages, quiz, answers, strict=False):
+        for i, q in enumerate(record["questions"]):
+            if q["half"] == "practice":
+                right = answer["right"]
+                gain[passage["source"]] = (
+                    gain.get(passage["source"], 0) + right["after"][i] - right["before"][i]
+                )
+    return sorted(name for name, n in gain.items() if n <= 0)
+
+
+def passages_for(policy: Model, documents: Sequence[str], most_tokens: int) -> list[dict[str, Any]]:
+    """The passages of documents, each as many tokens at most, and no more than a third of what the model can
+    read at once."""
+    budget = min(most_tokens, policy.context // 3)
+    return list(read_documents(documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
+
+
+def settle(config: LearnConfig, passages: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write down what the folder is made of; it is never continued with other settings or other documents."""
+    text = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in passages)
+    passed = hashlib.sha256(" ".join(p["id"] for p in passages).encode()).hexdigest()[:16]
+    wanted = {**config.model_dump(mode="json"), "passages": passed}
+    if not (out / "learn.json").exists():
+        if any(not p.name.startswith(".") for p in out.iterdir()):
+            raise SealError(f"{out} holds other things: give --out a new folder")
+        write_whole(out / "learn.json", json.dumps(wanted, indent=1))
+    if not (out / "passages.jsonl").exists():
+        write_whole(out / "passages.jsonl", text)
+    found = read_json(out / "learn.json")
+    if not isinstance(found, dict):
+        raise SealError(f"{out / 'learn.json'} is damaged: it holds no settings")
+    if (
+        found | {"recipe": wanted["recipe"]} == wanted
+        and config.keep is None
+        and not list(out.glob("adapter*"))
+    ):
+        write_whole(
+            out / "learn.json", json.dumps(wanted, indent=1)
+        )  # nothing has been trained by the old recipe
+        found = wanted
+    if changed := next((k for k in wanted if found.get(k) != wanted[k]), None):
+        raise SealError(
+            f"{out} was begun with other {changed.replace('_', ' ')}: give --out a new folder, or run it as "
+            "it was"
+        )
+
+
+def _quiz(
+    policy: Model, passages: Sequence[dict[str, Any]], config: LearnConfig, stage: Stage
+) -> list[dict[str, Any]]:
+    if not config.questions:
+        return [{"id": p["id"], "drafted": 0, "sound": 0, "questions": []} for p in passages]
+    found: list[dict[str, Any]] = stage.once(
+        "quiz", lambda: draft_quiz(policy, passages, config.questions, config.seed)
+    )
+    return found
+
+
+def _edits(
+    policy: Model,
+    writer: Model,
+    domain: Knowledge,
+    passages: Sequence[dict[str, Any]],
+    quiz: Sequence[dict[str, Any]],
+    config: LearnConfig,
+    stage: Stage,
+) -> list[list[str]]:
+    """The self-edits of each passage (none where it is known); with ``config.keep``, those that did best on
+    the practice half of its quiz."""
+    tasks = [
+        Task(p["id"], {**p, "questions": [x for x in q["questions"] if x["half"] == "practice"]})
+        for p, q in zip(passages, quiz, strict=True)
+        if not is_known(q, config.skip_known)
+    ]
+    prompts = [domain.prompt(t) for t in tasks]
+
+    def write() -> list[list[str]]:
+        if config.writer is None:
+            limit = WriteConfig(max_tokens=512)
+            texts, cut = finished(
+                domain, from_policy(writer, prompts, config.edits, limit, seed_of("learn", config.seed))
+            )
+        else:
+            texts, cut = finished(domain, from_another(config.writer, tasks, prompts, config.edits))
+        stage.put("cut", of_all(cut))
+        return texts
+
+    def of_all(texts: Sequence[list[Any]]) -> list[list[Any]]:
+        mine = dict(zip((t.id for t in tasks), texts, strict=True))
+        return [mine.get(p["id"], []) for p in passages]
+
+    written: list[list[str]] = stage.once("edits", lambda: of_all(write()))
+    if config.keep is None:
+        return written
+    taught = {t.id for t in tasks}
+    mine = [texts for p, texts in zip(passages, written, strict=True) if p["id"] in taught]
+    return list(stage.once("kept", lambda: of_all(_best(policy, domain, tasks, mine, config, stage))))
+
+
+def _best(
+    policy: Model,
+    domain: Knowledge,
+    tasks: Sequence[Task],
+    texts: Sequence[list[str]],
+    config: LearnConfig,
+    stage: Stage,
+) -> list[list[str]]:
+    """The ``config.keep`` edits of each passage that do best by themselves."""
+    asked = [i for i, t in enumerate(tasks) if t.data["questions"]]
+    inner = InnerConfig(recipe=config.recipe, answer_tokens=ANSWER_TOKENS, reward="likelihood")
+    attempts = try_edits(
+        policy,
+        domain,
+        [tasks[i] for i in asked],
+        [texts[i] for i in asked],
+        inner,
+        stage,
+        seed_of("learn", config.seed),
+    )
+    reward = {(a.task, a.edit): a.reward or 0.0 for a in attempts}
+    best = []
+    for task, row in zip(tasks, texts, strict=True):
+        earned = [reward.get((task.id, e), 0.0) for e in range(len(row))]
+        order = sorted(range(len(row)), key=lambda e, earned=earned: -earned[e])  # type: ignore[misc]
+        best.append([row[e] for e in order[: config.keep]])
+    return best
+
+
+def _rows(
+    domain: Knowledge, passage: dict[str, Any], asked: set[str], texts: Sequence[str], counts: dict[str, int]
+) -> Iterator[Example]:
+    """The training rows of a passage, each once: the passage, and what its edits say. A row of an edit that
+    holds a question of the quiz, of this passage or any other, is left out: the quiz would prove nothing."""
+    seen = set()
+    for text in [passage["context"], *texts]:
+        edit, _ = understand(domain, Task(passage["id"], passage), text, Recipe())
+        counts["edits"] += text is not passage["context"]
+        if isinstance(edit, BadEdit):
+            counts["bad edits"] += 1
+            continue
+        for example in edit.examples if isinstance(edit, Edit) else ():
+            if example.completion in seen:
+                continue
+            seen.add(example.completion)
+            if text is not passage["context"] and _asks(example.completion, asked):
+                counts["rows left out"] += 1
+                continue
+            counts["rows"] += 1
+            yield example
+
+
+def _asks(row: str, asked: set[str]) -> bool:
+    """Whether a row holds one of these questions (normalised): some run of words up to a question mark is
+    one."""
+    for piece in re.split(r"[?？]", row)[:-1]:
+        words = normalize(piece).split()[-100:]
+        if any(" ".join(words[i:]) in asked for i in range(len(words))):
+            return True
+    return False
+
+
+def adapter_folder(out: Path, name: str) -> Path:
+    """Where the adapter of a document lies; of all together, its name is empty."""
+    if not name:
+        return out / "adapter"
+    return out / "adapters" / f"{Path(name).stem[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _train(
+    policy: Model, rows: dict[str, list[Example]], config: LearnConfig, out: Path
+) -> dict[str, dict[str, Any]]:
+    """Train what is not on disk yet; for each adapter its steps, training tokens and losses."""
+    owed = [name for name in rows if not (adapter_folder(out, name) / "seal.json").exists()]
+    jobs = [Job(tuple(rows[name]), config.recipe, seed_of("learn", config.seed, name)) for name in owed]
+    with progress("train", len(jobs)) as advance:
+        for name, outcome in zip(owed, train_adapters(policy, jobs), strict=True):
+            _save(outcome, adapter_folder(out, name), config, name)
+            advance(1)
+    return {name: read_json(adapter_folder(out, name) / "seal.json") for name in rows}
+
+
+def _save(outcome: Trained, folder: Path, config: LearnConfig, name: str) -> None:
+    if outcome.adapter is None:
+        raise SealError(
+            f"training diverged at step {outcome.steps}: take a lower --learning-rate than "
+            f"{config.recipe.learning_rate:g}"
+        )
+    Stage(folder.parent).once_folder(folder.name, lambda aside: _fill(aside, outcome, config, name))
+
+
+def _fill(folder: Path, outcome: Trained, config: LearnConfig, name: str) -> None:
+    assert outcome.adapter is not None
+    save_peft(outcome.adapter, folder, config.model)
+    record = {"document": name, "steps": outcome.steps, "tokens": outcome.tokens, "loss": list(outcome.loss)}
+    write_whole(folder / "seal.json", json.dumps(record, indent=1))
+
+
+def _answers(
+    policy: Model,
+    adapters: dict[str, Adapter],
+    passages: Sequence[dict[str, Any]],
+    stage: Stage,
+    config: LearnConfig,
+) -> list[dict[str, Any]]:
+    """What the model answers to each passage's quiz: without the passage before and after, and with it in
+    view; and the verdicts."""
+    quiz = stage.read("quiz") if config.questions else []
+    if not quiz:
+        return []
+    mine = [adapters.get(p["source"] if config.per_document else "") for p in passages]
+
+    def compute() -> list[dict[str, Any]]:
+        sampling = Sampling(ANSWER_TOKENS, stop="\n")
+        closed, shown = (
+            [_asked(p, q, template) for p, q in zip(passages, quiz, strict=True)]
+            for template in (ASK, ASK_OPEN)
+        )
+        nobody: list[Adapter | None] = [None] * len(passages)
+        before, after = ask(policy, nobody, closed, sampling), ask(policy, mine, closed, sampling, 4)
+        reading = ask(policy, nobody, shown, sampling)
+        return [
+            {
+                "before": b,
+                "after": a,
+                "open book": r,
+                "right": {
+                    n: _right(q, x) for n, x in zip(("before", "after", "open book"), (b, a, r), strict=True)
+                },
+            }
+            for q, b, a, r in zip(quiz, before, after, reading, strict=True)
+        ]
+
+    found: list[dict[str, Any]] = stage.once("answers", compute)
+    return found
+
+
+def _asked(passage: dict[str, Any], quiz: dict[str, Any], template: str) -> list[Prompt]:
+    slots = {"title": passage["title"], "context": passage["context"]}
+    return [Prompt(template.format(**slots, question=q["question"])) for q in quiz["questions"]]
+
+
+def _right(quiz: dict[str, Any], answers: Sequence[str]) -> list[bool]:
+    return [
+        string_rule(q["question"], q["answer"], a) for q, a in zip(quiz["questions"], answers, strict=True)
+    ]
+
+
+def default_config(model: str, **given: Any) -> LearnConfig:
+    """The settings for a model: the embedded one knows one prompt, and takes a higher learning rate."""
+    if model in EMBEDDED:
+        given = {"prompt": "implications", "recipe": EMBEDDED_RECIPE, **given}
+    return LearnConfig(model=model, **given)
