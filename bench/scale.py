@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import load_config
-from seal.loop.inner import open_domain, try_edits
+from seal.loop.inner import InnerLoop, open_domain
 from seal.loop.workers import RayCrew
 from seal.loop.write import write_edits
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
+from seal.lora.records import ModelSpec
 from seal.store import Stage, machine
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -81,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     flags = ["--model.threads", "1", "--inner.wave", "16", "--inner.slots", "16"]
     config = load_config(HERE / "configs/atlas.toml", flags)
-    domain, policy = open_domain(config), load_policy("atlas", bf16="auto", threads=1)
+    domain, policy = open_domain(config), load_model(ModelSpec(name="atlas", bf16="auto", threads=1))
     tasks = list(domain.tasks("train"))[: args.edits // 4]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -92,28 +93,14 @@ def main() -> None:
             began = time.monotonic()
             crew = RayCrew(config.model_copy(update={"workers": n})) if n else None
             warm = Stage(Path(folder) / f"warm-{n}")
-            try_edits(
-                policy,
-                domain,
-                tasks[: 4 * max(1, n)],
-                texts[: 4 * max(1, n)],
-                config.inner,
-                warm,
-                0,
-                crew=crew,
+            InnerLoop(domain, config.inner, crew).try_edits(
+                policy, tasks[: 4 * max(1, n)], texts[: 4 * max(1, n)], warm, 0
             )  # workers load the model
             starting[n] = time.monotonic() - began
             for repeat in range(args.repeats):
                 began = time.monotonic()
-                try_edits(
-                    policy,
-                    domain,
-                    tasks,
-                    texts,
-                    config.inner,
-                    Stage(Path(folder) / f"{n}-{repeat}"),
-                    0,
-                    crew=crew,
+                InnerLoop(domain, config.inner, crew).try_edits(
+                    policy, tasks, texts, Stage(Path(folder) / f"{n}-{repeat}"), 0
                 )
                 times.append(time.monotonic() - began)
             if crew:

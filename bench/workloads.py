@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
-from seal.lora.records import Example, Prompt, Recipe
+from seal.lora.records import Example, ModelSpec, Prompt, Recipe
 from seal.lora.train import Job
 from seal.records import seed_of
 
@@ -48,7 +48,7 @@ def atlas(n: int, recipe: Recipe | None, device: str) -> Work:
 
     config = load_config(Path(__file__).parents[1] / "configs" / "atlas.toml")
     domain = load_domain(config.domain.name, config.domain.options)
-    policy = load_policy("atlas", device, bf16="auto", threads=torch.get_num_threads())
+    policy = load_model(ModelSpec(name="atlas", device=device, bf16="auto", threads=torch.get_num_threads()))
     tasks = domain.tasks("train")[: -(-n // 5)]
     prompts = [domain.prompt(t) for t in tasks]
     texts = from_policy(policy, prompts, 5, WriteConfig(max_tokens=192), 0)
@@ -61,7 +61,7 @@ def atlas(n: int, recipe: Recipe | None, device: str) -> Work:
     return Work(
         "atlas",
         policy,
-        load_policy("atlas", device, threads=torch.get_num_threads()),
+        load_model(ModelSpec(name="atlas", device=device, threads=torch.get_num_threads())),
         jobs,
         questions,
         prompts,
@@ -131,7 +131,7 @@ def embedded_grids(n: int, device: str) -> Work:
 
     config = load_config(Path(__file__).parents[1] / "configs" / "arc.toml")
     domain = load_domain("arc", config.domain.options)
-    policy = load_policy("grids", device, bf16="auto", threads=torch.get_num_threads())
+    policy = load_model(ModelSpec(name="grids", device=device, bf16="auto", threads=torch.get_num_threads()))
     tasks = domain.tasks("train")[: -(-n // 4)]
     prompts = [domain.prompt(t) for t in tasks]
     texts = from_policy(policy, prompts, 5, WriteConfig(max_tokens=40, top_p=1.0), 0)
@@ -146,7 +146,7 @@ def embedded_grids(n: int, device: str) -> Work:
     return Work(
         "grids",
         policy,
-        load_policy("grids", device, threads=torch.get_num_threads()),
+        load_model(ModelSpec(name="grids", device=device, threads=torch.get_num_threads())),
         jobs,
         questions,
         prompts,

@@ -17,7 +17,7 @@ from seal.domains.arc.grids import TURNS
 from seal.domains.arc.puzzles import read_tasks
 from seal.domains.check import HOSTILE, check_domain
 from seal.domains.knowledge import Knowledge
-from seal.loop.inner import try_edits
+from seal.loop.inner import InnerLoop
 from seal.loop.write import sampling_of, write_edits
 from seal.lora.tokens import encode_example
 from seal.records import Attempt, BadEdit, Edit, SealError, Task
@@ -203,21 +203,15 @@ def test_different_edits_train_side_by_side(folder: Path, tmp_path: Path) -> Non
         edit_text(**{**off, "use_repeat_augmentations": True}, num_train_epochs=1),
     ]
     flags = ["--inner.recipe.rank=2", "--inner.answer_tokens=10", "--inner.recipe.schedule=cosine"]
-    attempts = try_edits(
-        tiny.policy(), domain, [task], [texts], load_config(None, flags).inner, Stage(tmp_path / "s"), 0
+    attempts = InnerLoop(domain, load_config(None, flags).inner).try_edits(
+        tiny.policy(), [task], [texts], Stage(tmp_path / "s"), 0
     )
     assert [a.status for a in attempts] == ["ok", "ok", "bad edit", "ok"]
     assert attempts[0].steps == 9 and attempts[1].steps == 27 and attempts[2].reward == 0
     bad = [
         a.status
-        for a in try_edits(
-            tiny.policy(),
-            domain,
-            [task],
-            [list(HOSTILE.values())],
-            load_config(None, flags).inner,
-            Stage(tmp_path / "h"),
-            0,
+        for a in InnerLoop(domain, load_config(None, flags).inner).try_edits(
+            tiny.policy(), [task], [list(HOSTILE.values())], Stage(tmp_path / "h"), 0
         )
     ]
     assert set(bad) == {"bad edit"}

@@ -15,7 +15,7 @@ import pytest
 from seal.cli.main import main
 from seal.config import InnerConfig
 from seal.domains.knowledge import Knowledge
-from seal.loop.inner import trials_of, work_through
+from seal.loop.inner import InnerLoop
 from seal.lora.model import Model
 from seal.records import Attempt, Recipe, SealError
 from seal.report.tables import attempts_of, round_rewards
@@ -256,15 +256,15 @@ def test_a_wave_that_was_done_before_its_turn_is_not_made_again(policy: Model, t
     domain = Knowledge(sizes={"train": 2, "select": 1, "eval": 1})
     inner = InnerConfig(recipe=Recipe(rank=2, steps=1), answer_tokens=2, wave=2, slots=2)
     texts = [{0: "Hu is far.", 1: "x"}, {0: "y", 1: "\x00"}]
-    trials = trials_of(domain, domain.tasks("train"), texts, inner, 0, range(1))
-    straight = work_through(
-        policy, domain, domain.tasks("train"), trials, inner, Stage(tmp_path / "straight"), ""
+    trials = InnerLoop(domain, inner).trials(domain.tasks("train"), texts, 0, range(1))
+    straight = InnerLoop(domain, inner).work_through(
+        policy, domain.tasks("train"), trials, Stage(tmp_path / "straight")
     )
     stage = Stage(tmp_path / "jumped")
     early = [Attempt.from_json({**a.to_json(), "seconds": 123.0}) for a in straight[2:]]
     stage.put_aside(1, early)
     assert stage.aside(1) == early and stage.aside(0) == []
-    found = work_through(policy, domain, domain.tasks("train"), trials, inner, stage, "")
+    found = InnerLoop(domain, inner).work_through(policy, domain.tasks("train"), trials, stage)
     assert [a.seconds for a in found[2:]] == [123.0] * 2 and not (stage.folder / "waves/00001.json").exists()
     assert [(a.text, a.answers, a.reward) for a in found] == [(a.text, a.answers, a.reward) for a in straight]
 

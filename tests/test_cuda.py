@@ -10,9 +10,9 @@ import torch
 from seal.lora import train
 from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room, free_memory, room_for
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
-from seal.lora.records import Sampling
+from seal.lora.records import ModelSpec, Sampling
 from seal.lora.train import Job, train_adapters
 from seal.records import Example, Prompt, Recipe
 from tests import tiny
@@ -95,7 +95,10 @@ def test_room_and_samples() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second GPU")
 def test_a_model_over_two_gpus_learns_what_it_learns_on_one(tmp_path: Path) -> None:
     name = tiny.save(tmp_path / "model")
-    one, two = load_policy(name, "cuda"), load_policy(name, "cuda*2")
+    one, two = (
+        load_model(ModelSpec(name=str(name), device="cuda", threads=None)),
+        load_model(ModelSpec(name=str(name), device="cuda*2", threads=None)),
+    )
     assert len(two.devices) == 2 and len(one.devices) == 1
     for a, b in zip(*(train_adapters(p, JOBS, Room(3, 1000)) for p in (one, two)), strict=True):
         assert close(a.adapter, b.adapter, 5e-4)

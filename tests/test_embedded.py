@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seal.config import WriteConfig, load_config
 from seal.domains.knowledge import Knowledge, atlas, prompts
-from seal.loop.inner import try_edits
+from seal.loop.inner import InnerLoop
 from seal.loop.outer import load_base
 from seal.loop.write import from_policy
 from seal.lora.ask import generate
-from seal.lora.load import DATA, load_policy
+from seal.lora.load import DATA, load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
 from seal.records import Prompt
@@ -25,7 +25,7 @@ FOLDER = DATA / "atlas"
 
 @pytest.fixture(scope="module")
 def embedded() -> Model:
-    return load_policy("atlas")
+    return load_model("atlas")
 
 
 def accuracy(policy: Model, asked: list[tuple[str, str]]) -> float:
@@ -51,7 +51,7 @@ def test_its_tokenizer_loses_nothing(embedded: Model, text: str) -> None:
 
 
 def test_the_grid_model_reads_a_token_per_cell_and_loses_nothing() -> None:
-    policy = load_policy("grids")
+    policy = load_model("grids")
     text = "Input:\n0123\n4567\nOutput:\n89\n\nInput:\n1\nOutput:\n"
     ids = policy.tokenizer(text)["input_ids"]
     assert policy.tokenizer.decode(ids) == text and len(ids) < 22
@@ -101,7 +101,7 @@ def test_an_oracle_edit_teaches_what_the_passage_alone_does_not(tmp_path: Path) 
     means = {}
     for name, text in (("passage", domain.plain), ("oracle", domain.oracle)):
         texts = [[text(t) or ""] for t in tasks]
-        attempts = try_edits(policy, domain, tasks, texts, config.inner, Stage(tmp_path / name), seed=0)
+        attempts = InnerLoop(domain, config.inner).try_edits(policy, tasks, texts, Stage(tmp_path / name), 0)
         means[name] = sum(a.after for a in attempts) / len(attempts)
         before = sum(a.before for a in attempts) / len(attempts)
     assert before < 0.2 < means["passage"] < 0.6

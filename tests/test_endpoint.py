@@ -176,21 +176,23 @@ def test_a_judge_grades_a_run_and_ungraded_is_not_wrong(
     server: Server, tmp_path: Path, policy: Model
 ) -> None:
     from seal.config import InnerConfig
-    from seal.loop.inner import try_edits
+    from seal.loop.inner import InnerLoop
     from seal.records import Recipe
     from seal.store import Stage
 
     domain = Knowledge(grader=server.name, sizes={"train": 1, "select": 1, "eval": 1})
     task = domain.tasks("eval")[0]
     inner = InnerConfig(recipe=Recipe(rank=2, steps=1), answer_tokens=4)
-    good = try_edits(policy, domain, [task], [["a fact"]], inner, Stage(tmp_path / "good"), 0)[0]
+    good = InnerLoop(domain, inner).try_edits(policy, [task], [["a fact"]], Stage(tmp_path / "good"), 0)[0]
     assert (good.status, good.after) == ("ok", 1.0)
     replies = iter(["yes"] * 5)
     server.reply = lambda prompt: next(replies, "perhaps")
     (tmp_path / "cache/seal/endpoint.sqlite").unlink()
     domain = Knowledge(grader=server.name, sizes={"train": 1, "select": 1, "eval": 1})
     inner = inner.model_copy(update={"recipe": Recipe(rank=2, steps=5, learning_rate=0.1)})
-    bad = try_edits(policy, domain, [task], [["another fact"]], inner, Stage(tmp_path / "bad"), 0)[0]
+    bad = InnerLoop(domain, inner).try_edits(policy, [task], [["another fact"]], Stage(tmp_path / "bad"), 0)[
+        0
+    ]
     assert (bad.status, bad.reward) == ("ungraded", None)
 
 

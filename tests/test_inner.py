@@ -16,7 +16,7 @@ from seal.config import InnerConfig
 from seal.domains.base import Domain
 from seal.domains.knowledge import Knowledge
 from seal.loop import inner as module
-from seal.loop.inner import fingerprints, try_edits
+from seal.loop.inner import InnerLoop, fingerprints
 from seal.loop.race import untried
 from seal.lora.adapter import Adapter, init_adapter, target_modules
 from seal.lora.ask import ask
@@ -96,7 +96,7 @@ def test_before_is_asked_of_the_untouched_model_and_after_of_each_edits_own_adap
     adapters = [shifted(policy, s) for s in range(4)]
     by_hand(monkeypatch, adapters)
     tasks, stage = told.tasks("train"), Stage(tmp_path)
-    found = try_edits(policy, told, tasks, [["a", "b"], ["c", "d"]], INNER, stage, 0)
+    found = InnerLoop(told, INNER).try_edits(policy, tasks, [["a", "b"], ["c", "d"]], stage, 0)
     assert stage.read("before") == [list(r) for r in told.right]
     for attempt, adapter, task in zip(found, adapters, [tasks[0]] * 2 + [tasks[1]] * 2, strict=True):
         prompts = [q.prompt for q in told.queries(task)]
@@ -115,8 +115,8 @@ def test_what_cannot_be_used_or_diverges_earns_nothing_however_good_the_model_wa
     policy: Model, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_hand(monkeypatch, [None, shifted(policy, 1)])
-    bad, diverged, sound = try_edits(
-        policy, told, told.tasks("train")[:1], [["bad", "wild", "sound"]], INNER, Stage(tmp_path), 0
+    bad, diverged, sound = InnerLoop(told, INNER).try_edits(
+        policy, told.tasks("train")[:1], [["bad", "wild", "sound"]], Stage(tmp_path), 0
     )
     assert (bad.status, bad.reason, bad.reward, bad.before) == ("bad edit", "it is bad", 0.0, 1.0)
     assert (diverged.status, diverged.reward, diverged.before, diverged.after) == ("diverged", 0.0, 1.0, 0.0)
@@ -131,7 +131,7 @@ def test_silence_is_counted(
     monkeypatch.setattr(
         module, "ask", lambda policy, adapters, prompts, *_: [["", " \n", "x"][: len(row)] for row in prompts]
     )
-    (found,) = try_edits(policy, told, told.tasks("train")[:1], [["a"]], INNER, Stage(tmp_path), 0)
+    (found,) = InnerLoop(told, INNER).try_edits(policy, told.tasks("train")[:1], [["a"]], Stage(tmp_path), 0)
     assert found.silent == pytest.approx(2 / 3)
 
 
@@ -140,7 +140,7 @@ def test_siblings_share_their_training_seeds_and_seeds_differ_otherwise(
 ) -> None:
     jobs = by_hand(monkeypatch, [shifted(policy, s) for s in range(8)])
     inner = INNER.model_copy(update={"seeds": 2})
-    try_edits(policy, told, told.tasks("train"), [["a", "b"]] * 2, inner, Stage(tmp_path), 0)
+    InnerLoop(told, inner).try_edits(policy, told.tasks("train"), [["a", "b"]] * 2, Stage(tmp_path), 0)
     seeds = [j.seed for j in jobs]
     assert seeds[:2] == seeds[2:4] and seeds[4:6] == seeds[6:8] and len(set(seeds)) == 4
     assert [j.examples[0].completion for j in jobs] == ["a", "a", "b", "b"] * 2

@@ -17,7 +17,7 @@ from seal.domains.knowledge import Knowledge
 from seal.domains.knowledge.prompts import ASK
 from seal.lora.ask import ask
 from seal.lora.files import load_peft
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
 from seal.lora.train import Job, train_adapters
@@ -160,7 +160,7 @@ def test_asking_with_and_without(
     title, question, gold = learnt(taught)
     assert main(["ask", question, "--adapter", str(taught), "--compare", "--open-book"]) == 0
     found = dict(re.split(r" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    policy, adapter = load_policy("atlas"), load_peft(taught / "adapter")
+    policy, adapter = load_model("atlas"), load_peft(taught / "adapter")
     prompt = Prompt(ASK.format(title=title, question=question))
     expected = [
         row[0].strip()
@@ -220,7 +220,7 @@ def test_peft_loads_what_was_taught(taught: Path) -> None:
     from seal.lora.load import DATA
 
     base = AutoModelForCausalLM.from_pretrained(str(DATA / "atlas"), dtype=torch.float32)
-    policy = load_policy("atlas")
+    policy = load_model("atlas")
     ids = torch.tensor(
         [
             policy.tokenizer(

@@ -18,10 +18,10 @@ from seal.config import RunConfig, load_config
 from seal.domains import load_domain
 from seal.domains.check import HOSTILE, check_domain
 from seal.domains.knowledge import Knowledge
-from seal.loop.inner import try_edits
+from seal.loop.inner import InnerLoop
 from seal.loop.outer import run
 from seal.loop.write import from_file
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.records import CONTROL, NO_RL, ORACLE, PASSAGE_MATCHED, Edit, Grade, SealError, Task
 from seal.report.tables import load_runs
 from seal.store import Stage, Store
@@ -160,8 +160,8 @@ def test_the_run_folder_tells_everything(unbroken: Path) -> None:
 
 
 def test_the_trained_policy_loads_as_any_model(unbroken: Path, model: str) -> None:
-    policy = load_policy(unbroken / "seal/round-2/policy")
-    base = load_policy(model)
+    policy = load_model(unbroken / "seal/round-2/policy")
+    base = load_model(model)
     assert any(
         (a != b).any() for a, b in zip(policy.model.parameters(), base.model.parameters(), strict=True)
     )
@@ -200,7 +200,7 @@ def test_hostile_edits_are_recorded_with_a_reason_and_reward_0(tmp_path: Path) -
     task = domain.tasks("train")[0]
     config = load_config(None, FLAGS).inner
     stage = Stage(tmp_path)
-    attempts = try_edits(policy, domain, [task], [list(HOSTILE.values())], config, stage, seed=0)
+    attempts = InnerLoop(domain, config).try_edits(policy, [task], [list(HOSTILE.values())], stage, 0)
     assert len(attempts) == len(HOSTILE)
     for name, attempt in zip(HOSTILE, attempts, strict=True):
         bad = name in ("empty", "blank", "control characters", "1 MB", "a million lines")
@@ -218,8 +218,8 @@ def test_likelihood_reward_is_between_0_and_1(tmp_path: Path) -> None:
     config = load_config(None, [*FLAGS, "--inner.reward=likelihood"]).inner
     rewards = [
         a.reward
-        for a in try_edits(
-            policy, domain, [task], [[domain.oracle(task) or "", "x"]], config, Stage(tmp_path), 0
+        for a in InnerLoop(domain, config).try_edits(
+            policy, [task], [[domain.oracle(task) or "", "x"]], Stage(tmp_path), 0
         )
     ]
     assert all(r is not None and 0 < r < 1 for r in rewards)

@@ -121,12 +121,12 @@ def test_a_data_set_that_is_not_there_is_one_clear_sentence() -> None:
 def test_what_will_not_fit_is_said_before_it_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from seal.lora.load import load_policy
+    from seal.lora.load import load_model
 
     model = tiny.save(tmp_path / "model")
     monkeypatch.setattr("seal.lora.capacity.free_memory", lambda device: 10_000)
     with pytest.raises(LoraError, match=r"take about .* GB, and .* are free on cpu"):
-        load_policy(model)
+        load_model(model)
 
 
 def test_the_estimate_is_what_the_weights_take() -> None:
@@ -146,15 +146,15 @@ def test_a_model_that_cannot_be_had_says_why(tmp_path: Path, monkeypatch: pytest
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     from transformers import AutoConfig
 
-    from seal.lora.load import load_policy
+    from seal.lora.load import load_model
 
     with pytest.raises(LoraError, match=r"neither a folder here nor reachable|not in the local cache"):
-        load_policy("nobody/nothing")
+        load_model("nobody/nothing")
     model = Path(tiny.save(tmp_path / "model"))
     half = Path(shutil.copytree(model, tmp_path / "half"))
     (half / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(LoraError, match="not a whole model"):
-        load_policy(half)
+        load_model(half)
     for kind, says in ((GatedRepoError, "is gated"), (RepositoryNotFoundError, "no such model")):
 
         def fail(*args: object, kind: type[Exception] = kind, **options: object) -> None:
@@ -162,7 +162,7 @@ def test_a_model_that_cannot_be_had_says_why(tmp_path: Path, monkeypatch: pytest
 
         monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
         with pytest.raises(LoraError, match=says):
-            load_policy("someone/model")
+            load_model("someone/model")
 
 
 def test_the_recipes_for_clusters_are_commands_of_ours() -> None:

@@ -32,11 +32,11 @@ from seal.lora import packing, train
 from seal.lora.adapter import Adapter, target_modules
 from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room, bytes_per_token, room_for
-from seal.lora.load import load_policy, usable_cores
+from seal.lora.load import load_model, usable_cores
 from seal.lora.loss import ChunkedLoss
 from seal.lora.model import Model
 from seal.lora.packing import of_menu, pack
-from seal.lora.records import Sampling
+from seal.lora.records import ModelSpec, Sampling
 from seal.lora.tokens import Row
 from seal.lora.train import Job, Tally, choose, train_adapters
 from seal.records import Example, LoraError, Prompt, Recipe
@@ -416,8 +416,8 @@ def test_4_bit_weights_train_like_the_weights_they_stand_for() -> None:
     """And not by bitsandbytes' kernels for evaluation on a CPU, which have no backward pass and say nothing
     of it."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    quantised = load_policy("atlas", quantize="4bit")
-    dense = load_policy("atlas", dtype="bfloat16").model
+    quantised = load_model(ModelSpec(name="atlas", quantize="4bit", threads=None))
+    dense = load_model(ModelSpec(name="atlas", dtype="bfloat16", threads=None)).model
     for name, module in quantised.model.named_modules():
         if type(module).__name__ == "Linear4bit":
             weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
@@ -439,7 +439,7 @@ def test_4_bit_weights_train_like_the_weights_they_stand_for() -> None:
 def test_4_bit_weights_without_their_package_are_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seal.lora.load.find_spec", lambda name: None)
     with pytest.raises(LoraError, match="need the package bitsandbytes"):
-        load_policy("atlas", quantize="4bit")
+        load_model(ModelSpec(name="atlas", quantize="4bit", threads=None))
 
 
 def test_threads_are_within_what_the_process_may_use() -> None:

@@ -12,9 +12,9 @@ from seal.config import RunConfig
 from seal.lora.adapter import Adapter
 from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room, spread
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
-from seal.lora.records import Sampling
+from seal.lora.records import ModelSpec, Sampling
 from seal.lora.score import log_likelihood
 from seal.lora.train import Job, train_adapters
 from seal.records import Example, LoraError, Prompt, Query, Recipe
@@ -90,7 +90,7 @@ def test_the_labels_refuse_what_cuda_would() -> None:
 def test_devices_that_are_not_there_are_named(tmp_path: Any) -> None:
     assert spread("cuda*4") == ("cuda", 4) and spread("cuda:1") == ("cuda:1", 1)
     with pytest.raises(LoraError, match=r"cuda\*2.*not on this machine"):
-        load_policy(tiny.save(tmp_path / "m"), "cuda*2")
+        load_model(ModelSpec(name=str(tiny.save(tmp_path / "m")), device="cuda*2", threads=None))
 
 
 def test_what_does_not_go_with_a_spread_model_is_said_at_once() -> None:

@@ -15,12 +15,12 @@ from seal.cli.main import main
 from seal.config import InnerConfig, OuterConfig, RunConfig, load_config
 from seal.domains.check import check_domain
 from seal.domains.knowledge import Knowledge
-from seal.loop.inner import try_edits, understand
+from seal.loop.inner import InnerLoop, understand
 from seal.loop.outer import run
 from seal.loop.race import plan_race, proxy_scores, race, rank_correlation, rating_of, try_siblings
 from seal.loop.selection import pairs_of, select
 from seal.loop.trl import preference
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.score import log_likelihood
 from seal.records import Attempt, BadEdit, Edit, Prompt, Query, Recipe, SealError, Selected
@@ -93,7 +93,7 @@ def test_a_race_tries_the_better_ones_again_and_resumes(policy: Model, tmp_path:
 
 def test_mixed_is_the_mean_of_both_and_likelihoods_are_kept(policy: Model, tmp_path: Path) -> None:
     domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
-    found = try_edits(policy, domain, domain.tasks("train")[:1], [TEXTS], INNER, Stage(tmp_path), 0)
+    found = InnerLoop(domain, INNER).try_edits(policy, domain.tasks("train")[:1], [TEXTS], Stage(tmp_path), 0)
     for a in found:
         if a.status == "ok":
             likely = sum(a.likelihoods) / len(a.likelihoods)
@@ -154,7 +154,9 @@ def test_estimators_are_compared_by_their_reliability(policy: Model, tmp_path: P
     domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
     inner = INNER.model_copy(update={"seeds": 2})
     texts = [[*TEXTS[:2], TEXTS[3]] for _ in range(3)]
-    try_edits(policy, domain, domain.tasks("train"), texts, inner, Stage(tmp_path / "seal/round-1"), 0)
+    InnerLoop(domain, inner).try_edits(
+        policy, domain.tasks("train"), texts, Stage(tmp_path / "seal/round-1"), 0
+    )
     found = estimators(tmp_path)
     assert set(found) == {"accuracy", "likelihood", "mixed"} and all(
         0 <= r["reliability"] <= 1 for r in found.values()
@@ -171,7 +173,7 @@ def test_every_rule_changes_the_policy_and_goes_on_where_it_was(
     flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}", "--rounds=1", f"--outer.rule={rule}"]
     settings = load_config(None, [*flags, "--outer.recipe.learning_rate=1e-2"])
     run(settings, Store(settings))
-    before, after = load_policy(name), load_policy(tmp_path / "run/seal/round-1/policy")
+    before, after = load_model(name), load_model(tmp_path / "run/seal/round-1/policy")
     weights = dict(before.model.named_parameters())
     assert any(not p.equal(weights[n]) for n, p in after.model.named_parameters())
     record = json.loads((tmp_path / "run/seal/round-1/outer.json").read_text())
@@ -222,7 +224,7 @@ def test_a_trainer_of_trl_takes_the_reward(tmp_path: Path) -> None:
 
     name = tiny.save(tmp_path / "model")
     settings = load_config(None, [*FLAGS, f"--model.name={name}"])
-    model = load_policy(name)
+    model = load_model(name)
     args = trl.GRPOConfig(
         output_dir=str(tmp_path / "out"),
         max_steps=1,

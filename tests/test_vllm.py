@@ -18,7 +18,7 @@ import pytest
 from seal.domains.knowledge import Knowledge, atlas
 from seal.lora.ask import ask, generate
 from seal.lora.files import load_peft, save_peft
-from seal.lora.load import DATA, load_policy
+from seal.lora.load import DATA, load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
 from seal.lora.train import Job, train_adapters
@@ -32,7 +32,7 @@ def test_vllm_answers_through_an_exported_adapter_as_we_do(tmp_path: Path) -> No
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    policy = load_policy("atlas")
+    policy = load_model("atlas")
     domain = Knowledge()
     tasks = [Task(r["id"], r) for r in (atlas.record("select", 800 + i) for i in range(4))]
     recipe = Recipe(rank=16, alpha=32, targets="all-linear", learning_rate=6e-3, tokens=1500, batch_size=8)
@@ -124,17 +124,17 @@ def serving(log: Path) -> Iterator[str]:
 def test_vllm_writes_and_answers_in_place_of_transformers(tmp_path: Path, where: str) -> None:
     if where == "vllm serve":
         with serving(tmp_path / "log") as address:
-            agrees(served(load_policy("atlas"), address, "atlas"))
+            agrees(served(load_model("atlas"), address, "atlas"))
             with urllib.request.urlopen(f"{address}/models") as reply:
                 assert b"seal-" not in reply.read(), "adapters are taken back"
         return
-    policy = served(load_policy("atlas"), "vllm", "atlas")
+    policy = served(load_model("atlas"), "vllm", "atlas")
     agrees(policy)
     assert not policy.served.llm.llm_engine.list_loras(), "adapters are taken back"
 
 
 def agrees(policy: Model) -> None:
-    plain = load_policy("atlas")
+    plain = load_model("atlas")
     domain = Knowledge()
     tasks = [Task(r["id"], r) for r in (atlas.record("select", 900 + i) for i in range(6))]
     prompts = [domain.prompt(t) for t in tasks]
@@ -172,7 +172,7 @@ def agrees(policy: Model) -> None:
 
 
 def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> None:
-    first = served(load_policy("atlas"), "vllm", "atlas")
+    first = served(load_model("atlas"), "vllm", "atlas")
     domain = Knowledge()
     tasks = [Task(r["id"], r) for r in (atlas.record("select", 950 + i) for i in range(4))]
     prompts = [q.prompt for t in tasks for q in domain.queries(t)]
@@ -180,7 +180,7 @@ def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> 
     engine = first.served.llm
     recipe = Recipe(rank=16, alpha=32, targets="all-linear", learning_rate=6e-3, tokens=1500, batch_size=8)
     edits = [domain.parse(t, domain.oracle(t) or "") for t in tasks]
-    changed = load_policy("atlas")
+    changed = load_model("atlas")
     adapter = train_adapters(
         changed, [Job(tuple(x for e in edits if isinstance(e, Edit) for x in e.examples), recipe, 0)]
     )[0].adapter
@@ -188,7 +188,7 @@ def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> 
     before = generate(changed, prompts, Sampling(8), [0] * len(prompts))
     changed.merge(adapter)
     changed.save(tmp_path / "policy")
-    second = served(load_policy(tmp_path / "policy"), "vllm", "atlas")
+    second = served(load_model(tmp_path / "policy"), "vllm", "atlas")
     expected = generate(changed, prompts, Sampling(8), [0] * len(prompts))
     found = generate(second, prompts, Sampling(8), [0] * len(prompts))
     same, old = (

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from seal.lora.records import ModelSpec
 from seal.records import Recipe, SealError
 
 Count = Annotated[int, Field(ge=1)]
@@ -26,28 +27,6 @@ class DomainConfig(Part):
     options: dict[str, Any] = {}
     """Arguments of the domain's class: for ``knowledge``: source, prompt, grader, sizes, seed, passage_row;
     for ``arc``: source, preset, sizes, form, most_cells, limit, max_steps, batch_size, views, seed."""
-
-
-class ModelConfig(Part):
-    name: str = "atlas"
-    """Hub name or local folder of a causal LM; ``atlas`` (passages) and ``grids`` (puzzles) are the models
-    that ship with the package."""
-    device: str = "cpu"
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``cuda*4``: spread over four, for a model that one does not
-    hold."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the frozen weights."""
-    bf16: bool | Literal["auto"] = False
-    """Compute in bf16 over fp32 weights (autocast); ``auto``: where the hardware multiplies bf16 natively."""
-    threads: Count | Literal["auto"] = "auto"
-    """CPU threads; ``auto``: the cores this process may use. A run is bit-identical only to one with the same
-    number."""
-    engine: Annotated[str, Field(pattern=r"^(transformers|vllm|https?://\S+)$")] = "transformers"
-    """Who writes edits and answers: ``transformers``; ``vllm``, in this process; or a running ``vllm serve``
-    (``http://host:8000/v1``)."""
-    quantize: Literal["4bit"] | None = None
-    """Hold the frozen weights in 4 bits (NF4, through bitsandbytes); such a model can be adapted but not
-    merged into."""
 
 
 class WriteConfig(Part):
@@ -95,7 +74,7 @@ class TrialConfig(Part):
     """Inner loops per task, spent by sequential halving among its edits; ``None``: every edit is tried with
     ``inner.seeds`` seeds."""
     proxy: str | None = None
-    """A score of edits that needs no training: exposure, or a judge (``http://host/v1#model``, ``hf:MODEL``);
+    """A score that chooses without any trial: exposure, or a judge (``http://host/v1#model``, ``hf:MODEL``);
     see :mod:`seal.loop.race`."""
 
 
@@ -110,13 +89,10 @@ class OuterConfig(Part):
         schedule="linear",
     )
     """How the policy is finetuned on the edits that were kept."""
-    select: Literal["best_of", "improved", "solved", "proxy_of", "random_of", "worst_of", "others_of"] = (
-        "best_of"
-    )
-    """Which edits are kept; ``proxy_of``: those that ``trial.proxy`` puts first, none is tried. The last
-    three are controls (:mod:`seal.loop.selection`)."""
+    select: Literal["best_of", "improved", "solved"] = "best_of"
+    """Which edits are kept: of each task the best, all that helped, or all that solve it whole."""
     keep: Count = 1
-    """Edits kept per task (``best_of`` and ``random_of``)."""
+    """Edits kept per task (``best_of``)."""
     rule: Literal["sft", "dpo", "ipo", "grpo"] = "sft"
     """How the policy learns from a round: ``sft`` imitates what was kept (ReST-EM); the others, through TRL,
     prefer each task's best edit to its worst (DPO, IPO), or weigh all siblings by their advantage (GRPO)."""
@@ -186,7 +162,7 @@ class RunConfig(Part):
     tasks_per_round: Count = 48
     edits_per_task: Count = 5
     domain: DomainConfig = DomainConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelSpec = ModelSpec()
     write: WriteConfig = WriteConfig()
     inner: InnerConfig = InnerConfig()
     trial: TrialConfig = TrialConfig()
@@ -204,10 +180,12 @@ class RunConfig(Part):
                 f"model.device = {model.device} goes with outer.rule = sft, without eval.pool = full, and "
                 "with vLLM as a server"
             )
-        if bool(trial.proxy) != (outer.select == "proxy_of"):
-            raise ValueError("trial.proxy is what outer.select = proxy_of selects by: give both, or neither")
+        if trial.proxy and outer.select != "best_of":
+            raise ValueError(
+                f"trial.proxy chooses without a trial, and outer.select = {outer.select} asks what a trial gave"
+            )
         if outer.rule != "sft":
-            if outer.select not in ("best_of", "random_of"):
+            if outer.select != "best_of":
                 raise ValueError(
                     f"outer.rule = {outer.rule} learns from all siblings: outer.select = {outer.select} says "
                     "nothing to it"

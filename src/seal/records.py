@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
 
-from seal.lora.records import Example, LoraError, Prompt, Query, Recipe, Written
+from seal.lora.records import Example, LoraError, Prompt, Query, Recipe, Sampling, Written
 
 __all__ = [
     "Attempt",
@@ -20,10 +21,12 @@ __all__ = [
     "Query",
     "Recipe",
     "Result",
+    "Sampling",
     "SealError",
     "Selected",
     "Stopped",
     "Task",
+    "Wanted",
     "Written",
     "seed_of",
 ]
@@ -75,6 +78,20 @@ class BadEdit:
     reason: str
 
 
+DRAWN = Sampling(temperature=1.0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A self-edit whose rows the model is to write itself: ``n`` samples after each prompt, of which the domain then makes the
+    rows (:meth:`seal.domains.base.Domain.compose`)."""
+
+    text: str
+    prompts: tuple[Prompt, ...]
+    n: int = 1
+    sampling: Sampling = DRAWN
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One inner loop, tried and graded: the row of ``attempts.jsonl``.
@@ -108,6 +125,51 @@ class Attempt:
     loss: tuple[float, float] = (0.0, 0.0)
     """Training loss at the first and the last step."""
 
+    # An attempt is told as it goes: begun, then refused, or trained and then diverged, ungraded or graded.
+
+    @staticmethod
+    def begun(task: str, edit: int, seed: int, text: str, before: Grade) -> Attempt:
+        """One that has not been trained: the model answers as before, and nothing is earned."""
+        return Attempt(
+            task, edit, seed, text, "ok", "", reward=0.0, before=before.score, after=before.score,
+            scores=before.scores, kinds=before.kinds,
+        )  # fmt: skip
+
+    def refused(self, reason: str) -> Attempt:
+        """Of an edit that cannot be used. Its reward is 0 although the model answers as before: a bad edit must not pay."""
+        return replace(self, status="bad edit", reason=reason)
+
+    def trained(self, rows: int, steps: int, tokens: int, loss: tuple[float, float]) -> Attempt:
+        """What its training was."""
+        finite = all(map(math.isfinite, loss))
+        return replace(self, rows=rows, steps=steps, tokens=tokens, loss=loss if finite else (0.0, 0.0))
+
+    def diverged(self) -> Attempt:
+        """Of an adapter that is not finite: nothing can be asked of it."""
+        reason = f"training gave a number that is not finite, at step {self.steps}"
+        zeros = tuple(0.0 for _ in self.scores)
+        return replace(self, status="diverged", reason=reason, after=0.0, scores=zeros)
+
+    def ungraded(self, answers: Sequence[str]) -> Attempt:
+        """Answered, and no verdict came: neither right nor wrong."""
+        zeros = tuple(0.0 for _ in self.scores)
+        return replace(
+            self, status="ungraded", reason="the judge gave no verdict", reward=None, scores=zeros,
+            answers=tuple(answers), silent=_silent(answers),
+        )  # fmt: skip
+
+    def graded(self, answers: Sequence[str], grade: Grade, reward: float) -> Attempt:
+        """Answered, and graded."""
+        return replace(
+            self, reward=reward, after=grade.score, scores=grade.scores, kinds=grade.kinds,
+            answers=tuple(answers), silent=_silent(answers),
+        )  # fmt: skip
+
+    def failed(self, reason: str) -> Attempt:
+        """No worker lived through it: neither right nor wrong."""
+        zeros = tuple(0.0 for _ in self.scores)
+        return replace(self, status="failed", reason=reason, reward=None, scores=zeros)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -136,6 +198,10 @@ class Attempt:
         return Attempt(**values)
 
 
+def _silent(answers: Sequence[str]) -> float:
+    return sum(not a.strip() for a in answers) / max(1, len(answers))
+
+
 _FIELDS = {f.name: f for f in fields(Attempt)}
 _TUPLES = ("answers", "scores", "kinds", "likelihoods", "loss")
 
@@ -159,15 +225,48 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-BASE, OPEN, RETRIEVAL, ORACLE, EXTERNAL = "base", "open book", "retrieval", "oracle", "external writer"
-NO_RL, ON_BASE, UNEDITED = "no RL", "SEAL edits on base", "SEAL weights, no edit"
-CONTROL = "random control"
-FIXED = "best fixed edit"
-PASSAGE_10, PASSAGE_MATCHED, PASSAGE_SATURATED = (
-    "passage, 10 epochs",
-    "passage, matched tokens",
-    "passage, saturation",
-)
+class Setting(NamedTuple):
+    """A row of the table of writers."""
+
+    key: str
+    """Names its folder on disk."""
+    label: str
+    """Names it for people, and in ``results.json``."""
+    kind: Literal["bound", "baseline", "control", "seal"]
+
+
+BASE = Setting("base", "base", "bound")
+OPEN = Setting("open-book", "open book", "bound")
+RETRIEVAL = Setting("retrieval", "retrieval", "bound")
+ORACLE = Setting("oracle", "oracle", "bound")
+EXTERNAL = Setting("external-writer", "external writer", "baseline")
+NO_RL = Setting("no-RL", "no RL", "baseline")
+FIXED = Setting("best-fixed-edit", "best fixed edit", "baseline")
+PASSAGE_10 = Setting("passage-10-epochs", "passage, 10 epochs", "baseline")
+PASSAGE_MATCHED = Setting("passage-matched-tokens", "passage, matched tokens", "baseline")
+PASSAGE_SATURATED = Setting("passage-saturation", "passage, saturation", "baseline")
+ON_BASE = Setting("SEAL-edits-on-base", "SEAL edits on base", "seal")
+UNEDITED = Setting("SEAL-weights-no-edit", "SEAL weights, no edit", "seal")
+
+
+def seal_round(r: int) -> Setting:
+    """The row of SEAL's policy after a round."""
+    return Setting(f"SEAL-round-{r}", f"SEAL round {r}", "seal")
+
+
+def control(name: str) -> Setting:
+    """The row of a control's last policy (*random*, *worst*, *others*)."""
+    return Setting(f"{name}-control", f"{name} control", "control")
+
+
+def settings_of(rounds: int) -> dict[str, Setting]:
+    """Every row that a run of so many rounds may have, by its label: for whoever reads a ``results.json``."""
+    fixed = (
+        BASE, OPEN, RETRIEVAL, ORACLE, EXTERNAL, NO_RL, FIXED, PASSAGE_10, PASSAGE_MATCHED, PASSAGE_SATURATED, ON_BASE,
+        UNEDITED,
+    )  # fmt: skip
+    rounds_ = [seal_round(r) for r in range(1, rounds + 1)]
+    return {s.label: s for s in (*fixed, *map(control, ("random", "worst", "others")), *rounds_)}
 
 
 @dataclass(frozen=True)

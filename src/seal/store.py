@@ -24,7 +24,8 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,8 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic import ValidationError
 
 from seal.config import RunConfig
-from seal.records import Attempt, SealError, Stopped
+from seal.lora.records import ModelSpec
+from seal.records import Attempt, SealError, Stopped, seed_of
 
 T = TypeVar("T")
 _stop = threading.Event()
@@ -124,6 +126,11 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @property
+    def label(self) -> str:
+        """Its name, for a progress bar."""
+        return "/".join(self.folder.parts[-2:])
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """A JSON value: read if it is on disk, else computed and written."""
@@ -253,12 +260,25 @@ def must_be_readable(folder: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Round:
+    """A round of a branch: its number, from 1 on, and the stage that it lies in."""
+
+    number: int
+    stage: Stage
+    run_seed: int
+
+    def seed(self, *what: object) -> int:
+        """A seed for something that is done in this round; of every branch the same."""
+        return seed_of(*what, self.run_seed, self.number)
+
+
 class Store:
     """A run's folder. Opening it a second time with the same config continues it; with another, it is
     refused."""
 
     def __init__(self, config: RunConfig, environment: dict[str, Any] | None = None) -> None:
-        self.folder = config.folder
+        self.folder, self._model, self._seed = config.folder, config.model, config.seed
         must_be_readable(self.folder)
         wanted = json.loads(config.model_dump_json())
         self._lock = claim(self.folder)
@@ -279,6 +299,17 @@ class Store:
 
     def stage(self, name: str) -> Stage:
         return Stage(self.folder / name)
+
+    def owed(self, branch: str, rounds: int) -> Iterator[Round]:
+        """The rounds of a branch that have not saved their policy yet, in turn."""
+        for r in range(1, rounds + 1):
+            stage = self.stage(f"{branch}/round-{r}")
+            if not (stage.folder / "policy").exists():
+                yield Round(r, stage, self._seed)
+
+    def policy(self, branch: str, r: int) -> ModelSpec:
+        """The policy of a branch after a round, to be loaded; after round 0 the model itself."""
+        return self._model.at(self.folder / branch / f"round-{r}/policy") if r else self._model
 
     def begun_with(self, fingerprints: dict[str, str]) -> None:
         """Refuse to go on with other tasks than the folder was begun with: its texts and answers belong to

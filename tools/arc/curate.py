@@ -17,9 +17,9 @@ from seal.domains.arc import Arc
 from seal.domains.arc.domain import GRIDS_ORACLE, ArcEdit
 from seal.domains.arc.puzzles import CURATED, embedded_task
 from seal.lora.ask import ask
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
-from seal.lora.records import Recipe, Sampling
+from seal.lora.records import ModelSpec, Recipe, Sampling
 from seal.lora.train import Job, train_adapters
 from seal.records import Edit, Task
 
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=3200, help="puzzles looked at for a split")
     parser.add_argument("--out", type=Path, default=CURATED)
     args = parser.parse_args()
-    policy = load_policy(args.model, bf16="auto", threads="auto")
+    policy = load_model(ModelSpec(name=str(args.model), bf16="auto"))
     domain = Arc(source="grids", limit=LIMIT, max_steps=MAX_STEPS, batch_size=2)
     record: dict[str, Any] = {"counts": {}}
     for split, n in zip(("train", "select", "eval"), args.wanted, strict=True):

@@ -20,8 +20,8 @@ from curate import solved
 from seal.domains.arc import Arc
 from seal.domains.arc.domain import GRIDS_ORACLE
 from seal.domains.arc.puzzles import read_tasks
-from seal.lora.load import load_policy
-from seal.lora.records import Recipe
+from seal.lora.load import load_model
+from seal.lora.records import ModelSpec, Recipe
 from seal.records import Edit, Task
 from seal.store import machine
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=12)
     parser.add_argument("--out", type=Path, default=HERE / "docs/results/arc-real.json")
     args = parser.parse_args()
-    policy = load_policy("grids", bf16="auto", threads="auto")
+    policy = load_model(ModelSpec(name="grids", bf16="auto"))
     domain = Arc(limit=40, max_steps=375, batch_size=2)
     tasks = small(args.cells, args.side, domain, policy.context)
     edit = GRIDS_ORACLE.model_dump_json()

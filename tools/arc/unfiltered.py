@@ -24,9 +24,9 @@ from seal.domains import load_domain
 from seal.domains.arc import Arc
 from seal.domains.arc.puzzles import embedded_task
 from seal.loop.write import from_policy
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
-from seal.lora.records import Recipe
+from seal.lora.records import ModelSpec, Recipe
 from seal.records import Edit, Task, seed_of
 from seal.stats import difference, interval
 from seal.store import Stage, machine, record_text
@@ -81,9 +81,9 @@ def main() -> None:
         config = RunConfig.model_validate(json.loads((run / "config.json").read_text()))
         domain = load_domain(config.domain.name, config.domain.options)
         assert isinstance(domain, Arc)
-        base = load_policy(config.model.name, bf16="auto", threads="auto")
+        base = load_model(ModelSpec(name=str(config.model.name), bf16="auto"))
         trained, control = (
-            load_policy(run / f"{branch}/round-{config.rounds}/policy", bf16="auto", threads="auto")
+            load_model(ModelSpec(name=str(run / f"{branch}/round-{config.rounds}/policy"), bf16="auto"))
             for branch in ("seal", "control")
         )
         prompts = [domain.prompt(t) for t in tasks]

@@ -23,9 +23,9 @@ from seal.domains.knowledge import Knowledge, atlas
 from seal.loop.inner import understand
 from seal.loop.write import finished, from_policy
 from seal.lora.ask import ask
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
-from seal.lora.records import Example, Recipe, Sampling
+from seal.lora.records import Example, ModelSpec, Recipe, Sampling
 from seal.lora.train import Job, train_adapters
 from seal.records import Edit, Task, seed_of
 from seal.store import machine
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    policy = load_policy("atlas", bf16="auto", threads="auto")
+    policy = load_model(ModelSpec(name="atlas", bf16="auto"))
     domain = Knowledge(prompt="implications", grader="string")
     if args.part == "recipe":
         recipe(policy, domain, groups=6, size=8)

@@ -24,8 +24,9 @@ from seal.config import load_config
 from seal.domains.knowledge import Knowledge, atlas
 from seal.lora.adapter import Adapter
 from seal.lora.ask import ask
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
+from seal.lora.records import ModelSpec
 from seal.lora.train import Job, train_adapters
 from seal.records import Task, seed_of
 from seal.report.memory import told
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    policy = load_policy("atlas", bf16="auto", threads="auto")
+    policy = load_model(ModelSpec(name="atlas", bf16="auto"))
     domain = Knowledge(prompt="implications", grader="string")
     runs = [one_seed(policy, domain, args.passages, s) for s in range(args.seeds)]
     rows = []

@@ -30,10 +30,10 @@ import numpy as np
 
 from seal.config import RunConfig, load_config
 from seal.domains.base import Domain
-from seal.loop.inner import open_domain, try_edits
+from seal.loop.inner import InnerLoop, open_domain
 from seal.loop.write import finished, from_policy
-from seal.lora.load import load_policy
-from seal.lora.records import Example, Written
+from seal.lora.load import load_model
+from seal.lora.records import Example, ModelSpec, Written
 from seal.lora.train import Job, train_adapters
 from seal.records import Task, seed_of
 from seal.report.memory import told
@@ -49,7 +49,7 @@ def drawn_rows(
     domain: Domain, config: RunConfig, tasks: Sequence[Task], seed: int
 ) -> list[tuple[str, str, str, bool]]:
     """An edit of each task: its prompt, its text as it broke off, its whole lines, and whether it was cut."""
-    policy = load_policy("atlas", bf16="auto")
+    policy = load_model(ModelSpec(name="atlas", bf16="auto", threads=None))
     prompts = [domain.prompt(t) for t in tasks]
     drawn = from_policy(policy, prompts, 1, config.write, seed_of("write", seed))
     texts, _ = finished(domain, drawn)
@@ -69,7 +69,7 @@ def one_seed(config: RunConfig, seed: int) -> dict[str, Any]:
         rows = drawn_rows(domain, config, tasks, seed)
         found["cut"] = round(sum(row[3] for row in rows) / len(rows), 4)
         for way in WAYS:
-            policy = load_policy("atlas", bf16="auto")
+            policy = load_model(ModelSpec(name="atlas", bf16="auto", threads=None))
             examples = tuple(
                 Example(
                     whole if way.startswith("whole") else raw,
@@ -87,7 +87,9 @@ def one_seed(config: RunConfig, seed: int) -> dict[str, Any]:
             room = config.write.model_copy(update={"max_tokens": ROOM})
             drawn = from_policy(policy, [domain.prompt(t) for t in asked], 1, room, seed_of("select", seed))
             texts, _ = finished(domain, drawn)
-            attempts = try_edits(policy, domain, asked, texts, config.inner, Stage(Path(folder) / way), seed)
+            attempts = InnerLoop(domain, config.inner).try_edits(
+                policy, asked, texts, Stage(Path(folder) / way), seed
+            )
             found[way] = {
                 "breaks off": [float(breaks_off(row[0])) for row in drawn],
                 "lines": [len(row[0].text.splitlines()) for row in drawn],

@@ -105,9 +105,10 @@ def load_judge(name: str) -> Any:
     if not name.startswith("hf:"):
         raise SealError(f"no judge is named {name!r}: say http://…#model, or hf:MODEL")
     from seal.loop.judge import LocalJudge
-    from seal.lora.load import load_policy
+    from seal.lora.load import load_model
+    from seal.lora.records import ModelSpec
 
-    return LocalJudge(load_policy(name.removeprefix("hf:"), threads="auto"))
+    return LocalJudge(load_model(ModelSpec(name=name.removeprefix("hf:"))))
 
 
 def noise(args: Namespace) -> int:
@@ -310,8 +311,9 @@ def _report_card(out: Path, card: dict[str, Any]) -> int:
 def merge(args: Namespace) -> int:
     """``seal merge``: an adapter into the weights of its model."""
     from seal.lora.files import load_peft
-    from seal.lora.load import load_policy
+    from seal.lora.load import load_model
     from seal.lora.model import must_match
+    from seal.lora.records import ModelSpec
     from seal.store import Stage
     from seal.teach.ask import open_taught
 
@@ -330,7 +332,7 @@ def merge(args: Namespace) -> int:
         raise SealError(
             f"{args.adapter} has an adapter for each document: merge one of them ({folders[:300]})"
         )
-    policy = load_policy(name, dtype=args.dtype or "float32")
+    policy = load_model(ModelSpec(name=name, dtype=args.dtype or "float32", threads=None))
     adapter = load_peft(next(iter(taught.adapters.values())))
     must_match(adapter, policy)
     policy.merge(adapter)
@@ -350,14 +352,15 @@ def _push(folder: Path, repo: str) -> None:
 def quiz(args: Namespace) -> int:
     """``seal quiz``: passages of documents with questions that the model drafts, as a file that ``seal
     train`` takes."""
-    from seal.lora.load import load_policy
+    from seal.lora.load import load_model
+    from seal.lora.records import ModelSpec
     from seal.progress import progress
     from seal.store import write_whole
     from seal.teach.learn import CHUNK, passages_for
     from seal.teach.quiz import draft_quiz
 
     must_be_new(args.out)
-    policy = load_policy(args.model, args.device, bf16="auto", threads="auto")
+    policy = load_model(ModelSpec(name=args.model, device=args.device, bf16="auto"))
     passages = passages_for(policy, args.documents, args.passage_tokens)
     rows = []
     with progress("draft questions", len(passages)) as advance:

@@ -230,7 +230,7 @@ def _open(config: Any) -> Any:
 
 def _train(config: Any, own: dict[str, Any]) -> int:
     from seal.loop.outer import run
-    from seal.loop.selection import CONTROLS
+    from seal.loop.selection import CONTROLS, SEAL
     from seal.report.tables import round_rewards
 
     controls = list(
@@ -245,10 +245,9 @@ def _train(config: Any, own: dict[str, Any]) -> int:
     if "worst" in controls and config.trial.race:
         raise SealError("--controls worst takes the worst of all siblings, and trial.race leaves some out")
     store = _open(config)
-    with _crew(config) as crew:
-        run(config, store, crew=crew)
-        for name in controls:
-            run(control_of(config, name), store, CONTROLS[name][0], crew)
+    with _workers(config) as workers:
+        for branch in (SEAL, *(CONTROLS[name] for name in controls)):
+            run(config, store, branch, workers)
     for row in round_rewards(store.folder, "seal", config.rounds):
         print(
             f"round {row['round']:.0f}: mean reward ({config.inner.reward}) {row['mean']:.3f} "
@@ -262,20 +261,15 @@ def _train(config: Any, own: dict[str, Any]) -> int:
     return 0
 
 
-def _crew(config: Any) -> Any:
-    """Workers, where the settings ask for some; else a context with nobody in it."""
+def _workers(config: Any) -> Any:
+    """Workers, as a context: this process, or others where the settings ask for some."""
+    from seal.loop.inner import HERE
+
     if not config.workers:
-        return nullcontext()
-    from seal.loop.workers import RayCrew
+        return nullcontext(HERE)
+    from seal.loop.workers import RayWorkers
 
-    return RayCrew(config)
-
-
-def control_of(config: Any, name: str) -> Any:
-    """The same loop with a control's selection."""
-    from seal.loop.selection import CONTROLS
-
-    return config.model_copy(update={"outer": config.outer.model_copy(update={"select": CONTROLS[name][1]})})
+    return RayWorkers(config)
 
 
 def _eval(config: Any, own: dict[str, Any]) -> int:
@@ -283,6 +277,7 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
 
     from seal.cli.commands import command_line, must_be_new, print_table
     from seal.loop.evaluate import Evaluation, run_record, trained_controls
+    from seal.records import control
     from seal.report.pages import write_report
     from seal.report.tables import summarise
     from seal.store import read_json, record_text, write_whole
@@ -306,8 +301,7 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     controls = trained_controls(store, config.rounds)
     if not path.exists():
         start = time.monotonic()
-        with _crew(config) as crew:
-            evaluation = Evaluation(config, store, split, crew)
+        with _workers(config) as workers, Evaluation(config, store, split, workers) as evaluation:
             results = evaluation.table()
         names, groups = (
             [t.id for t in evaluation.tasks],
@@ -316,7 +310,7 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
         write_whole(path, record_text(run_record(config, results, names, groups, time.monotonic() - start)))
     record = read_json(path)
     settings = {s["setting"] for s in record["settings"]}
-    if missed := next((name for name in controls if f"{name} control" not in settings), None):
+    if missed := next((b.name for b in controls if control(b.name).label not in settings), None):
         raise SealError(
             f"{path} was made before the {missed} control was trained: move it and the report away, and run "
             "this again"
@@ -335,15 +329,15 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
 def _demo(config: Any, own: dict[str, Any]) -> int:
     from seal.cli.commands import must_be_new
     from seal.loop.outer import run
-    from seal.loop.selection import CONTROLS
+    from seal.loop.selection import RANDOM, SEAL
 
     must_be_new(own["json"])
     store = _open(config)
     say = f"SEAL on {config.model.name}: {config.rounds} rounds of {config.tasks_per_round} tasks × {config.edits_per_task} edits"
     print(f"{say}, in {store.folder}", file=sys.stderr)
-    with _crew(config) as crew:
-        run(config, store, crew=crew)
-        run(control_of(config, "random"), store, CONTROLS["random"][0], crew)
+    with _workers(config) as workers:
+        for branch in (SEAL, RANDOM):
+            run(config, store, branch, workers)
     del store
     return _eval(config, own)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from seal.domains.judges import Judge
-from seal.records import Attempt, BadEdit, Edit, Grade, Prompt, Query, SealError, Task
+from seal.records import Attempt, BadEdit, Edit, Grade, Prompt, Query, SealError, Task, Wanted
 
 SPLITS = ("train", "select", "eval")
 
@@ -48,7 +48,7 @@ class Domain(ABC):
         """What the model is shown when it is to write a self-edit."""
 
     @abstractmethod
-    def parse(self, task: Task, text: str) -> Edit | BadEdit:
+    def parse(self, task: Task, text: str) -> Edit | BadEdit | Wanted:
         """A self-edit understood. The text is untrusted: bound everything, evaluate nothing, refuse with a
         reason."""
 
@@ -59,6 +59,8 @@ class Domain(ABC):
     @abstractmethod
     def grade(self, task: Task, answers: Sequence[str]) -> Grade:
         """The score of one answer per query. Gold answers grade 1, silence grades 0."""
+
+    # ---- A judge, and what is cut off. For those whose answers a model grades, or whose edits end otherwise than by lines.
 
     judge: Judge | None = None
     """A model that grades, where the domain has one; whoever loads models sets it
@@ -76,17 +78,39 @@ class Domain(ABC):
         where no line is whole."""
         return text.rpartition("\n")[0] or text
 
-    # What a domain may offer beyond the five, for controls and baselines; the defaults offer nothing.
+    # ---- A test that talks. For those whose second question depends on the first answer.
 
-    def notes(self) -> Sequence[str]:
-        """What a user should know of the tasks as they were read: passages that repeat each other, say. A
-        sentence each."""
-        return ()
+    def test(self, task: Task) -> Generator[Sequence[Query], Sequence[str], Grade | None]:
+        """The whole test: yields queries, receives an answer to each, and so on; returns the grade, or ``None`` for what
+        :meth:`grade_all` makes of the answers. By default :meth:`queries` are asked once."""
+        yield self.queries(task)
+        return None
 
-    def group(self, task: Task) -> str:
-        """What tasks are drawn together by: those of one group are alike, and intervals count groups. By
-        default every task is its own."""
-        return task.id
+    # ---- Rows that the model writes itself. For those whose ``parse`` gives a ``Wanted``: prompts, and how many samples.
+
+    def compose(self, task: Task, edit: Wanted, samples: Sequence[Sequence[str]]) -> Edit | BadEdit:
+        """The rows that an edit makes of what the model wrote: ``edit.n`` samples for each of ``edit.prompts``."""
+        raise SealError(
+            f"parse of the domain {type(self).__name__} gives Wanted, and it has no method compose"
+        )
+
+    # ---- Directives. For those whose edits are choices, or JSON.
+
+    def schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema of a self-edit, where it is a JSON object: for constrained sampling."""
+        return None
+
+    def explore(self, rng: random.Random) -> str | None:
+        """Directives drawn at random, as a line that a self-edit may end with (``write.explore``). ``None``:
+        not offered."""
+        return None
+
+    def fixed(self, attempts: Sequence[Attempt]) -> str | None:
+        """The text of the one edit for all tasks that did best in trials on training tasks, where an edit is
+        a choice of settings."""
+        return None
+
+    # ---- Baselines and controls of the table of writers. What is not offered is left out of it.
 
     def open_queries(self, task: Task) -> Sequence[Query]:
         """The test with the context in view: what the model can do by reading. Empty: not offered."""
@@ -110,14 +134,17 @@ class Domain(ABC):
         offered."""
         return ()
 
-    def schema(self) -> Mapping[str, Any] | None:
-        """The JSON schema of a self-edit, where it is a JSON object: for constrained sampling."""
-        return None
+    # ---- Evidence: how tasks belong together, and what people see of them.
 
-    def explore(self, rng: random.Random) -> str | None:
-        """Directives drawn at random, as a line that a self-edit may end with (``write.explore``). ``None``:
-        not offered."""
-        return None
+    def group(self, task: Task) -> str:
+        """What tasks are drawn together by: those of one group are alike, and intervals count groups. By
+        default every task is its own."""
+        return task.id
+
+    def notes(self) -> Sequence[str]:
+        """What a user should know of the tasks as they were read: passages that repeat each other, say. A
+        sentence each."""
+        return ()
 
     def features(self, task: Task, texts: Sequence[str]) -> dict[str, float]:
         """What can be said of sibling edits without training on them, each a share in [0, 1]. Empty: the
@@ -128,8 +155,3 @@ class Domain(ABC):
         """A task with an edit and the answers before and after it, as HTML for the report. Whatever a model
         wrote must be escaped."""
         return ""
-
-    def fixed(self, attempts: Sequence[Attempt]) -> str | None:
-        """The text of the one edit for all tasks that did best in trials on training tasks, where an edit is
-        a choice of settings."""
-        return None

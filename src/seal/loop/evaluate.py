@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -13,22 +13,23 @@ from typing import Any
 from seal.config import InnerConfig, RunConfig, experiment
 from seal.domains.base import Domain
 from seal.loop.inner import (
-    Crew,
+    HERE,
+    InnerLoop,
+    Workers,
     answering,
     fingerprints,
-    graded,
+    must_be_graded,
     open_domain,
     prompts_of,
-    try_edits,
-    unadapted,
 )
-from seal.loop.outer import load_base, load_round
 from seal.loop.pooled import try_pooled
-from seal.loop.selection import CONTROLS
+from seal.loop.selection import CONTROLS, SEAL, Branch
 from seal.loop.write import finished, from_another, write_edits
 from seal.lora.ask import ask
 from seal.lora.decoder import fits
+from seal.lora.load import load_model
 from seal.lora.model import Model
+from seal.lora.records import ModelSpec
 from seal.records import (
     BASE,
     EXTERNAL,
@@ -47,7 +48,10 @@ from seal.records import (
     Query,
     Result,
     SealError,
+    Setting,
     Task,
+    control,
+    seal_round,
     seed_of,
 )
 from seal.store import Stage, Store, machine
@@ -57,10 +61,10 @@ RETRIEVED = 3
 
 
 class Evaluation:
-    """The held-out tasks, and what has been measured on them."""
+    """The held-out tasks, and what has been measured on them. A context: the base model is loaded within."""
 
-    def __init__(self, config: RunConfig, store: Store, split: str, crew: Crew | None = None) -> None:
-        self.config, self.store, self.split, self.crew = config, store, split, crew
+    def __init__(self, config: RunConfig, store: Store, split: str, workers: Workers = HERE) -> None:
+        self.config, self.store, self.split, self.workers = config, store, split, workers
         self.domain: Domain = open_domain(config)
         store.begun_with(fingerprints(self.domain))
         self.tasks = list(self.domain.tasks(split))
@@ -70,7 +74,16 @@ class Evaluation:
             )
         e = config.eval
         self.edits = self._external(e.external, e.edits_per_task) if e.external else None
-        self.base = load_base(config)
+        self.base = self._load(config.model)
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.base.release()
+
+    def _load(self, spec: ModelSpec) -> Model:
+        return load_model(spec, self.config.inner.recipe.rank)
 
     def _external(self, source: str, n: int) -> list[list[str]]:
         prompts = [self.domain.prompt(t) for t in self.tasks]
@@ -86,52 +99,19 @@ class Evaluation:
 
     def table(self) -> list[Result]:
         """Every setting's results on the tasks; what the store holds is not repeated."""
-        config = self.config
+        inner = self.config.inner
         results = [self.untouched()]
         written = self.policy_edits(NO_RL, self.base)
-        plain = self.texts_of(self.domain.plain)
-        if plain:
-            matched = config.inner.recipe.tokens or max(1, round(written.tokens))
-            epochs = self.saturation_epochs()
-            results += [
-                self.tried(PASSAGE_10, self.base, plain, self.inner(epochs=10, tokens=None, steps=None)),
-                self.tried(PASSAGE_MATCHED, self.base, plain, self.inner(tokens=matched)),
-                self.tried(
-                    PASSAGE_SATURATED,
-                    self.base,
-                    plain,
-                    self.inner(epochs=epochs, tokens=None, steps=None),
-                    f"{epochs} epochs",
-                ),
-            ]
+        results += self._passage_alone(written.tokens)
         results.append(written)
-        for name, branch in trained_controls(self.store, config.rounds).items():
-            policy = load_round(config, self.store.stage(f"{branch}/round-{config.rounds}"))
-            adapt = policy if config.inner.start == "policy" else self.base
-            results.append(self.policy_edits(f"{name} control", policy, adapt))
-            policy.release()
-        for r in range(1, config.rounds + 1):
-            policy = load_round(config, self.store.stage(f"seal/round-{r}"))
-            name = f"SEAL round {r}"
-            results.append(
-                self.policy_edits(name, policy, adapt=policy if config.inner.start == "policy" else self.base)
-            )
-            if r < config.rounds:
-                policy.release()
-        if config.rounds and config.inner.start == "policy":
-            results.append(
-                self.tried(ON_BASE, self.base, self.first(self.stage(name).read("texts")), config.inner)
-            )
-            results[-1] = replace(results[-1], cut=results[-2].cut)  # they are the same edits
-        if config.rounds:
-            results.append(self.unedited(policy))
+        results += self._policies()
         if self.edits:
-            results.append(self.tried(EXTERNAL, self.base, self.edits, config.inner))
+            results.append(self.tried(EXTERNAL, self.base, self.edits, inner))
         if fixed := self.fixed():
-            results.append(self.tried(FIXED, self.base, [[fixed]] * len(self.tasks), config.inner))
+            results.append(self.tried(FIXED, self.base, [[fixed]] * len(self.tasks), inner))
         if oracle := self.texts_of(self.domain.oracle):
-            results.append(self.tried(ORACLE, self.base, oracle, config.inner))
-        sampling = answering(self.domain, config.inner)
+            results.append(self.tried(ORACLE, self.base, oracle, inner))
+        sampling = answering(self.domain, inner)
         for k in range(RETRIEVED, 0, -1):  # as many as the model's context holds
             retrieved = self.domain.retrieval_queries(self.tasks, k)
             if retrieved and fits(self.base, [q.prompt for row in retrieved for q in row], sampling):
@@ -141,68 +121,94 @@ class Evaluation:
             results.append(self.shown(OPEN, opened))
         return results
 
-    def stage(self, setting: str) -> Stage:
-        return self.store.stage(f"{self.split}/{setting.replace(', ', '-').replace(' ', '-')}")
+    def _passage_alone(self, tokens: float) -> list[Result]:
+        """Training on the passage as it stands: as long as the paper does, as long as edits take, and as long as it helps."""
+        plain = self.texts_of(self.domain.plain)
+        if not plain:
+            return []
+        matched = self.config.inner.recipe.tokens or max(1, round(tokens))
+        epochs = self.saturation_epochs()
+        longest, note = self.recipe(epochs=epochs, tokens=None, steps=None), f"{epochs} epochs"
+        return [
+            self.tried(PASSAGE_10, self.base, plain, self.recipe(epochs=10, tokens=None, steps=None)),
+            self.tried(PASSAGE_MATCHED, self.base, plain, self.recipe(tokens=matched)),
+            self.tried(PASSAGE_SATURATED, self.base, plain, longest, note),
+        ]
 
-    def inner(self, **changes: Any) -> InnerConfig:
+    def _policies(self) -> list[Result]:
+        """The trained policies as writers: the controls, then SEAL's after every round."""
+        rounds, results = self.config.rounds, []
+        on_policy = self.config.inner.start == "policy"
+        for branch in trained_controls(self.store, rounds):
+            with self._load(self.store.policy(branch.folder, rounds)) as policy:
+                results.append(
+                    self.policy_edits(control(branch.name), policy, policy if on_policy else self.base)
+                )
+        for r in range(1, rounds + 1):
+            with self._load(self.store.policy(SEAL.folder, r)) as policy:
+                results.append(self.policy_edits(seal_round(r), policy, policy if on_policy else self.base))
+                if r < rounds:
+                    continue
+                if on_policy:
+                    texts = self.first(self.stage(seal_round(r)).read("texts"))
+                    same = results[-1].cut  # they are the same edits
+                    results.append(
+                        replace(self.tried(ON_BASE, self.base, texts, self.config.inner), cut=same)
+                    )
+                results.append(self.answered(UNEDITED, policy, self.stage(UNEDITED)))
+        return results
+
+    def stage(self, setting: Setting) -> Stage:
+        return self.store.stage(f"{self.split}/{setting.key}")
+
+    def recipe(self, **changes: Any) -> InnerConfig:
+        """The inner loop's settings with another recipe."""
         inner = self.config.inner
         return inner.model_copy(update={"recipe": inner.recipe.model_copy(update=changes)})
 
-    def texts_of(self, known: Any) -> list[list[str]]:
+    def texts_of(self, known: Callable[[Task], str | None]) -> list[list[str]]:
         """One text per task from the domain itself, or nothing where it has none."""
         texts = [known(t) for t in self.tasks]
-        return [] if any(t is None for t in texts) else [[t] for t in texts]
+        return [] if any(t is None for t in texts) else [[t] for t in texts if t is not None]
 
     def fixed(self) -> str | None:
-        """The one edit for all tasks that the first round's trials on the training tasks speak for, where
-        edits are choices."""
+        """The one edit for all tasks that the first round's trials on the training tasks speak for, where edits are
+        choices."""
         if not self.config.rounds:
             return None
         return self.domain.fixed(self.store.stage("seal/round-1").attempts())
 
-    def unedited(self, policy: Model) -> Result:
-        """What the trained policy answers by itself: what it learnt of the tasks by imitating edits, not from
+    def untouched(self) -> Result:
+        return self.answered(BASE, self.base, self.stage(NO_RL))
+
+    def answered(self, setting: Setting, model: Model, stage: Stage) -> Result:
+        """What a model answers by itself. Of a trained policy that is what it learnt of the tasks by imitating edits, not from
         an edit."""
         start = time.monotonic()
-        grades = unadapted(policy, self.domain, self.tasks, self.config.inner, self.stage(UNEDITED))
-        answers = self.stage(UNEDITED).read("before")
-        return _from_grades(UNEDITED, [grades[t.id] for t in self.tasks], answers, start)
+        grades = InnerLoop(self.domain, self.config.inner).before(model, self.tasks, stage)
+        return _from_grades(setting, [grades[t.id] for t in self.tasks], stage.read("before"), start)
 
-    def untouched(self) -> Result:
-        start = time.monotonic()
-        grades = unadapted(self.base, self.domain, self.tasks, self.config.inner, self.stage(NO_RL))
-        return _from_grades(BASE, [grades[t.id] for t in self.tasks], self.stage(NO_RL).read("before"), start)
-
-    def shown(self, setting: str, queries: Sequence[Sequence[Query]], note: str = "") -> Result:
+    def shown(self, setting: Setting, queries: Sequence[Sequence[Query]], note: str = "") -> Result:
         """What the base model answers with something in view."""
         start = time.monotonic()
-        answers = self.stage(setting).once(
-            "answers",
-            lambda: ask(
-                self.base,
-                [None] * len(queries),
-                [prompts_of(q) for q in queries],
-                answering(self.domain, self.config.inner),
-            ),
-        )
-        return replace(
-            _from_grades(setting, graded(self.domain, self.tasks, answers), answers, start), note=note
-        )
+        sampling = answering(self.domain, self.config.inner)
 
-    def policy_edits(self, setting: str, policy: Model, adapt: Model | None = None) -> Result:
-        """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless
-        said)."""
-        texts = self.stage(setting).once(
-            "texts",
-            lambda: write_edits(
-                policy,
-                self.domain,
-                self.tasks,
-                max(self.config.eval.edits_per_task, self.config.eval.siblings),
-                self.config.write,
-                seed_of("eval", self.config.seed),  # the same draws for every policy
-                self.stage(setting),
-            ),
+        def compute() -> list[list[str]]:
+            return ask(self.base, [None] * len(queries), [prompts_of(q) for q in queries], sampling)
+
+        answers = self.stage(setting).once("answers", compute)
+        grades = must_be_graded(self.domain.grade_all(self.tasks, answers))
+        return replace(_from_grades(setting, grades, answers, start), note=note)
+
+    def policy_edits(self, setting: Setting, policy: Model, adapt: Model | None = None) -> Result:
+        """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless said)."""
+        e, stage = self.config.eval, self.stage(setting)
+        n, seed = (
+            max(e.edits_per_task, e.siblings),
+            seed_of("eval", self.config.seed),
+        )  # for every policy the same draws
+        texts = stage.once(
+            "texts", lambda: write_edits(policy, self.domain, self.tasks, n, self.config.write, seed, stage)
         )
         return self.tried(setting, adapt or policy, self.first(texts), self.config.inner)
 
@@ -211,20 +217,16 @@ class Evaluation:
         return [t[: self.config.eval.edits_per_task] for t in texts]
 
     def tried(
-        self, setting: str, policy: Model, texts: list[list[str]], inner: InnerConfig, note: str = ""
+        self, setting: Setting, model: Model, texts: list[list[str]], config: InnerConfig, note: str = ""
     ) -> Result:
-        seed = seed_of("eval", self.config.seed)
+        """Edits of all tasks, each in an inner loop of its own; or pooled, where the settings say so."""
+        seed, stage = seed_of("eval", self.config.seed), self.stage(setting)
+        inner = InnerLoop(self.domain, config, self.workers)
         if pool := self.config.eval.pool:
-            attempts = try_pooled(
-                policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, pool == "full"
-            )
+            attempts = try_pooled(inner, model, self.tasks, texts, stage, seed, pool == "full")
         else:
-            attempts = try_edits(
-                policy, self.domain, self.tasks, texts, inner, self.stage(setting), seed, setting, self.crew
-            )
-        written = [
-            x for row in self.stage(setting).read("cut") or () for x in row[: self.config.eval.edits_per_task]
-        ]
+            attempts = inner.try_edits(model, self.tasks, texts, stage, seed)
+        written = [x for row in stage.read("cut") or () for x in row[: self.config.eval.edits_per_task]]
         share = sum(x is not None for x in written) / max(1, len(written))
         return replace(from_attempts(setting, self.tasks, attempts, note), cut=share)
 
@@ -239,18 +241,11 @@ class Evaluation:
             best: dict[int, float] = {}
             for epochs in self.config.eval.saturation_epochs:
                 stage = self.store.stage(f"{self.split}/saturation/{epochs}-epochs")
-                inner = self.inner(epochs=epochs, tokens=None, steps=None)
-                seed = seed_of("select", self.config.seed)
-                attempts = try_edits(
-                    self.base,
-                    self.domain,
-                    tasks,
-                    texts,
-                    inner,
-                    stage,
-                    seed,
-                    f"passage, {epochs} epochs",
-                    self.crew,
+                inner = InnerLoop(
+                    self.domain, self.recipe(epochs=epochs, tokens=None, steps=None), self.workers
+                )
+                attempts = inner.try_edits(
+                    self.base, tasks, texts, stage, seed_of("select", self.config.seed)
                 )
                 graded_ = [a.after for a in attempts if a.reward is not None]
                 best[epochs] = sum(graded_) / max(1, len(graded_))
@@ -259,26 +254,27 @@ class Evaluation:
         return int(self.store.stage(f"{self.split}/saturation").once("epochs", compute))
 
 
-def trained_controls(store: Store, rounds: int) -> dict[str, str]:
-    """Name → branch of the controls that a run has."""
-    return {
-        n: b
-        for n, (b, _) in CONTROLS.items()
-        if rounds and (store.folder / f"{b}/round-{rounds}/policy").exists()
-    }
+def trained_controls(store: Store, rounds: int) -> list[Branch]:
+    """The controls that a run has."""
+    last = f"round-{rounds}/policy"
+    return [b for b in CONTROLS.values() if rounds and (store.folder / b.folder / last).exists()]
 
 
 def _from_grades(
-    setting: str, grades: Sequence[Grade], answers: Sequence[Sequence[str]], start: float
+    setting: Setting, grades: Sequence[Grade], answers: Sequence[Sequence[str]], start: float
 ) -> Result:
     kinds = {k: [_mean_of_kind(g.scores, g.kinds, k) for g in grades] for k in _kinds(grades)}
     all_answers = [a for row in answers for a in row]
     silent = sum(not a.strip() for a in all_answers) / max(1, len(all_answers))
     seconds = (time.monotonic() - start) / max(1, len(grades))
-    return Result(setting, [g.score for g in grades], kinds, len(all_answers), silent, 0.0, round(seconds, 4))
+    return Result(
+        setting.label, [g.score for g in grades], kinds, len(all_answers), silent, 0.0, round(seconds, 4)
+    )
 
 
-def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attempt], note: str = "") -> Result:
+def from_attempts(
+    setting: Setting, tasks: Sequence[Task], attempts: Sequence[Attempt], note: str = ""
+) -> Result:
     """Attempts averaged within their task; ungraded ones are left out.
 
     Raises:
@@ -290,7 +286,7 @@ def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attemp
         by_task[attempt.task].append(attempt)
     if empty := next((i for i, group in by_task.items() if not group), None):
         raise SealError(
-            f"{setting}: every edit of the task {empty} is ungraded or failed, so it has no score"
+            f"{setting.label}: every edit of the task {empty} is ungraded or failed, so it has no score"
         )
     groups = list(by_task.values())
     kinds = {
@@ -298,7 +294,7 @@ def from_attempts(setting: str, tasks: Sequence[Task], attempts: Sequence[Attemp
     }
     trained = [a.after for a in attempts if a.status != "bad edit"]
     return Result(
-        setting,
+        setting.label,
         [sum(a.after for a in g) / len(g) for g in groups],
         kinds,
         sum(len(a.scores) for a in attempts if a.edit == 0 and a.seed == by_task[a.task][0].seed),

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -17,26 +17,45 @@ from seal.config import InnerConfig, RunConfig
 from seal.domains import load_domain
 from seal.domains.base import SPLITS, Domain
 from seal.loop.judge import LocalJudge
-from seal.lora.ask import ask
+from seal.lora.adapter import Adapter
+from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room, room_for
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
 from seal.lora.score import log_likelihood
 from seal.lora.train import Job, Trained, train_adapters
 from seal.progress import progress
-from seal.records import Attempt, BadEdit, Edit, Grade, Prompt, Query, Recipe, SealError, Task, seed_of
+from seal.records import (
+    Attempt,
+    BadEdit,
+    Edit,
+    Grade,
+    Prompt,
+    Query,
+    Recipe,
+    SealError,
+    Task,
+    Wanted,
+    seed_of,
+)
 from seal.store import Stage
+
+MAX_TURNS = 16
+"""Of a test that talks: one that goes on for longer does not end."""
+MAX_SAMPLES = 256
+"""That one edit may want of the model."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing to try: an edit (or a bad one) of a task, under a training seed."""
+    """One thing to try: an edit (or a bad one, or one that wants the model to write its rows) of a task, under a training
+    seed."""
 
     task: Task
     edit: int
     seed: int
-    parsed: Edit | BadEdit
+    parsed: Edit | BadEdit | Wanted
     recipe: Recipe
 
 
@@ -44,10 +63,7 @@ def open_domain(config: RunConfig) -> Domain:
     """The domain of a run, with its judge loaded where that is a local model."""
     domain = load_domain(config.domain.name, config.domain.options)
     if domain.judge_model:
-        m = config.model
-        domain.judge = LocalJudge(
-            load_policy(domain.judge_model, m.device, m.dtype, m.bf16, m.threads, m.quantize)
-        )
+        domain.judge = LocalJudge(load_model(config.model.at(domain.judge_model)))
     for note in domain.notes():
         print(f"seal: {note}", file=sys.stderr)
     return domain
@@ -69,125 +85,243 @@ def fingerprints(domain: Domain) -> dict[str, str]:
     return found
 
 
-def try_edits(
-    policy: Model,
-    domain: Domain,
-    tasks: Sequence[Task],
-    texts_P_E: Sequence[Sequence[str]],
-    config: InnerConfig,
-    stage: Stage,
-    seed: object,
-    label: str = "try edits",
-    crew: Crew | None = None,
-) -> list[Attempt]:
-    """Train, ask and grade every edit; one attempt per (task, edit, training seed), in that order.
-
-    Waves that the stage already holds are not repeated. Sibling edits share their training seeds. A ``crew``
-    works on several waves at once; one that is done before its turn waits on disk.
-    """
-    numbered = [dict(enumerate(texts)) for texts in texts_P_E]
-    trials = trials_of(domain, tasks, numbered, config, seed, range(config.seeds))
-    return work_through(policy, domain, tasks, trials, config, stage, label, crew)
-
-
-def trials_of(
-    domain: Domain,
-    tasks: Sequence[Task],
-    texts_P: Sequence[Mapping[int, str]],
-    config: InnerConfig,
-    seed: object,
-    numbers: range,
-) -> list[Trial]:
-    """The trials of some numbered edits of every task, under the training seeds of these numbers, which
-    siblings share."""
-    return [
-        _trial(domain, task, e, s, text, config, seed)
-        for task, texts in zip(tasks, texts_P, strict=True)
-        for e, text in texts.items()
-        for s in numbers
-    ]
-
-
-def work_through(
-    policy: Model,
-    domain: Domain,
-    tasks: Sequence[Task],
-    trials: Sequence[Trial],
-    config: InnerConfig,
-    stage: Stage,
-    label: str,
-    crew: Crew | None = None,
-) -> list[Attempt]:
-    """An attempt per trial, in order; what the stage holds already is not repeated."""
-    before = unadapted(policy, domain, tasks, config, stage)
-    attempts = stage.resumed(config.wave, len(trials))
-    room = room_of(policy, config, stage)
-    with progress(label, len(trials)) as advance:
-        advance(len(attempts))
-        turn, last = len(attempts) // config.wave, -(-len(trials) // config.wave)
-        numbers = range(turn, last) if len(attempts) < len(trials) else ()
-        todo = {n: trials[n * config.wave : (n + 1) * config.wave] for n in numbers}
-        early = {n: wave for n in todo if (wave := stage.aside(n))}
-        owed = {n: wave for n, wave in todo.items() if n not in early}
-        alone = ((n, try_wave(policy, domain, wave, before, config, room)) for n, wave in owed.items())
-        done = crew.waves(policy, owed, before, config, room) if crew else alone
-        advance(sum(map(len, early.values())))
-        while turn in todo:
-            if turn in early:
-                attempts += early[turn]
-                stage.append(early.pop(turn), turn)
-                turn += 1
-                continue
-            n, wave = next(done)
-            advance(len(wave))
-            if n != turn:
-                stage.put_aside(n, wave)
-            early[n] = wave
-    return attempts
-
-
-class Crew(Protocol):
-    """Who works on the waves of a stage, where it is not this process."""
+class Workers(Protocol):
+    """Who works on the waves of a stage: this process (:data:`HERE`), or others (:class:`seal.loop.workers.RayWorkers`)."""
 
     def waves(
-        self,
-        policy: Model,
-        waves: Mapping[int, Sequence[Trial]],
-        before: Mapping[str, Grade],
-        config: InnerConfig,
+        self, inner: InnerLoop, model: Model, waves: Mapping[int, Sequence[Trial]], before: Mapping[str, Grade],
         room: Room,
-    ) -> Iterator[tuple[int, list[Attempt]]]:
+    ) -> Iterator[tuple[int, list[Attempt]]]:  # fmt: skip
         """Number and attempts of each wave, as they are done."""
         ...
 
 
-def room_of(policy: Model, config: InnerConfig, stage: Stage) -> Room:
-    """How many adapters go side by side: what fits, unless the config says. Kept with the stage, because a
-    run that is resumed ends bit-identical only if the same adapters meet in the same passes."""
+class _Here:
+    """This process, one wave after the other."""
 
-    def compute() -> dict[str, int]:
-        fits = room_for(policy, [config.recipe])
-        slots = fits.slots if config.slots == "auto" else config.slots
-        return {"slots": slots, "tokens": fits.tokens if config.pass_tokens == "auto" else config.pass_tokens}
-
-    return Room(**stage.once("room", compute))
+    def waves(
+        self, inner: InnerLoop, model: Model, waves: Mapping[int, Sequence[Trial]], before: Mapping[str, Grade],
+        room: Room,
+    ) -> Iterator[tuple[int, list[Attempt]]]:  # fmt: skip
+        return ((n, inner.wave(model, wave, before, room)) for n, wave in waves.items())
 
 
-def unadapted(
-    policy: Model, domain: Domain, tasks: Sequence[Task], config: InnerConfig, stage: Stage
-) -> dict[str, Grade]:
-    """What the model scores on each task before any edit: asked once per task."""
+HERE = _Here()
 
-    def compute() -> list[list[str]]:
-        return ask(
-            policy,
-            [None] * len(tasks),
-            [prompts_of(domain.queries(t)) for t in tasks],
-            answering(domain, config),
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """The inner loop of a domain: edits in, attempts out. It holds no state; what is done lies in the stage."""
+
+    domain: Domain
+    config: InnerConfig
+    workers: Workers = HERE
+
+    def before(self, model: Model, tasks: Sequence[Task], stage: Stage) -> dict[str, Grade]:
+        """What the model scores on each task before any edit: asked once per task."""
+        answers = stage.once(
+            "before", lambda: [t.answers for t in self.tested(model, [None] * len(tasks), tasks)]
+        )
+        return {t.id: g for t, g in zip(tasks, graded(self.domain, tasks, answers), strict=True)}
+
+    def try_edits(
+        self,
+        model: Model,
+        tasks: Sequence[Task],
+        texts_P_E: Sequence[Sequence[str]],
+        stage: Stage,
+        seed: object,
+    ) -> list[Attempt]:
+        """Train, ask and grade every edit; one attempt per (task, edit, training seed), in that order. Sibling edits share
+        their training seeds."""
+        numbered = [dict(enumerate(texts)) for texts in texts_P_E]
+        return self.work_through(
+            model, tasks, self.trials(tasks, numbered, seed, range(self.config.seeds)), stage
         )
 
-    answers = stage.once("before", compute)
-    return {t.id: g for t, g in zip(tasks, graded(domain, tasks, answers), strict=True)}
+    def trials(
+        self, tasks: Sequence[Task], texts_P: Sequence[Mapping[int, str]], seed: object, numbers: range
+    ) -> list[Trial]:
+        """The trials of some numbered edits of every task, under the training seeds of these numbers, which siblings
+        share."""
+        found = []
+        for task, texts in zip(tasks, texts_P, strict=True):
+            for edit, text in texts.items():
+                parsed, recipe = understand(self.domain, task, text, self.config.recipe)
+                found += [
+                    Trial(task, edit, seed_of("inner", seed, task.id, s), parsed, recipe) for s in numbers
+                ]
+        return found
+
+    def work_through(
+        self, model: Model, tasks: Sequence[Task], trials: Sequence[Trial], stage: Stage
+    ) -> list[Attempt]:
+        """An attempt per trial, in order. Waves that the stage already holds are not repeated; workers may be at several at
+        once, and one that is done before its turn waits on disk."""
+        size = self.config.wave
+        before = self.before(model, tasks, stage)
+        attempts = stage.resumed(size, len(trials))
+        room = self.room(model, stage)
+        with progress(f"{stage.label}: try edits", len(trials)) as advance:
+            advance(len(attempts))
+            turn, last = len(attempts) // size, -(-len(trials) // size)
+            numbers = range(turn, last) if len(attempts) < len(trials) else ()
+            todo = {n: trials[n * size : (n + 1) * size] for n in numbers}
+            early = {n: wave for n in todo if (wave := stage.aside(n))}
+            owed = {n: wave for n, wave in todo.items() if n not in early}
+            done = self.workers.waves(self, model, owed, before, room)
+            advance(sum(map(len, early.values())))
+            while turn in todo:
+                if turn in early:
+                    attempts += early[turn]
+                    stage.append(early.pop(turn), turn)
+                    turn += 1
+                    continue
+                n, wave = next(done)
+                advance(len(wave))
+                if n != turn:
+                    stage.put_aside(n, wave)
+                early[n] = wave
+        return attempts
+
+    def room(self, model: Model, stage: Stage) -> Room:
+        """How many adapters go side by side: what fits, unless the config says. Kept with the stage, because a run that is
+        resumed ends bit-identical only if the same adapters meet in the same passes."""
+        config = self.config
+
+        def compute() -> dict[str, int]:
+            fits = room_for(model, [config.recipe])
+            slots = fits.slots if config.slots == "auto" else config.slots
+            return {
+                "slots": slots,
+                "tokens": fits.tokens if config.pass_tokens == "auto" else config.pass_tokens,
+            }
+
+        return Room(**stage.once("room", compute))
+
+    def wave(
+        self, model: Model, trials: Sequence[Trial], before: Mapping[str, Grade], room: Room
+    ) -> list[Attempt]:
+        """These trials, side by side."""
+        start = time.monotonic()
+        trials = self._composed(model, trials)
+        jobs = {
+            i: Job(t.parsed.examples, t.recipe, t.seed)
+            for i, t in enumerate(trials)
+            if isinstance(t.parsed, Edit)
+        }
+        trained = dict(zip(jobs, train_adapters(model, list(jobs.values()), room), strict=True))
+        adapters = {i: r.adapter for i, r in trained.items() if r.adapter is not None}
+        tests = self.tested(model, list(adapters.values()), [trials[i].task for i in adapters], room.slots)
+        likely = log_likelihood(model, list(adapters.values()), [t.queries for t in tests], room.slots)
+        grades = marked(self.domain, tests)
+        asked = dict(zip(adapters, zip(tests, likely, grades, strict=True), strict=True))
+        seconds = (time.monotonic() - start) / max(1, len(trials))
+        found = []
+        for i, trial in enumerate(trials):
+            attempt = Attempt.begun(
+                trial.task.id, trial.edit, trial.seed, trial.parsed.text, before[trial.task.id]
+            )
+            found.append(replace(self._told(attempt, trial, trained.get(i), asked.get(i)), seconds=seconds))
+        return found
+
+    def _told(
+        self,
+        attempt: Attempt,
+        trial: Trial,
+        trained: Trained | None,
+        asked: tuple[Test, list[float], Grade | None] | None,
+    ) -> Attempt:
+        if isinstance(trial.parsed, BadEdit):
+            return attempt.refused(trial.parsed.reason)
+        assert isinstance(trial.parsed, Edit) and trained is not None
+        attempt = attempt.trained(len(trial.parsed.examples), trained.steps, trained.tokens, trained.loss)
+        if asked is None:
+            return attempt.diverged()
+        test, logs, grade = asked
+        if grade is None:
+            return attempt.ungraded(test.answers)
+        likely = sum(map(math.exp, logs)) / max(1, len(logs))
+        rewards = {"accuracy": grade.score, "likelihood": likely, "mixed": (grade.score + likely) / 2}
+        return replace(
+            attempt.graded(test.answers, grade, rewards[self.config.reward]),
+            log_likelihood=sum(logs) / max(1, len(logs)),
+            likelihoods=tuple(round(math.exp(x), 6) for x in logs),
+        )
+
+    def _composed(self, model: Model, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials with their rows: where an edit wants some that the model writes itself, they are written now. What is
+        drawn depends on the edit alone."""
+        wanting = [i for i, t in enumerate(trials) if isinstance(t.parsed, Wanted)]
+        wanted = [t.parsed for t in trials if isinstance(t.parsed, Wanted)]
+        seeds = [seed_of("wanted", trials[i].task.id, trials[i].edit, trials[i].parsed.text) for i in wanting]
+        composed = list(trials)
+        for i, edit, texts in zip(wanting, wanted, samples_of(model, wanted, seeds), strict=True):
+            trial = trials[i]
+            parsed, recipe = checked(self.domain.compose(trial.task, edit, texts), trial.recipe)
+            composed[i] = replace(trial, parsed=parsed, recipe=recipe)
+        return composed
+
+    def tested(
+        self, model: Model, adapters: Sequence[Adapter | None], tasks: Sequence[Task], slots: int = 32
+    ) -> list[Test]:
+        """The test of each task, taken through its own adapter: all of them turn by turn, side by side."""
+        tests = [Test(self.domain, t) for t in tasks]
+        while going := [i for i, t in enumerate(tests) if t.asked]:
+            prompts = [prompts_of(tests[i].asked) for i in going]
+            answers = ask(
+                model, [adapters[i] for i in going], prompts, answering(self.domain, self.config), slots
+            )
+            for i, mine in zip(going, answers, strict=True):
+                tests[i].hear(mine)
+        return tests
+
+
+class Test:
+    """One task's test going on (:meth:`seal.domains.base.Domain.test`): what is asked now, and what was said so far."""
+
+    __test__ = False  # pytest's word for what it collects
+
+    def __init__(self, domain: Domain, task: Task) -> None:
+        self.task = task
+        self.queries: list[Query] = []
+        self.answers: list[str] = []
+        self.grade: Grade | None = None
+        """Of a test that grades itself."""
+        self.turns = 0
+        self._talk = domain.test(task)
+        self.asked: list[Query] = list(next(self._talk, ()))
+        self.queries += self.asked
+
+    def hear(self, answers: Sequence[str]) -> None:
+        """The answers to what is asked now.
+
+        Raises:
+            SealError: the test does not end.
+        """
+        self.answers += answers
+        self.turns += 1
+        try:
+            self.asked = list(self._talk.send(list(answers)))
+        except StopIteration as end:
+            self.asked, self.grade = [], end.value
+        self.queries += self.asked
+        if self.turns >= MAX_TURNS and self.asked:
+            raise SealError(f"the test of the task {self.task.id!r} goes on after {MAX_TURNS} turns")
+
+    def replay(self, answers: Sequence[str]) -> Test:
+        """The whole test by answers that were given before."""
+        rest = iter(answers)
+        while self.asked:
+            self.hear([next(rest, "") for _ in self.asked])
+        return self
+
+
+def marked(domain: Domain, tests: Sequence[Test]) -> list[Grade | None]:
+    """The grade of each test: its own, or the domain's, all of them at once. ``None``: *ungraded*."""
+    open_ = [t for t in tests if t.grade is None]
+    grades = iter(domain.grade_all([t.task for t in open_], [t.answers for t in open_]))
+    return [next(grades) if t.grade is None else t.grade for t in tests]
 
 
 def graded(domain: Domain, tasks: Sequence[Task], answers: Sequence[Sequence[str]]) -> list[Grade]:
@@ -196,19 +330,25 @@ def graded(domain: Domain, tasks: Sequence[Task], answers: Sequence[Sequence[str
     Raises:
         SealError: a judge did not give them all.
     """
-    grades = domain.grade_all(tasks, answers)
+    tests = [Test(domain, t).replay(a) for t, a in zip(tasks, answers, strict=True)]
+    return must_be_graded(marked(domain, tests))
+
+
+def must_be_graded(grades: Sequence[Grade | None]) -> list[Grade]:
+    """
+    Raises:
+        SealError: a judge did not give them all.
+    """
     known = [g for g in grades if g is not None]
     if len(known) < len(grades):
         raise SealError(
-            f"the judge left {len(grades) - len(known)} of {len(grades)} tasks ungraded; run the same "
-            "command again to go on"
+            f"the judge left {len(grades) - len(known)} of {len(grades)} tasks ungraded; run the same command again to go on"
         )
     return known
 
 
 def answering(domain: Domain, config: InnerConfig) -> Sampling:
-    """How answers are drawn: greedy, up to the domain's end of an answer (a base model goes on with questions
-    of its own)."""
+    """How answers are drawn: greedy, up to the domain's end of an answer (a base model goes on with questions of its own)."""
     return Sampling(config.answer_tokens, stop=domain.stop)
 
 
@@ -216,140 +356,47 @@ def prompts_of(queries: Sequence[Query]) -> list[Prompt]:
     return [q.prompt for q in queries]
 
 
-def _trial(
-    domain: Domain, task: Task, edit: int, number: int, text: str, config: InnerConfig, seed: object
-) -> Trial:
-    parsed, recipe = understand(domain, task, text, config.recipe)
-    return Trial(task, edit, seed_of("inner", seed, task.id, number), parsed, recipe)
-
-
-def understand(domain: Domain, task: Task, text: str, recipe: Recipe) -> tuple[Edit | BadEdit, Recipe]:
-    """An edit and the recipe it asks for; an edit without rows, or whose settings are out of bounds, is a bad
-    one."""
+def understand(
+    domain: Domain, task: Task, text: str, recipe: Recipe
+) -> tuple[Edit | BadEdit | Wanted, Recipe]:
+    """An edit and the recipe it asks for; an edit without rows, or whose settings are out of bounds, is a bad one."""
     parsed = domain.parse(task, text)
-    if isinstance(parsed, Edit) and not parsed.examples:
-        return BadEdit(text, "no training row"), recipe
-    if isinstance(parsed, Edit) and parsed.directives:
-        try:
-            return parsed, Recipe.model_validate({**recipe.model_dump(), **parsed.directives})
-        except ValidationError as error:
-            first = error.errors()[0]
-            return BadEdit(text, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"), recipe
-    return parsed, recipe
+    if isinstance(parsed, Wanted):
+        if not 0 < len(parsed.prompts) * parsed.n <= MAX_SAMPLES:
+            return BadEdit(
+                text, f"it wants {len(parsed.prompts) * parsed.n} samples, and 1 to {MAX_SAMPLES} are had"
+            ), recipe
+        return parsed, recipe
+    return checked(parsed, recipe)
 
 
-def try_wave(
-    policy: Model,
-    domain: Domain,
-    trials: Sequence[Trial],
-    before: Mapping[str, Grade],
-    config: InnerConfig,
-    room: Room,
-) -> list[Attempt]:
-    start = time.monotonic()
-    good = [t for t in trials if isinstance(t.parsed, Edit)]
-    jobs = [Job(t.parsed.examples, t.recipe, t.seed) for t in good if isinstance(t.parsed, Edit)]
-    trained = train_adapters(policy, jobs, room)
-    adapted = [(t, r) for t, r in zip(good, trained, strict=True) if r.adapter is not None]
-    adapters = [r.adapter for _, r in adapted]
-    queries = [domain.queries(t.task) for t, _ in adapted]
-    answers = ask(policy, adapters, [prompts_of(q) for q in queries], answering(domain, config), room.slots)
-    likelihoods = log_likelihood(policy, adapters, queries, room.slots)
-    grades = domain.grade_all([t.task for t, _ in adapted], answers)
-    asked = {id(t): x for (t, _), *x in zip(adapted, answers, likelihoods, grades, strict=True)}
-    outcomes = {id(t): r for t, r in zip(good, trained, strict=True)}
-    seconds = (time.monotonic() - start) / max(1, len(trials))
-    return [
-        replace(
-            _attempt(t, outcomes.get(id(t)), asked.get(id(t)), before[t.task.id], config), seconds=seconds
-        )
-        for t in trials
-    ]
+def checked(parsed: Edit | BadEdit, recipe: Recipe) -> tuple[Edit | BadEdit, Recipe]:
+    """The same, with what it asks for of the recipe, where both are in order."""
+    if isinstance(parsed, BadEdit):
+        return parsed, recipe
+    if not parsed.examples:
+        return BadEdit(parsed.text, "no training row"), recipe
+    if not parsed.directives:
+        return parsed, recipe
+    try:
+        return parsed, Recipe.model_validate({**recipe.model_dump(), **parsed.directives})
+    except ValidationError as error:
+        first = error.errors()[0]
+        return BadEdit(parsed.text, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"), recipe
 
 
-def _attempt(
-    trial: Trial,
-    outcome: Trained | None,
-    asked: Sequence[Any] | None,
-    before: Grade,
-    config: InnerConfig,
-) -> Attempt:
-    common: dict[str, Any] = {
-        "task": trial.task.id,
-        "edit": trial.edit,
-        "seed": trial.seed,
-        "text": trial.parsed.text,
-        "before": before.score,
-    }
-    if isinstance(trial.parsed, BadEdit) or outcome is None:
-        reason = trial.parsed.reason if isinstance(trial.parsed, BadEdit) else ""
-        # Nothing was learnt, so the model answers as before; the reward is 0 all the same: a bad edit must
-        # not pay.
-        return Attempt(
-            **common,
-            status="bad edit",
-            reason=reason,
-            reward=0.0,
-            after=before.score,
-            scores=before.scores,
-            kinds=before.kinds,
-        )
-    done: dict[str, Any] = {
-        "rows": len(trial.parsed.examples),
-        "steps": outcome.steps,
-        "tokens": outcome.tokens,
-    }
-    if asked is None:
-        reason = f"training gave a number that is not finite, at step {outcome.steps}"
-        zeros = tuple(0.0 for _ in before.scores)
-        return Attempt(
-            **common,
-            **done,
-            status="diverged",
-            reason=reason,
-            reward=0.0,
-            after=0.0,
-            scores=zeros,
-            kinds=before.kinds,
-            loss=outcome.loss if all(map(math.isfinite, outcome.loss)) else (0.0, 0.0),
-        )
-    answers, lls, grade = asked
-    silent = sum(not a.strip() for a in answers) / max(1, len(answers))
-    if grade is None:
-        zeros, reason = tuple(0.0 for _ in before.scores), "the judge gave no verdict"
-        ungraded: dict[str, Any] = {
-            "status": "ungraded",
-            "reason": reason,
-            "reward": None,
-            "after": before.score,
-        }
-        return Attempt(
-            **common,
-            **done,
-            **ungraded,
-            answers=tuple(answers),
-            scores=zeros,
-            kinds=before.kinds,
-            silent=silent,
-            loss=outcome.loss,
-        )
-    likelihoods = tuple(round(math.exp(ll), 6) for ll in lls)
-    likely = sum(math.exp(ll) for ll in lls) / max(1, len(lls))
-    reward = {"accuracy": grade.score, "likelihood": likely, "mixed": (grade.score + likely) / 2}[
-        config.reward
-    ]
-    return Attempt(
-        **common,
-        **done,
-        status="ok",
-        reason="",
-        reward=reward,
-        after=grade.score,
-        answers=tuple(answers),
-        scores=grade.scores,
-        kinds=grade.kinds,
-        silent=silent,
-        log_likelihood=sum(lls) / max(1, len(lls)),
-        likelihoods=likelihoods,
-        loss=outcome.loss,
-    )
+def samples_of(model: Model, wanted: Sequence[Wanted], seeds: Sequence[int]) -> list[list[list[str]]]:
+    """What the model writes to what each of these edits wants written: for every prompt ``n`` texts. Those that want the same
+    kind of sample are written together."""
+    found: list[list[list[str]]] = [[[] for _ in w.prompts] for w in wanted]
+    for kind in dict.fromkeys(w.sampling for w in wanted):
+        places = [
+            (i, p, k)
+            for i, w in enumerate(wanted) if w.sampling == kind
+            for p in range(len(w.prompts)) for k in range(w.n)
+        ]  # fmt: skip
+        drawn = [seed_of("sample", seeds[i], p, k) for i, p, k in places]
+        texts = generate(model, [wanted[i].prompts[p] for i, p, _ in places], kind, drawn)
+        for (i, p, _), text in zip(places, texts, strict=True):
+            found[i][p].append(text)
+    return found

@@ -8,66 +8,69 @@ judge: a model behind an endpoint, or ``hf:MODEL``, with a rubric.
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 
-from seal.config import InnerConfig, RunConfig
-from seal.domains.base import Domain
+from seal.config import RunConfig
 from seal.domains.knowledge.features import features
 from seal.endpoint import Endpoint, is_endpoint
-from seal.loop.inner import Crew, trials_of, understand, work_through
-from seal.lora.load import load_policy
+from seal.loop.inner import InnerLoop, understand
+from seal.lora.load import load_model
 from seal.lora.model import Model
+from seal.lora.records import ModelSpec
 from seal.lora.score import log_likelihood
-from seal.records import Attempt, BadEdit, Prompt, Query, SealError, Task
-from seal.store import Stage
+from seal.records import Attempt, BadEdit, Grade, Prompt, Query, SealError, Task, seed_of
+from seal.store import Round, Stage
 
 
 def try_siblings(
-    policy: Model,
-    domain: Domain,
-    tasks: Sequence[Task],
-    texts_P_E: Sequence[Sequence[str]],
-    config: RunConfig,
-    stage: Stage,
-    seed: object,
-    label: str,
-    crew: Crew | None = None,
-) -> list[Attempt]:
+    inner: InnerLoop, policy: Model, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]], config: RunConfig,
+    round_: Round,
+) -> list[Attempt]:  # fmt: skip
     """Attempts as a selection is to see them: of a race its finalists'."""
-    trial, inner = config.trial, config.inner
-    if source := trial.proxy:
-        scores = stage.once("proxy", lambda: proxy_scores(source, tasks, texts_P_E))
-        return untried(domain, tasks, texts_P_E, inner, scores)
-    alive = [dict(enumerate(texts)) for texts in texts_P_E]
-    if trial.race:
-        return race(policy, domain, tasks, alive, inner, trial.race, stage, seed, label, crew)
-    trials = trials_of(domain, tasks, alive, inner, seed, range(inner.seeds))
-    return work_through(policy, domain, tasks, trials, inner, stage, label, crew)
+    stage, seed = round_.stage, round_.seed()
+    if source := config.trial.proxy:
+        return untried(
+            inner, tasks, texts_P_E, stage.once("proxy", lambda: proxy_scores(source, tasks, texts_P_E))
+        )
+    alone = config.inner.start == "policy"
+    rank = config.inner.recipe.rank
+    with nullcontext(policy) if alone else load_model(config.model, rank) as learner:
+        if config.trial.race:
+            alive = [dict(enumerate(texts)) for texts in texts_P_E]
+            return race(inner, learner, tasks, alive, config.trial.race, round_)
+        return inner.try_edits(learner, tasks, texts_P_E, stage, seed)
 
 
 def untried(
-    domain: Domain,
+    inner: InnerLoop,
     tasks: Sequence[Task],
     texts_P_E: Sequence[Sequence[str]],
-    config: InnerConfig,
-    rewards: Sequence[Sequence[float]] | None = None,
+    rewards_P_E: Sequence[Sequence[float]],
 ) -> list[Attempt]:
-    """Edits as attempts that nobody made, for a selection that looks at no outcome: only bad edits are known
-    as such."""
+    """Edits as attempts that nobody made, for a selection that looks at no outcome: only bad edits are known as such."""
+    found = []
+    for task, texts, rewards in zip(tasks, texts_P_E, rewards_P_E, strict=False):
+        for edit, (text, reward) in enumerate(zip(texts, rewards, strict=True)):
+            parsed, _ = understand(inner.domain, task, text, inner.config.recipe)
+            attempt = replace(Attempt.begun(task.id, edit, 0, text, NOTHING), reward=reward)
+            found.append(attempt.refused(parsed.reason) if isinstance(parsed, BadEdit) else attempt)
+    return found
 
-    def attempt(task: Task, number: int, text: str, reward: float) -> Attempt:
-        parsed, _ = understand(domain, task, text, config.recipe)
-        status, reason = ("bad edit", parsed.reason) if isinstance(parsed, BadEdit) else ("ok", "")
-        return Attempt(task.id, number, 0, text, status, reason, reward=reward, before=0.0, after=0.0)  # type: ignore[arg-type]
 
-    return [
-        attempt(t, e, text, rewards[i][e] if rewards else 0.0)
-        for i, (t, texts) in enumerate(zip(tasks, texts_P_E, strict=True))
-        for e, text in enumerate(texts)
-    ]
+NOTHING = Grade(0.0, (), ())
+"""The score of what nobody was asked."""
+
+
+def by_chance(texts_P_E: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
+    """Rewards for a control whose rule needs some: drawn, not earned."""
+    draw = random.Random(seed_of("by chance", seed))
+    return [[draw.random() for _ in texts] for texts in texts_P_E]
 
 
 # ----------------------------------------------------------------------------------------------------- racing
@@ -94,27 +97,23 @@ def plan_race(n_edits: int, budget: int) -> list[tuple[int, int]]:
 
 
 def race(
-    policy: Model,
-    domain: Domain,
+    inner: InnerLoop,
+    model: Model,
     tasks: Sequence[Task],
     texts_P: Sequence[Mapping[int, str]],
-    config: InnerConfig,
     budget: int,
-    stage: Stage,
-    seed: object,
-    label: str,
-    crew: Crew | None = None,
+    round_: Round,
 ) -> list[Attempt]:
-    """Leg by leg the worse half of each task's edits is left out, and the others run again under new seeds,
-    which siblings share. All attempts of those that ran to the end. The first leg lies in the stage itself,
-    the others in ``leg-2``, … below it."""
-    alive, first = list(texts_P), 0
+    """Leg by leg the worse half of each task's edits is left out, and the others run again under new seeds, which siblings
+    share. All attempts of those that ran to the end. The first leg lies in the round's stage itself, the others in
+    ``leg-2``, … below it."""
+    alive, first, stage = list(texts_P), 0, round_.stage
     done: list[Attempt] = []
     for leg, (n, seeds) in enumerate(plan_race(max(map(len, texts_P), default=0), budget)):
         alive = [_best(texts, t, done, n) for t, texts in zip(tasks, alive, strict=True)] if leg else alive
         place = stage if not leg else Stage(stage.folder / f"leg-{leg + 1}")
-        trials = trials_of(domain, tasks, alive, config, seed, range(first, first + seeds))
-        done += work_through(policy, domain, tasks, trials, config, place, f"{label}, leg {leg + 1}", crew)
+        trials = inner.trials(tasks, alive, round_.seed(), range(first, first + seeds))
+        done += inner.work_through(model, tasks, trials, place)
         first += seeds
     finalists = {(t.id, e) for t, texts in zip(tasks, alive, strict=True) for e in texts}
     turn = {t.id: number for number, t in enumerate(tasks)}
@@ -181,7 +180,7 @@ def _judged(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str
                 "again to go on"
             )
         return _split([r or 0.0 for r in rated], texts_P_E)
-    judge = load_policy(source.removeprefix("hf:"), threads="auto")
+    judge = load_model(ModelSpec(name=source.removeprefix("hf:")))
     ratings = [
         str(n) for n in range(10)
     ]  # of one digit: a longer one would be favoured by a mean over tokens

@@ -70,7 +70,7 @@ def _import(source: Path, out: Path) -> Path:
     tasks = {(t.data["title"], t.data["context"]): t for t in domain.tasks("eval")}
     attempts = [x for a in articles for x in _attempts(tasks[a["title"], a["context"]], a["completions"])]
     before = {tasks[a["title"], a["context"]].id: _baseline(a["completions"]) for a in articles}
-    for place in (store.stage("seal/round-1"), store.stage(f"eval/{EXTERNAL.replace(' ', '-')}")):
+    for place in (store.stage("seal/round-1"), store.stage(f"eval/{EXTERNAL.key}")):
         place.append(attempts)
         place.once("texts", lambda: [[c["text"] for c in a["completions"]] for a in articles])
     store.stage("seal/round-1").once("kept", lambda: [vars(k) for k in best_of(attempts)])
@@ -79,7 +79,7 @@ def _import(source: Path, out: Path) -> Path:
     n_questions = sum(len(p["questions"]) for p in passages)
     scores = [before[t.id] for t in order]
     silent = mean(not r.strip() for r in replies)
-    untouched = Result(BASE, scores, {"all": list(scores)}, n_questions, silent, 0.0, 0.0)
+    untouched = Result(BASE.label, scores, {"all": list(scores)}, n_questions, silent, 0.0, 0.0)
     results, groups = [untouched, from_attempts(EXTERNAL, order, attempts)], [domain.group(t) for t in order]
     record = run_record(config, results, [t.id for t in order], groups, 0.0)
     write_whole(out / "results.json", record_text(record | {"machine": f"imported from {source.name}"}))

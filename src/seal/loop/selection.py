@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from seal.config import OuterConfig
 from seal.records import Attempt, Example, Prompt, Selected, seed_of
-from seal.store import Store, read_json
+from seal.store import Store
 
 
 def rewards(attempts: Sequence[Attempt]) -> dict[tuple[str, int], tuple[str, float, float]]:
@@ -115,38 +116,63 @@ def random_of(
     return kept
 
 
-def select(
-    attempts: Sequence[Attempt], rule: str, keep: int, seed: object, per_task: Mapping[str, int] | None = None
-) -> list[Selected]:
-    """Selection by the rule's name in the config; ``per_task`` is for the control."""
-    if rule == "random_of":
-        return random_of(attempts, keep, seed, per_task)
-    if rule == "worst_of":
-        return worst_of(attempts, keep, per_task)
-    return {"best_of": best_of, "proxy_of": best_of, "improved": improved, "solved": solved}[rule](
-        attempts, keep
-    )
+def select(attempts: Sequence[Attempt], rule: str, keep: int) -> list[Selected]:
+    """Selection by the rule's name in the config."""
+    return {"best_of": best_of, "improved": improved, "solved": solved}[rule](attempts, keep)
 
 
-def sft_examples(kept: Sequence[Selected], prompts: dict[str, Prompt]) -> tuple[Example, ...]:
+def sft_examples(kept: Sequence[Selected], prompts: Mapping[str, Prompt]) -> tuple[Example, ...]:
     """Prompt → kept self-edit, loss on the edit alone: what the policy imitates. One that was cut off is
     imitated as far as it goes, and teaches no end: of four ways the one that did best (docs/LOG.md,
     ``tools/rules/cut.py``)."""
     return tuple(Example(s.text, ends=not s.cut, prompt=prompts[s.task].text, chat=True) for s in kept)
 
 
-CONTROLS = {
-    "random": ("control", "random_of"),
-    "worst": ("control-worst", "worst_of"),
-    "others": ("control-others", "others_of"),
-}
-"""Name → branch of the run, selection."""
+# ----------------------------------------------------------------------------------- branches: SEAL and its controls
+
+Select = Callable[[Sequence[Attempt], Sequence[Selected], OuterConfig, int], list[Selected]]
+"""(a round's attempts, what SEAL kept in that round, the settings, the round's seed) → what is to be imitated."""
 
 
-def kept_in(store: Store, branch: str, r: int) -> list[Selected]:
-    """What a branch of the run (``seal``, or a control's) kept in a round; empty before it has run."""
-    path = store.folder / f"{branch}/round-{r}/kept.json"
-    return [Selected(**k) for k in read_json(path)] if path.exists() else []
+@dataclass(frozen=True)
+class Branch:
+    """One outer loop within a run: SEAL's own, or a control, which is the same budget and the same imitation of other edits."""
+
+    name: str
+    folder: str
+    """Of its rounds, in the run folder."""
+    select: Select
+    looks: bool = True
+    """Whether it looks at rewards; else no edit is tried."""
+    writes: bool = True
+    """Whether its policy writes edits of its own."""
+
+
+SEAL = Branch("SEAL", "seal", lambda attempts, _, outer, seed: select(attempts, outer.select, outer.keep))
+RANDOM = Branch(
+    "random",
+    "control",
+    lambda attempts, seal, outer, seed: random_of(attempts, outer.keep, seed, as_many(seal)),
+    looks=False,
+)
+"""As many edits, drawn without looking at the reward."""
+WORST = Branch(
+    "worst",
+    "control-worst",
+    lambda attempts, seal, outer, seed: worst_of(attempts, outer.keep, as_many(seal)),
+)
+"""Of each task the edits that did worst."""
+OTHERS = Branch(
+    "others", "control-others", lambda _, seal, outer, seed: exchanged(seal, seed), looks=False, writes=False
+)
+"""SEAL's own kept edits, each after the prompt of another task: does it matter that an edit belongs to its passage?"""
+CONTROLS = {branch.name: branch for branch in (RANDOM, WORST, OTHERS)}
+
+
+def kept_in(store: Store, branch: Branch, r: int) -> list[Selected]:
+    """What a branch of the run kept in a round; empty before it has run."""
+    rows = store.stage(f"{branch.folder}/round-{r}").read("kept")
+    return [Selected(**k) for k in rows or ()]
 
 
 def as_many(kept: Sequence[Selected]) -> dict[str, int]:
@@ -161,9 +187,3 @@ def exchanged(kept: Sequence[Selected], seed: int) -> list[Selected]:
     random.Random(seed).shuffle(tasks)
     following = dict(zip(tasks, [*tasks[1:], *tasks[:1]], strict=True))
     return [replace(k, task=following[k.task]) for k in kept] if len(tasks) > 1 else []
-
-
-def by_chance(texts_P_E: Sequence[Sequence[str]], seed: int) -> list[list[float]]:
-    """Rewards for a control whose rule needs some: drawn, not earned."""
-    draw = random.Random(seed_of("by chance", seed))
-    return [[draw.random() for _ in texts] for texts in texts_P_E]

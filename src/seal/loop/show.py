@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import RunConfig
-from seal.loop.inner import open_domain, try_edits
+from seal.loop.inner import InnerLoop, open_domain
 from seal.loop.write import finished, from_policy
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.records import Edit, SealError, seed_of
 from seal.store import Stage
 
@@ -28,8 +28,8 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
     if not 0 <= number < len(tasks):
         raise SealError(f"--task {number}: the held-out tasks are numbered 0 to {len(tasks) - 1}")
     task = tasks[number]
-    m = config.model
-    policy = load_policy(policy_folder or m.name, m.device, m.dtype, m.bf16, m.threads, m.quantize)
+    spec = config.model.at(policy_folder) if policy_folder else config.model
+    policy = load_model(spec, config.inner.recipe.rank)
     prompt = domain.prompt(task)
     console.rule(f"task {number}: {task.id}")
     console.print(prompt.text)
@@ -45,7 +45,9 @@ def show_task(config: RunConfig, number: int, policy_folder: str | None) -> None
         ),
     )
     with tempfile.TemporaryDirectory() as folder:
-        attempts = try_edits(policy, domain, [task], [texts], config.inner, Stage(Path(folder)), config.seed)
+        attempts = InnerLoop(domain, config.inner).try_edits(
+            policy, [task], [texts], Stage(Path(folder)), config.seed
+        )
         before = Stage(Path(folder)).read("before")[0]
     queries = domain.queries(task)
     for attempt in sorted(attempts, key=lambda a: -(a.reward or 0.0)):

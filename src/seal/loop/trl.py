@@ -26,16 +26,16 @@ from typing import Any
 
 from seal.config import OuterConfig, RunConfig
 from seal.domains.base import Domain
-from seal.loop.inner import open_domain, trials_of, try_wave, unadapted
+from seal.loop.inner import InnerLoop, open_domain
 from seal.loop.selection import sft_examples
 from seal.lora.adapter import Adapter, adapted_modules
 from seal.lora.capacity import room_for
 from seal.lora.chat import defuse, render
 from seal.lora.files import load_peft
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.tokens import encode_example
-from seal.records import Attempt, Prompt, SealError, Selected, Task
+from seal.records import Attempt, Grade, Prompt, SealError, Selected, Task
 from seal.store import Stage
 
 Pair = tuple[Selected, Selected]
@@ -50,34 +50,27 @@ def reward(config: RunConfig, split: str = "train") -> Callable[..., list[float 
     (:func:`dataset` has it): an adapter of the *config's* model is trained on it and asked, all of a batch
     side by side, under ``config.inner``. A bad edit is worth 0.
     """
-    domain = open_domain(config)
-    tasks = {t.id: t for t in domain.tasks(split)}
-    m = config.model
-    policy = load_policy(m.name, m.device, m.dtype, m.bf16, m.threads, m.quantize)
-    known: dict[str, Any] = {}
-    room = room_for(policy, [config.inner.recipe])
+    inner = InnerLoop(open_domain(config), config.inner)
+    tasks = {t.id: t for t in inner.domain.tasks(split)}
+    model = load_model(config.model, config.inner.recipe.rank)
+    known: dict[str, Grade] = {}
+    room = room_for(model, [config.inner.recipe])
 
     def seal_reward(completions: Sequence[Any], task: Sequence[str], **_: Any) -> list[float | None]:
         missing = next((t for t in task if t not in tasks), None)
         if missing is not None:
             raise SealError(f"the column `task` names {missing!r}, which is no task of the split {split!r}")
-        mine = [tasks[t] for t in task]
         if new := [t for t in dict.fromkeys(task) if t not in known]:
             with tempfile.TemporaryDirectory() as folder:
-                known.update(
-                    unadapted(policy, domain, [tasks[t] for t in new], config.inner, Stage(Path(folder)))
-                )
+                known.update(inner.before(model, [tasks[t] for t in new], Stage(Path(folder))))
         texts = [{0: _text(c)} for c in completions]
-        trials = trials_of(domain, mine, texts, config.inner, config.seed, range(config.inner.seeds))
+        s, wave = config.inner.seeds, config.inner.wave
+        trials = inner.trials([tasks[t] for t in task], texts, config.seed, range(s))
         found: list[Attempt] = []
-        for start in range(0, len(trials), config.inner.wave):
-            found += try_wave(
-                policy, domain, trials[start : start + config.inner.wave], known, config.inner, room
-            )
-        s = config.inner.seeds
+        for start in range(0, len(trials), wave):
+            found += inner.wave(model, trials[start : start + wave], known, room)
         rewards = [
-            [a.reward for a in found[i * s : (i + 1) * s] if a.reward is not None]
-            for i in range(len(completions))
+            [a.reward for a in found[i * s : (i + 1) * s] if a.reward is not None] for i in range(len(texts))
         ]
         return [sum(r) / len(r) if r else None for r in rewards]
 
@@ -201,7 +194,7 @@ def grpo(
             turn[name] += 1
             example = sft_examples(
                 [Selected(name, broken.get((name, number), text), worth, (name, number) in broken)],
-                dict(prompts),
+                prompts,
             )[0]
             row = encode_example(example, policy.tokenizer, policy.chat)  # as imitation would train on it
             begins = row.loss.index(True) if True in row.loss else len(row.loss)

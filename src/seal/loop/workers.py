@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import InnerConfig, RunConfig
-from seal.loop.inner import Trial, open_domain, try_wave
+from seal.loop.inner import InnerLoop, Trial, open_domain
 from seal.lora.capacity import Room, spread
 from seal.lora.heap import tune_heap
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.records import Attempt, Grade, LoraError, SealError
 
@@ -38,25 +38,24 @@ class _Worker:
         tune_heap()
         self.config = RunConfig.model_validate_json(config)
         self.domain = open_domain(self.config)
-        self.policies: dict[str, Model] = {}
+        self.models: dict[str, Model] = {}
 
     def ready(self) -> int:
         return os.getpid()
 
     def wave(
-        self, name: str, trials: Sequence[Trial], before: Mapping[str, Grade], inner: InnerConfig, room: Room
+        self, name: str, trials: Sequence[Trial], before: Mapping[str, Grade], config: InnerConfig, room: Room
     ) -> list[Attempt]:
-        if name not in self.policies:
+        if name not in self.models:
             m = self.config.model
-            device = (
-                "cuda" if m.device.startswith("cuda:") else m.device
-            )  # Ray shows a worker its own devices alone
-            quantize = m.quantize if name == m.name else None
-            self.policies = {name: load_policy(name, device, m.dtype, m.bf16, m.threads, quantize)}
-        return try_wave(self.policies[name], self.domain, trials, before, inner, room)
+            if m.device.startswith("cuda:"):  # Ray shows a worker its own devices alone
+                m = m.model_copy(update={"device": "cuda"})
+            rank = config.recipe.rank
+            self.models = {name: load_model(m if name == m.name else m.at(name), rank)}
+        return InnerLoop(self.domain, config).wave(self.models[name], trials, before, room)
 
 
-class RayCrew:
+class RayWorkers:
     """``config.workers`` workers, here or on the cluster at ``config.cluster``; a context.
 
     Raises:
@@ -101,7 +100,7 @@ class RayCrew:
                 f"Ray does not start ({config.cluster or 'here'}): {str(error).splitlines()[0][:300]}"
             ) from error
 
-    def __enter__(self) -> RayCrew:
+    def __enter__(self) -> RayWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,14 +108,14 @@ class RayCrew:
 
     def waves(
         self,
-        policy: Model,
+        inner: InnerLoop,
+        model: Model,
         waves: Mapping[int, Sequence[Trial]],
         before: Mapping[str, Grade],
-        config: InnerConfig,
         room: Room,
     ) -> Iterator[tuple[int, list[Attempt]]]:
         """Number and attempts of each wave, as they are done."""
-        name = str(Path(policy.name).resolve()) if Path(policy.name).is_dir() else policy.name
+        name = str(Path(model.name).resolve()) if Path(model.name).is_dir() else model.name
         shared = self.ray.put(dict(before))
         queue = deque((n, 0, tuple(wave)) for n, wave in waves.items())  # (wave, place in it, trials)
         found: dict[int, dict[int, list[Attempt]]] = {n: {} for n in waves}
@@ -128,7 +127,7 @@ class RayCrew:
             while self.free and queue and queue[0][0] - oldest < AHEAD * n_workers:
                 job = queue.popleft()
                 worker = self.free.pop()
-                running[worker.wave.remote(name, job[2], shared, config, room)] = (worker, job)
+                running[worker.wave.remote(name, job[2], shared, inner.config, room)] = (worker, job)
             [ref], _ = self.ray.wait(list(running), num_returns=1)
             worker, job = running.pop(ref)
             number, place, _ = job
@@ -170,19 +169,8 @@ class RayCrew:
 
 
 def _set_aside(trial: Trial, before: Grade, why: str) -> Attempt:
-    return Attempt(
-        trial.task.id,
-        trial.edit,
-        trial.seed,
-        trial.parsed.text,
-        "failed",
-        f"{TRIES} tries, each time: {why}"[:500],
-        reward=None,
-        before=before.score,
-        after=before.score,
-        scores=tuple(0.0 for _ in before.scores),
-        kinds=before.kinds,
-    )
+    attempt = Attempt.begun(trial.task.id, trial.edit, trial.seed, trial.parsed.text, before)
+    return attempt.failed(f"{TRIES} tries, each time: {why}"[:500])
 
 
 def _reach(address: str) -> None:

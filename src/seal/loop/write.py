@@ -8,12 +8,13 @@ policy and another model (its file of edits, or its endpoint).
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seal.config import WriteConfig
+from seal.config import RunConfig, WriteConfig
 from seal.domains.base import Domain
 from seal.endpoint import Endpoint, is_endpoint
 from seal.loop.inner import understand
@@ -21,7 +22,7 @@ from seal.lora.ask import complete
 from seal.lora.model import Model
 from seal.lora.records import Sampling
 from seal.records import BadEdit, Prompt, Recipe, SealError, Selected, Task, Written, seed_of
-from seal.store import Stage
+from seal.store import Round, Stage
 
 MAX_TOKENS = 1024
 """Longest self-edit of a model behind an endpoint."""
@@ -152,15 +153,37 @@ def finished(
     return texts, [[w.text if w.cut else None for w in row] for row in written_P_E]
 
 
-def cut_off(stage: Stage, tasks: Sequence[Task]) -> dict[tuple[str, int], str]:
-    """Of a stage's edits that the limit of tokens cut off: task and number → all that was written."""
+def cut_off(stage: Stage, tasks: Sequence[str]) -> dict[tuple[str, int], str]:
+    """Of a stage's edits that the limit of tokens cut off: task and number → all that was written. ``tasks`` are the ids, in
+    the order of the stage."""
     rows = zip(tasks, stage.read("cut") or (), strict=False)
-    return {(t.id, e): whole for t, row in rows for e, whole in enumerate(row) if whole is not None}
+    return {(t, e): whole for t, row in rows for e, whole in enumerate(row) if whole is not None}
 
 
 def as_written(kept: Sequence[Selected], stage: Stage, tasks: Sequence[Task]) -> list[Selected]:
     """What was kept, as it is imitated: of an edit that was cut off all that was written."""
-    broken = cut_off(stage, tasks)
+    broken = cut_off(stage, [t.id for t in tasks])
     return [
         replace(k, text=broken[k.task, k.edit], cut=True) if (k.task, k.edit) in broken else k for k in kept
     ]
+
+
+def write_round(
+    policy: Model, domain: Domain, tasks: Sequence[Task], config: RunConfig, round_: Round
+) -> list[list[str]]:
+    """The self-edits of a round: sampled once, kept in the stage."""
+    seed = round_.seed("write")
+
+    def compute() -> list[list[str]]:
+        texts = write_edits(policy, domain, tasks, config.edits_per_task, config.write, seed, round_.stage)
+        rng = random.Random(seed_of("explore", seed))
+        if round_.number == 1 and config.write.explore:
+            texts = [
+                [f"{text.rstrip()}\n{domain.explore(rng) or ''}".rstrip() for text in row] for row in texts
+            ]
+            # with its directives after its whole lines an edit ends
+            round_.stage.put("cut", [[None for _ in row] for row in texts])
+        return texts
+
+    texts: list[list[str]] = round_.stage.once("texts", compute)
+    return texts

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from seal.lora.capacity import free_memory, must_fit, spread, weights_bytes
 from seal.lora.model import Model
-from seal.lora.records import LoraError
+from seal.lora.records import LoraError, ModelSpec
 
 SHARE = 0.6
 """Of each device's free memory, what weights may take where a model is spread: adapters and activations need
@@ -22,46 +22,84 @@ EMBEDDED = ("atlas", "grids")
 """The models that ship with the package."""
 
 
-def load_policy(
-    name: str | Path,
-    device: str = "cpu",
-    dtype: str = "float32",
-    bf16: bool | Literal["auto"] = False,
-    threads: int | Literal["auto"] | None = None,
-    quantize: str | None = None,
-) -> Model:
-    """Load a causal LM by hub name or local folder; ``"atlas"`` is the embedded model.
+def load_model(spec: ModelSpec | str | Path, rank: int = 0) -> Model:
+    """Load a causal LM, with the engine that writes and answers for it. A context manager: at its end the memory is given
+    back.
 
-    ``bf16="auto"`` computes in bf16 where the hardware multiplies it natively; ``threads="auto"`` takes the
-    cores that this process may use, ``None`` leaves torch's choice. ``quantize="4bit"`` keeps the frozen
-    weights in NF4 and computes in bf16. ``device="cuda*4"`` spreads the layers over four devices
-    (accelerate's ``device_map``), for a model that one does not hold.
+    Args:
+        spec: which, and how. A name alone is loaded as it stands, with the threads that torch has.
+        rank: the largest of the adapters to come, where it is known: vLLM wants to hear it at its start.
 
     Raises:
-        LoraError: there is no such model, or it cannot be read.
+        LoraError: there is no such model, it cannot be read, or its engine does not answer.
     """
-    _check_device(device)
-    if threads:
-        torch.set_num_threads(usable_cores() if threads == "auto" else threads)
-    where: str | Path = DATA / name if name in EMBEDDED else name
-    if name in EMBEDDED and not Path(str(where)).is_dir():
+    if not isinstance(spec, ModelSpec):
+        spec = ModelSpec(name=str(spec), threads=None)
+    _check_device(spec.device)
+    if spec.threads:
+        torch.set_num_threads(usable_cores() if spec.threads == "auto" else spec.threads)
+    if spec.name.startswith("fake:"):
+        from seal.lora.fake import load_fake
+
+        return load_fake(spec.name)
+    model = _load(spec)
+    if spec.engine != "transformers":
+        from seal.lora.vllm import InProcess, Server
+
+        model.served = InProcess(model, rank) if spec.engine == "vllm" else Server(spec.engine, model)
+    return model
+
+
+def _load(spec: ModelSpec) -> Model:
+    where: str | Path = DATA / spec.name if spec.name in EMBEDDED else spec.name
+    if spec.name in EMBEDDED and not Path(where).is_dir():
         raise LoraError(
-            f"the model {name!r} is not in this package: run `make {name}` in the repository to train it"
+            f"the model {spec.name!r} is not in this package: run `make {spec.name}` in the repository to train it"
         )
-    how: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if quantize:
+    n_devices = spread(spec.device)[1]
+    native = native_bf16(spec.device) if spec.bf16 == "auto" and n_devices == 1 else spec.bf16 is True
+    how = _how(spec)
+    try:
+        shape = AutoConfig.from_pretrained(where)
+        needed = weights_bytes(shape, spec.dtype, spec.quantize, native and spec.dtype == "float32")
+        must_fit(spec.name, needed, spec.device)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        weights = AutoModelForCausalLM.from_pretrained(where, **how)
+    except LoraError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds for what a folder can lack
+        raise LoraError(f"the model {spec.name!r} cannot be loaded: {_why(error, Path(where))}") from error
+    if len(tokenizer) > (rows := weights.get_input_embeddings().weight.shape[0]):
+        raise LoraError(
+            f"the tokenizer of {spec.name!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do not belong "
+            "together"
+        )
+    elsewhere = {str(d) for d in getattr(weights, "hf_device_map", {}).values()} & {"cpu", "disk"}
+    if n_devices > 1 and elsewhere:
+        raise LoraError(
+            f"{spec.name!r} does not fit on {spec.device} with room for training: part of it would lie on "
+            f"{elsewhere.pop()}"
+        )
+    if spec.quantize or n_devices > 1:
+        return Model(weights, tokenizer, spec.name)
+    return Model(weights.to(spec.device), tokenizer, spec.name, native)
+
+
+def _how(spec: ModelSpec) -> dict[str, Any]:
+    """What transformers is to be told: precision, 4 bits, and where the layers go."""
+    how: dict[str, Any] = {"dtype": getattr(torch, spec.dtype)}
+    if spec.quantize:
         if find_spec("bitsandbytes") is None:
             raise LoraError("4-bit weights need the package bitsandbytes: pip install 'seal-lm[4bit]'")
         nf4 = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-        how = {"dtype": torch.bfloat16, "quantization_config": nf4, "device_map": {"": device}}
-    kind, n_devices = spread(device)
+        how = {"dtype": torch.bfloat16, "quantization_config": nf4, "device_map": {"": spec.device}}
+    kind, n_devices = spread(spec.device)
     if n_devices > 1:
-        if bf16 is True:
+        if spec.bf16 is True:
             raise LoraError(
-                f"bf16 over fp32 weights is a second copy, which {device} does not hold: take --model.dtype "
-                "bfloat16"
+                f"bf16 over fp32 weights is a second copy, which {spec.device} does not hold: take --model.dtype bfloat16"
             )
         if find_spec("accelerate") is None:
             raise LoraError(
@@ -69,30 +107,7 @@ def load_policy(
             )
         most = {i: int(SHARE * free_memory(torch.device(kind, i))) for i in range(n_devices)}
         how |= {"device_map": "auto", "max_memory": most}
-    native = native_bf16(device) if bf16 == "auto" and n_devices == 1 else bool(bf16 is True)
-    try:
-        shape = AutoConfig.from_pretrained(where)
-        must_fit(str(name), weights_bytes(shape, dtype, quantize, native and dtype == "float32"), device)
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(where, **how)
-    except LoraError:
-        raise
-    except Exception as error:  # transformers and safetensors raise many kinds for what a folder can lack
-        raise LoraError(f"the model {str(name)!r} cannot be loaded: {_why(error, Path(where))}") from error
-    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
-        raise LoraError(
-            f"the tokenizer of {str(name)!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do "
-            "not belong together"
-        )
-    elsewhere = {str(d) for d in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
-    if n_devices > 1 and elsewhere:
-        raise LoraError(
-            f"{str(name)!r} does not fit on {device} with room for training: part of it would lie on "
-            f"{elsewhere.pop()}"
-        )
-    if quantize or n_devices > 1:
-        return Model(model, tokenizer, str(name))
-    return Model(model.to(device), tokenizer, str(name), native)
+    return how
 
 
 def _why(error: BaseException, where: Path) -> str:

@@ -188,6 +188,12 @@ class Model:
             w.copy_((w.float() + update.to(w.device)).to(w.dtype))
             self.runner.get_submodule(name).weight.copy_(w)
 
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
         """Give the memory back, before another one is loaded. Nothing can be asked of it afterwards."""
         on_gpu = self.device.type == "cuda"
@@ -197,7 +203,7 @@ class Model:
             torch.cuda.empty_cache()
 
     def save(self, folder: Path) -> None:
-        """Write a folder that :func:`load_policy`, and any ``from_pretrained``, reads."""
+        """Write a folder that :func:`~seal.lora.load.load_model`, and any ``from_pretrained``, reads."""
         try:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)

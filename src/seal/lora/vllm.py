@@ -45,25 +45,6 @@ _process = uuid4().hex[:12]
 _live: list[InProcess] = []
 
 
-def served(policy: Model, engine: str, model: str, rank: int = 0) -> Model:
-    """The policy, with its texts written by ``engine``: *transformers* (nothing changes), *vllm*, or a
-    server's address (``http://host:8000/v1``).
-
-    Args:
-        model: the name of the run's base model. A policy of another name is not asked from a server.
-        rank: the largest of the adapters to come, where it is known.
-
-    Raises:
-        LoraError: vLLM is not installed, or the server cannot be reached. Whether it serves this very model
-            is not known.
-    """
-    if engine == "vllm":
-        policy.served = InProcess(policy, rank)
-    elif engine != "transformers" and policy.name == model:
-        policy.served = Server(engine, policy)
-    return policy
-
-
 class InProcess:
     """vLLM in this process; made when it is first asked."""
 
@@ -121,7 +102,7 @@ class InProcess:
             requests = {
                 k: LoRARequest(name, number, str(path)) for k, (name, number, path) in folders.items()
             }
-            mine = [requests[id(a)] if a is not None else None for a in adapters]
+            mine = [requests[a] if a is not None else None for a in adapters]
             found = self._run(vllm, prompts, sampling, seeds, mine, stop=True)
             again = [
                 i
@@ -253,7 +234,7 @@ class Server:
                     self._post("load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
                     loaded.append(name)
                 jobs = [
-                    (p, s, folders[id(a)][0] if a is not None else self.model)
+                    (p, s, folders[a][0] if a is not None else self.model)
                     for p, s, a in zip(prompts, seeds, adapters, strict=True)
                 ]
                 with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -309,14 +290,14 @@ def _shape(policy: Model) -> dict[str, Any]:
 
 
 @contextmanager
-def _written(adapters: Sequence[Adapter | None], base: str) -> Iterator[dict[int, tuple[str, int, Path]]]:
-    """Each adapter once, in a folder as PEFT's, by its identity: name, number, folder. Gone afterwards."""
+def _written(adapters: Sequence[Adapter | None], base: str) -> Iterator[dict[Adapter, tuple[str, int, Path]]]:
+    """Each adapter once, in a folder as PEFT's: name, number, folder. Gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="seal-vllm-") as folder:
-        found: dict[int, tuple[str, int, Path]] = {}
+        found: dict[Adapter, tuple[str, int, Path]] = {}
         for adapter in adapters:
-            if adapter is not None and id(adapter) not in found:
+            if adapter is not None and adapter not in found:
                 number = next(_names)
                 path = Path(folder) / str(number)
                 save_peft(adapter, path, base)
-                found[id(adapter)] = (f"seal-{_process}-{number}", number, path)
+                found[adapter] = (f"seal-{_process}-{number}", number, path)
         yield found

@@ -11,25 +11,34 @@ import random
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from seal.config import RunConfig
 from seal.domains.base import Domain
-from seal.loop.inner import answering, fingerprints, graded, open_domain, prompts_of, understand
-from seal.loop.outer import load_base
+from seal.loop.inner import (
+    answering,
+    checked,
+    fingerprints,
+    graded,
+    open_domain,
+    prompts_of,
+    samples_of,
+    understand,
+)
 from seal.loop.write import write_edits
 from seal.lora.adapter import Adapter, compact, join
 from seal.lora.ask import ask
 from seal.lora.files import load_many, save_many
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.score import divergence, log_likelihood
 from seal.lora.train import train_adapters
 from seal.memory.router import Router
 from seal.memory.strategies import Memory, Rows, strategy
 from seal.progress import progress
-from seal.records import Edit, Example, Query, SealError, Task, seed_of
+from seal.records import Edit, Example, Query, SealError, Task, Wanted, seed_of
 from seal.store import Stage, Store
 
 GATE = (1.0, 0.7, 0.4)
@@ -55,7 +64,7 @@ class Continual:
         self.config, self.store, c = config, store, config.continual
         self.domain: Domain = open_domain(config)
         store.begun_with(fingerprints(self.domain))
-        self.base: Model = load_base(config)
+        self.base: Model = load_model(config.model, config.inner.recipe.rank)
         tasks = list(self.domain.tasks("eval"))
         if len(tasks) < c.sequences * c.length:
             raise SealError(
@@ -73,21 +82,18 @@ class Continual:
         self.fixed = [t for t in list(self.domain.tasks("select"))[:16]]
 
     def _write(self, tasks: Sequence[Task]) -> list[list[str]]:
-        m, folder = self.config.model, self.config.continual.policy
-        writer = load_policy(folder, m.device, m.dtype, m.bf16, m.threads) if folder else self.base
-        return write_edits(
-            writer,
-            self.domain,
-            tasks,
-            1,
-            self.config.write,
-            seed_of("continual", self.config.seed),
-            self.stage,
-        )
+        config, folder = self.config, self.config.continual.policy
+        seed = seed_of("continual", config.seed)
+        with load_model(config.model.at(folder)) if folder else nullcontext(self.base) as writer:
+            return write_edits(writer, self.domain, tasks, 1, config.write, seed, self.stage)
 
     def _rows(self, task: Task, text: str) -> Rows:
         """An edit that cannot be used teaches nothing, and its step changes nothing."""
-        edit, _ = understand(self.domain, task, text, self.config.inner.recipe)
+        recipe = self.config.inner.recipe
+        edit, _ = understand(self.domain, task, text, recipe)
+        if isinstance(edit, Wanted):
+            (samples,) = samples_of(self.base, [edit], [seed_of("continual", self.config.seed, task.id)])
+            edit, _ = checked(self.domain.compose(task, edit, samples), recipe)
         return edit.examples if isinstance(edit, Edit) else ()
 
     def untouched(self) -> list[list[float]]:
@@ -188,16 +194,12 @@ class Continual:
                 "the strategy `own` needs tasks that the model knows (Domain.known_tasks), and this domain "
                 "names none"
             )
-        queries = [q for t in self.rehearsed for q in self.domain.queries(t)]
-        answers = self.stage.once(
-            "own",
-            lambda: ask(self.base, [None], [prompts_of(queries)], answering(self.domain, self.config.inner))[
-                0
-            ],
-        )
+        prompts = tuple(q.prompt for t in self.rehearsed for q in self.domain.queries(t))
+        wanted = Wanted("", prompts, 1, answering(self.domain, self.config.inner))
+        answers = self.stage.once("own", lambda: [row[0] for row in samples_of(self.base, [wanted], [0])[0]])
         return tuple(
-            Example(f" {a}", prompt=q.prompt.text, chat=True)
-            for q, a in zip(queries, answers, strict=True)
+            Example(f" {a}", prompt=p.text, chat=True)
+            for p, a in zip(prompts, answers, strict=True)
             if a.strip()
         )
 

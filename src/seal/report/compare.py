@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seal.records import NO_RL, SealError
+from seal.records import NO_RL, SealError, seal_round
 from seal.report.export import figures_of
 from seal.report.figures import ACCENT, INK, SECOND, THIRD, accuracy_figure, plain_axes, svg
 from seal.report.pages import STYLE, md_table
@@ -114,7 +114,7 @@ def _comparison(named: Mapping[str, Sequence[Path]], command: str) -> Sheet:
     differences: list[dict[str, Any]] = []
     lines, notes = [], []
     for name in others:
-        for setting in (LAST, NO_RL):
+        for setting in (LAST, NO_RL.label):
             pair = _paired(runs[name], runs[first], setting)
             if pair is not None:
                 differences.append({"a": name, "b": first, "setting": setting, **pair})
@@ -169,7 +169,7 @@ def _comparison(named: Mapping[str, Sequence[Path]], command: str) -> Sheet:
 
 
 def _alias(setting: str, rounds: int) -> str:
-    return LAST if setting == f"SEAL round {rounds}" else setting
+    return LAST if setting == seal_round(rounds).label else setting
 
 
 def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], setting: str) -> dict[str, Any] | None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from seal.domains import load_domain
 from seal.domains.knowledge.features import mean_features
-from seal.records import SealError
+from seal.records import SealError, settings_of
 from seal.report.figures import accuracy_figure, changes_figure, reward_figure
-from seal.report.tables import attempts_of, load_runs, round_rewards, summarise, texts_of
-from seal.store import read_json, write_whole
+from seal.report.tables import load_runs, round_rewards, summarise, texts_of
+from seal.store import Stage, read_json, write_whole
 
 
 def figures_of(folder: Path) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
@@ -84,13 +84,15 @@ def metrics_of(folder: Path) -> Iterator[tuple[int, str, float]]:
         last = int(row["round"])
         for name in ("mean", "low", "high", "best", "after", "before", "bad", "attempts"):
             yield last, f"reward/{name}", float(row[name])
-        rows = attempts_of(folder / f"seal/round-{last}")
-        yield last, "attempt/seconds", sum(r["seconds"] for r in rows) / len(rows)
-        yield last, "attempt/silent", sum(r["silent"] for r in rows) / len(rows)
+        tried = Stage(folder / f"seal/round-{last}").attempts()
+        yield last, "attempt/seconds", sum(a.seconds for a in tried) / len(tried)
+        yield last, "attempt/silent", sum(a.silent for a in tried) / len(tried)
     if (folder / "results.json").exists():
         records = load_runs([folder])
-        for row in summarise(records, "")["rows"]:
-            name = str(row["setting"]).replace(",", "").replace(" ", "-")
+        summary = summarise(records, "")
+        known = settings_of(summary["rounds"])
+        for row in summary["rows"]:
+            name = known[row["setting"]].key if row["setting"] in known else row["setting"]
             for key in ("accuracy", "low", "high"):
                 yield last, f"held-out/{name}/{key}", float(row[key])
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from seal.records import CONTROL, NO_RL
+from seal.records import NO_RL, control, settings_of
 
 INK, MUTED, ACCENT, SECOND, THIRD = "#1b1f24", "#8a929c", "#0b6e99", "#d98c21", "#7a9e3f"
 
@@ -35,10 +35,10 @@ def accuracy_figure(summary: dict[str, Any]) -> Any:
     rows = summary["rows"]
     figure, axes = plain_axes(8.5, 0.42 * len(rows) + 1.3)
     kinds = list(dict.fromkeys(k for r in rows for k in r["kinds"]))
+    of_kind = {"seal": ACCENT, "control": SECOND}
+    colours = {label: of_kind.get(s.kind, MUTED) for label, s in settings_of(summary["rounds"]).items()}
     for y, row in enumerate(reversed(rows)):
-        colour = (
-            ACCENT if row["setting"].startswith("SEAL") else SECOND if row["setting"] == CONTROL else MUTED
-        )
+        colour = colours.get(row["setting"], MUTED)
         axes.barh(y, row["accuracy"], color=colour, alpha=0.85, height=0.62)
         axes.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.6)
         inside = row["accuracy"] > 0.15  # where no mark and no interval is in its way
@@ -112,7 +112,7 @@ def changes_figure(changes: dict[str, dict[str, float]]) -> Any:
     """Features of the edits before the loop, after the control and after each round."""
     shown = [k for k in next(iter(changes.values())) if k not in ("lines", "words")]
     figure, axes = plain_axes(8.5, 0.45 * len(shown) + 1.2)
-    palette = {NO_RL: MUTED, CONTROL: SECOND}
+    palette = {NO_RL.label: MUTED, control("random").label: SECOND}
     blues = ["#7fb8d1", ACCENT, "#06384f"]
     marks = "os^vD"
     for i, (name, row) in enumerate(changes.items()):

@@ -10,18 +10,18 @@ from typing import Any
 
 from seal.domains import Domain, load_domain
 from seal.domains.knowledge.features import mean_features
-from seal.records import NO_RL, Task
+from seal.records import NO_RL, Task, seal_round
 from seal.report.figures import accuracy_figure, changes_figure, reward_figure, svg
 from seal.report.tables import (
-    attempts_of,
     difference_lines,
     load_runs,
     round_rewards,
     summarise,
     table_lines,
     texts_of,
+    writers_of,
 )
-from seal.store import read_json, write_whole
+from seal.store import Stage, read_json, write_whole
 
 
 def write_report(folder: Path) -> Path:
@@ -54,30 +54,33 @@ def _example(
 ) -> dict[str, Any] | None:
     """One task with its first edit before and after the loop: of those where it made a difference, the one
     whose gain is the median."""
-    final = next((n for n in reversed(list(texts)) if n.startswith("SEAL")), None)
-    if final is None or NO_RL not in texts:
+    rounds = [w for w in writers_of(rounds_in(texts)) if w.kind == "seal"]
+    if not rounds or NO_RL.label not in texts:
         return None
-    scores = {}
-    for name in (NO_RL, final):
-        rows = [r for r in attempts_of(folder / "eval" / name.replace(" ", "-")) if r["edit"] == 0]
-        scores[name] = {r["task"]: r for r in rows}
-    gains = {t.id: scores[final][t.id]["after"] - scores[NO_RL][t.id]["after"] for t in tasks}
+    stages = {w.label: Stage(folder / "eval" / w.key) for w in (NO_RL, rounds[-1])}
+    firsts = {n: {a.task: a for a in stage.attempts() if a.edit == 0} for n, stage in stages.items()}
+    old, new = firsts.values()
+    gains = {t.id: new[t.id].after - old[t.id].after for t in tasks}
     order = sorted([t for t in tasks if gains[t.id]] or tasks, key=lambda t: gains[t.id])
     task = order[len(order) // 2]
     number = [t.id for t in tasks].index(task.id)
-    first = {
-        n: read_json(folder / "eval" / n.replace(" ", "-") / "before.json")[number] for n in (NO_RL, final)
+    edits = {n: found[task.id] for n, found in firsts.items()}
+    pictures = {
+        n: domain.picture(task, a.text, read_json(stages[n].folder / "before.json")[number], a.answers)
+        for n, a in edits.items()
     }
     return {
-        "pictures": {
-            n: domain.picture(task, scores[n][task.id]["text"], first[n], scores[n][task.id]["answers"])
-            for n in first
-        },
+        "pictures": pictures,
         "title": task.data.get("title", task.id),
         "context": task.data.get("context", ""),
         "questions": task.data.get("questions", []),
-        "edits": {n: scores[n][task.id] for n in (NO_RL, final)},
+        "edits": {n: a.to_json() for n, a in edits.items()},
     }
+
+
+def rounds_in(texts: dict[str, list[list[str]]]) -> int:
+    """After how many rounds edits were written."""
+    return next((r for r in range(len(texts), 0, -1) if seal_round(r).label in texts), 0)
 
 
 # ------------------------------------------------------------------------------------------------------ pages

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import RunConfig, experiment
-from seal.records import CONTROL, EXTERNAL, FIXED, NO_RL, PASSAGE_MATCHED, SealError
+from seal.records import EXTERNAL, FIXED, NO_RL, PASSAGE_MATCHED, SealError, Setting, control, seal_round
 from seal.stats import Interval, difference, interval
 from seal.store import Stage, must_be_readable, read_json
 
@@ -88,12 +88,13 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
                 },
             }
         )
-    final = f"SEAL round {first['rounds']}"
+    final = seal_round(first["rounds"]).label
+    chance, fixed = control("random").label, FIXED.label
     pairs = [
-        ("SEAL", final, NO_RL),
-        ("SEAL", final, CONTROL),
-        ("SEAL", final, FIXED),
-        (NO_RL, NO_RL, PASSAGE_MATCHED),
+        ("SEAL", final, NO_RL.label),
+        ("SEAL", final, chance),
+        ("SEAL", final, fixed),
+        (NO_RL.label, NO_RL.label, PASSAGE_MATCHED.label),
     ]
     differences = [
         {"a": label, "b": b, **_interval(difference(_scores(by_name[a]), _scores(by_name[b]), groups))}
@@ -187,51 +188,48 @@ def difference_lines(summary: dict[str, Any]) -> list[str]:
     ]
 
 
+def writers_of(rounds: int) -> list[Setting]:
+    """Those whose edits are described: before the loop, of another, of the control, and after every round."""
+    return [NO_RL, EXTERNAL, control("random"), *(seal_round(r) for r in range(1, rounds + 1))]
+
+
 def texts_of(folder: Path, summary: dict[str, Any]) -> dict[str, list[list[str]]]:
     """The edits that the policies wrote for the evaluation tasks."""
     texts = {}
-    names = [NO_RL, EXTERNAL, CONTROL, *(f"SEAL round {r + 1}" for r in range(summary["rounds"]))]
-    for name in names:
-        path = folder / "eval" / name.replace(" ", "-") / "texts.json"
-        if path.exists():
-            texts[name] = json.loads(path.read_text("utf-8"))
+    for setting in writers_of(summary["rounds"]):
+        if (found := Stage(folder / "eval" / setting.key).read("texts")) is not None:
+            texts[setting.label] = found
     return texts
 
 
-def attempts_of(folder: Path) -> list[dict[str, Any]]:
-    """The attempts of a stage as rows; a torn last line is left out."""
-    return [a.to_json() for a in Stage(folder).attempts()]
-
-
 def round_rewards(folder: Path, branch: str, rounds: int) -> list[dict[str, float]]:
-    """For each round of the outer loop: mean reward of all edits tried with its interval over tasks, of the
-    best edit of each task; the accuracy after the edits (``after``) and of the unadapted model (``before``);
-    and the share of bad edits."""
-    out = []
+    """For each round of the outer loop: mean reward of all edits tried with its interval over tasks, of the best edit of each
+    task; the accuracy after the edits (``after``) and of the unadapted model (``before``); and the share of bad edits."""
+    found = []
     for r in range(1, rounds + 1):
-        rows = [x for x in attempts_of(folder / branch / f"round-{r}") if x["reward"] is not None]
-        if not rows:
+        stage = Stage(folder / branch / f"round-{r}")
+        rewards: dict[str, list[float]] = {}
+        tried = [a for a in stage.attempts() if a.reward is not None]
+        for a in tried:
+            rewards.setdefault(a.task, []).append(a.reward or 0.0)
+        if not tried:
             continue
-        by_task: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            by_task.setdefault(row["task"], []).append(row)
-        means = [sum(x["reward"] for x in g) / len(g) for g in by_task.values()]
-        spread = interval([means])
-        out.append(
+        spread = interval([[sum(x) / len(x) for x in rewards.values()]])
+        found.append(
             {
                 "round": r,
                 "mean": spread.mean,
                 "low": spread.low,
                 "high": spread.high,
-                "best": sum(max(x["reward"] for x in g) for g in by_task.values()) / len(by_task),
-                "after": sum(x["after"] for x in rows) / len(rows),
-                "before": sum(x["before"] for x in rows) / len(rows),
-                "bad": sum(x["status"] == "bad edit" for x in rows) / len(rows),
-                "cut": cut_share(folder / branch / f"round-{r}"),
-                "attempts": len(rows),
+                "best": sum(map(max, rewards.values())) / len(rewards),
+                "after": sum(a.after for a in tried) / len(tried),
+                "before": sum(a.before for a in tried) / len(tried),
+                "bad": sum(a.status == "bad edit" for a in tried) / len(tried),
+                "cut": cut_share(stage.folder),
+                "attempts": len(tried),
             }
         )
-    return out
+    return found
 
 
 def cut_share(stage: Path) -> float:

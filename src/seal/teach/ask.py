@@ -13,9 +13,9 @@ from seal.domains.retrieval import Retriever
 from seal.lora.adapter import Adapter
 from seal.lora.ask import ask
 from seal.lora.files import load_peft
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.lora.model import must_match
-from seal.lora.records import Sampling
+from seal.lora.records import ModelSpec, Sampling
 from seal.records import Prompt, SealError
 from seal.store import read_json
 
@@ -92,7 +92,7 @@ class Talk:
                 "say which model to ask: --model NAME, or --adapter FOLDER of one that was taught"
             )
         self.passages = [*taught.passages, *(documents or [])]
-        self.policy = load_policy(name, device, bf16="auto", threads="auto")
+        self.policy = load_model(ModelSpec(name=name, device=device, bf16="auto"))
         self.adapters: dict[str, Adapter] = {d: load_peft(p) for d, p in taught.adapters.items()}
         for adapter in self.adapters.values():
             must_match(adapter, self.policy)

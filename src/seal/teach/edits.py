@@ -17,7 +17,7 @@ from typing import Any
 
 from seal.domains.knowledge import Knowledge
 from seal.loop.inner import understand
-from seal.lora.load import load_policy
+from seal.lora.load import load_model
 from seal.records import BadEdit, Edit, Recipe, SealError, Task
 from seal.store import Stage, claim, read_json
 from seal.teach.learn import CHUNK, LearnConfig, adapter_folder, is_known, settle, teach
@@ -187,7 +187,7 @@ def rebuild(
         }
     )
     passages = [s.passage for s in left]
-    policy = load_policy(new.model, new.device, new.dtype, "auto", "auto")
+    policy = load_model(new.spec)
     with claim(out):
         settle(new, passages, out)
         lineage = {"from": str(folder), "removed": sorted(gone), "model": new.model, "recipe": recipe}

@@ -21,7 +21,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,14 +30,14 @@ from seal.domains.grading import normalize, string_rule
 from seal.domains.knowledge import Knowledge
 from seal.domains.knowledge.prompts import ASK, ASK_OPEN
 from seal.endpoint import Endpoint, is_endpoint
-from seal.loop.inner import try_edits, understand
+from seal.loop.inner import InnerLoop, understand
 from seal.loop.write import finished, from_another, from_policy
 from seal.lora.adapter import Adapter
 from seal.lora.ask import ask
 from seal.lora.files import load_peft, save_peft
-from seal.lora.load import EMBEDDED, load_policy
+from seal.lora.load import EMBEDDED, load_model
 from seal.lora.model import Model
-from seal.lora.records import Sampling
+from seal.lora.records import ModelSpec, Sampling
 from seal.lora.train import Job, Trained, train_adapters
 from seal.progress import progress
 from seal.records import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of
@@ -59,7 +59,7 @@ class LearnConfig(BaseModel):
 
     model: str = "atlas"
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     policy: str | None = None
     """A folder with a SEAL-trained policy that writes the edits; the adapter is still of ``model``."""
     writer: str | None = None
@@ -85,6 +85,11 @@ class LearnConfig(BaseModel):
     )
     seed: int = 0
 
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, to be loaded."""
+        return ModelSpec(name=self.model, device=self.device, dtype=self.dtype, bf16="auto")
+
 
 EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=2e-3, epochs=8, batch_size=8)
 """What suits the small model that ships with the package (chosen on selection passages of its world)."""
@@ -106,12 +111,11 @@ def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str,
         raise SealError(
             f"--writer: there is no file {config.writer}, and it is no address (http://host/v1#model)"
         )
-    policy = load_policy(config.model, config.device, config.dtype, "auto", "auto")
-    writer = load_policy(config.policy, config.device, config.dtype, "auto") if config.policy else policy
+    policy = load_model(config.spec)
+    writer = load_model(config.spec.at(config.policy)) if config.policy else policy
     if config.policy and len(writer.tokenizer) != len(policy.tokenizer):
         raise SealError(
-            f"the policy {config.policy} is not of the same kind as the model {config.model}: their "
-            "tokenizers differ"
+            f"the policy {config.policy} is not of the same kind as the model {config.model}: their tokenizers differ"
         )
     passages = passages_for(policy, documents, config.passage_tokens)
     if out.exists() and not out.is_dir():
@@ -287,15 +291,9 @@ def _best(
     """The ``config.keep`` edits of each passage that do best by themselves."""
     asked = [i for i, t in enumerate(tasks) if t.data["questions"]]
     inner = InnerConfig(recipe=config.recipe, answer_tokens=ANSWER_TOKENS, reward="likelihood")
-    attempts = try_edits(
-        policy,
-        domain,
-        [tasks[i] for i in asked],
-        [texts[i] for i in asked],
-        inner,
-        stage,
-        seed_of("learn", config.seed),
-    )
+    loop = InnerLoop(domain, inner)
+    quizzed, theirs = [tasks[i] for i in asked], [texts[i] for i in asked]
+    attempts = loop.try_edits(policy, quizzed, theirs, stage, seed_of("learn", config.seed))
     reward = {(a.task, a.edit): a.reward or 0.0 for a in attempts}
     best = []
     for task, row in zip(tasks, texts, strict=True):
@@ -311,9 +309,9 @@ def _rows(
     """The training rows of a passage, each once: the passage, and what its edits say. A row of an edit that
     holds a question of the quiz, of this passage or any other, is left out: the quiz would prove nothing."""
     seen = set()
-    for text in [passage["context"], *texts]:
+    for number, text in enumerate([passage["context"], *texts]):
         edit, _ = understand(domain, Task(passage["id"], passage), text, Recipe())
-        counts["edits"] += text is not passage["context"]
+        counts["edits"] += number > 0
         if isinstance(edit, BadEdit):
             counts["bad edits"] += 1
             continue
@@ -321,7 +319,7 @@ def _rows(
             if example.completion in seen:
                 continue
             seen.add(example.completion)
-            if text is not passage["context"] and _asks(example.completion, asked):
+            if number and _asks(example.completion, asked):
                 counts["rows left out"] += 1
                 continue
             counts["rows"] += 1

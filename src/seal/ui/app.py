@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from seal.records import SealError
+from seal.records import NO_RL, LoraError, SealError, seal_round, settings_of
 from seal.report.memory import summarise
 from seal.stats import Interval, difference
 from seal.ui import charts
@@ -30,7 +30,9 @@ from seal.ui.teach import Classroom, Refused
 PAGE = 50
 """Rows of a list on one page."""
 POLICY = "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-NO_RL = "eval/no-RL"
+MOST_ROUNDS = 10_000
+"""A run's own figures are not trusted either."""
+UNTRAINED = f"eval/{NO_RL.key}"
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 
 
@@ -57,7 +59,7 @@ def make_app(root: Path, hosts: list[str] | None = None) -> Starlette:
     app = Starlette(
         routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts or LOCAL)]
     )
-    app.add_exception_handler(SealError, pages.sorry)
+    app.add_exception_handler(LoraError, pages.sorry)  # SealError is one
     app.add_exception_handler(Exception, pages.broken)
     return app
 
@@ -154,14 +156,18 @@ class Pages:
         writers = [
             (s["setting"], means_of(tuple(s["scores"]), groups), s) for s in results.get("settings", ())
         ]
-        by_round = [(0, i) for n, i, _ in writers if n == "no RL"]
-        by_round += [
-            (int(n.rsplit(" ", 1)[1]), i) for n, i, _ in writers if re.fullmatch(r"SEAL round \d{1,6}", n)
-        ]
+        known = settings_of(int(results.get("rounds") or 0))
+        rounds_of = {NO_RL.label: 0} | {
+            seal_round(r).label: r for r in range(1, int(results.get("rounds") or 0) + 1)
+        }
+        by_round = [(rounds_of[n], i) for n, i, _ in writers if n in rounds_of]
         curves["accuracy"] = charts.lines(
             {"SEAL (0: no RL)": by_round} if len(by_round) > 1 else {}, "held-out accuracy by round", "round"
         )
-        table = charts.bars([(n, i) for n, i, _ in writers], "accuracy on held-out tasks by writer")
+        kinds = {n: known[n].kind for n, _, _ in writers if n in known}
+        table = charts.bars(
+            [(n, i, kinds.get(n, "baseline")) for n, i, _ in writers], "accuracy on held-out tasks by writer"
+        )
         live = run.status == "running"
         return self.show(
             "run.html",
@@ -258,7 +264,7 @@ class Pages:
         finals = [s for s in stages if s.startswith("eval/SEAL-round")]
         if not stages:
             raise SealError(f"the run {run.name} has no edits of held-out tasks yet")
-        a = request.query_params.get("a") or (NO_RL if NO_RL in stages else stages[0])
+        a = request.query_params.get("a") or (UNTRAINED if UNTRAINED in stages else stages[0])
         b = request.query_params.get("b") or (finals[-1] if finals else stages[-1])
         if unknown := next((s for s in (a, b) if s not in stages), None):
             raise SealError(f"the run {run.name} has no edits of held-out tasks in a stage {unknown!r}")

@@ -69,8 +69,8 @@ def lines(series: dict[str, Sequence[Point]], label: str, x_label: str, high: fl
     return "".join([*out, "</svg>"])
 
 
-def bars(rows: Sequence[tuple[str, Interval]], label: str) -> str:
-    """One bar per row with its interval."""
+def bars(rows: Sequence[tuple[str, Interval, str]], label: str) -> str:
+    """One bar per row (name, mean with its interval, kind of setting)."""
     width, left, step = 640, 230, 26
     height = step * len(rows) + 34
     out = [
@@ -84,12 +84,12 @@ def bars(rows: Sequence[tuple[str, Interval]], label: str) -> str:
     for share in (0, 0.25, 0.5, 0.75, 1):
         out.append(f'<line class="grid" x1="{x(share):.1f}" x2="{x(share):.1f}" y1="4" y2="{height - 22}"/>')
         out.append(f'<text x="{x(share):.1f}" y="{height - 6}" text-anchor="middle">{share:g}</text>')
-    for number, (name, value) in enumerate(rows):
+    for number, (name, value, kind) in enumerate(rows):
         y = 4 + step * number
-        kind = "s0" if name.startswith("SEAL") else "s1" if "control" in name else "s5"
+        colour = {"seal": "s0", "control": "s1"}.get(kind, "s5")
         out.append(f'<text x="{left - 8}" y="{y + 17}" text-anchor="end">{html.escape(name[:34])}</text>')
         out.append(
-            f'<rect class="fill {kind}" x="{left}" y="{y + 4}" width="{x(value.mean) - left:.1f}" '
+            f'<rect class="fill {colour}" x="{left}" y="{y + 4}" width="{x(value.mean) - left:.1f}" '
             f'height="{step - 8}"/>'
         )
         out.append(
