@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import load_config
+from seal.loop.inner import HERE as ALONE
 from seal.loop.inner import InnerLoop, open_domain
-from seal.loop.workers import RayCrew
+from seal.loop.workers import RayWorkers
 from seal.loop.write import write_edits
 from seal.lora.load import load_model
 from seal.lora.records import ModelSpec
@@ -91,20 +92,20 @@ def main() -> None:
         starting: dict[int, float] = {0: 0.0}
         for n, times in seconds.items():
             began = time.monotonic()
-            crew = RayCrew(config.model_copy(update={"workers": n})) if n else None
+            workers_ = RayWorkers(config.model_copy(update={"workers": n})) if n else ALONE
             warm = Stage(Path(folder) / f"warm-{n}")
-            InnerLoop(domain, config.inner, crew).try_edits(
+            InnerLoop(domain, config.inner, workers_).try_edits(
                 policy, tasks[: 4 * max(1, n)], texts[: 4 * max(1, n)], warm, 0
             )  # workers load the model
             starting[n] = time.monotonic() - began
             for repeat in range(args.repeats):
                 began = time.monotonic()
-                InnerLoop(domain, config.inner, crew).try_edits(
+                InnerLoop(domain, config.inner, workers_).try_edits(
                     policy, tasks, texts, Stage(Path(folder) / f"{n}-{repeat}"), 0
                 )
                 times.append(time.monotonic() - began)
-            if crew:
-                crew.__exit__()
+            if isinstance(workers_, RayWorkers):
+                workers_.__exit__()
             each = interval([args.edits / s for s in times])
             rows.append({"workers": n, "attempts_per_second": each, "start_seconds": round(starting[n], 1)})
             print(

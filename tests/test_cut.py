@@ -3,6 +3,7 @@ break off."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +15,16 @@ from seal.domains.arc import Arc
 from seal.domains.arc.domain import ORACLE
 from seal.domains.knowledge import Knowledge
 from seal.loop import outer as loop
-from seal.loop.selection import exchanged, kept_in
-from seal.loop.write import cut_off, finished, write_edits
-from seal.lora import ask as engine
+from seal.loop.selection import SEAL, exchanged, kept_in
+from seal.loop.write import cut_off, finished, write_edits, write_round
+from seal.lora import decoder
 from seal.lora.ask import complete
 from seal.lora.model import Model
 from seal.lora.records import Sampling
 from seal.lora.train import Trained
 from seal.records import Attempt, Prompt, Stopped, Written
 from seal.report.tables import cut_share, table_lines
-from seal.store import Stage, Store, stop_when_saved
+from seal.store import Round, Stage, Store, stop_when_saved
 
 
 def test_a_text_is_cut_if_the_limit_ended_it_and_not_if_it_ended_itself(
@@ -34,7 +35,7 @@ def test_a_text_is_cut_if_the_limit_ended_it_and_not_if_it_ended_itself(
         w.cut and len(policy.tokenizer(w.text)["input_ids"]) == 9
         for w in complete(policy, prompts, Sampling(9), [0] * 6)
     )
-    end, plain, step = policy.tokenizer.eos_token_id, engine._choose, [0]
+    end, plain, step = policy.tokenizer.eos_token_id, decoder._choose, [0]
 
     def choose(logits: Any, sampling: Sampling, draw: Any) -> Any:
         step[0] += 1
@@ -42,7 +43,7 @@ def test_a_text_is_cut_if_the_limit_ended_it_and_not_if_it_ended_itself(
         tokens[: len(tokens) // 2] = end if step[0] == 4 else tokens[: len(tokens) // 2]
         return tokens
 
-    monkeypatch.setattr(engine, "_choose", choose)
+    monkeypatch.setattr(decoder, "_choose", choose)
     found = complete(policy, prompts, Sampling(9), [0] * 6)
     assert sorted(w.cut for w in found) == [False] * 3 + [True] * 3
     assert all(len(policy.tokenizer(w.text)["input_ids"]) == 3 for w in found if not w.cut)
@@ -83,8 +84,11 @@ def test_with_directives_drawn_after_it_an_edit_ends(policy: Model, tmp_path: Pa
         {"runs": str(tmp_path), "edits_per_task": 2, "write": write, "domain": {"options": sizes}}
     )
     domain, stage = Knowledge(**sizes), Stage(tmp_path / "seal/round-1")  # type: ignore[arg-type]
-    texts = loop.write(policy, domain, domain.tasks("train"), config, stage, 1)
-    assert all("{" in x for row in texts for x in row) and cut_off(stage, domain.tasks("train")) == {}
+    texts = write_round(policy, domain, domain.tasks("train"), config, Round(1, stage, 0))
+    assert (
+        all("{" in x for row in texts for x in row)
+        and cut_off(stage, [t.id for t in domain.tasks("train")]) == {}
+    )
 
 
 def test_the_stage_keeps_which_were_cut_and_so_do_the_loop_the_report_and_the_table(
@@ -98,13 +102,18 @@ def test_the_stage_keeps_which_were_cut_and_so_do_the_loop_the_report_and_the_ta
     assert cut_share(stage.folder) == 1.0
     written = [x for row in stage.read("cut") for x in row]
     assert (
-        cut_off(stage, tasks) == {(t.id, e): written.pop(0) for t in tasks for e in range(2)}
+        cut_off(stage, [t.id for t in tasks]) == {(t.id, e): written.pop(0) for t in tasks for e in range(2)}
         and len(texts) == 2
     )
     (stage.folder / "cut.json").write_text('[[null, null], ["as it broke o", null]]')
-    assert cut_off(stage, tasks) == {(tasks[1].id, 0): "as it broke o"} and cut_share(stage.folder) == 0.25
+    assert (
+        cut_off(stage, [t.id for t in tasks]) == {(tasks[1].id, 0): "as it broke o"}
+        and cut_share(stage.folder) == 0.25
+    )
     (stage.folder / "cut.json").unlink()
-    assert cut_off(stage, tasks) == {} and cut_share(stage.folder) == 0.0, "an earlier version did not tell"
+    assert cut_off(stage, [t.id for t in tasks]) == {} and cut_share(stage.folder) == 0.0, (
+        "an earlier version did not tell"
+    )
     row = {
         "setting": "x",
         "accuracy": 0.5,
@@ -133,7 +142,7 @@ def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_e
         stage.once("cut", lambda: cut)
         return texts
 
-    def tried(policy: Any, domain: Any, tasks: Any, texts: Any, *_: Any) -> list[Attempt]:
+    def tried(inner: Any, policy: Any, tasks: Any, texts: Any, *_: Any) -> list[Attempt]:
         assert all(row == ["One.", "Done."] for row in texts)
         return [
             Attempt(t.id, e, 0, x, "ok", "", float(e == i), 0.0, 0.0)
@@ -145,12 +154,11 @@ def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_e
         seen.extend(jobs[0].examples)
         return [Trained(None, 1, 1, (1.0, 0.5))]
 
-    monkeypatch.setattr(loop, "write_edits", write)
+    monkeypatch.setattr("seal.loop.write.write_edits", write)
     monkeypatch.setattr(loop, "try_siblings", tried)
     monkeypatch.setattr("seal.loop.imitate.train_adapters", train)
-    nobody: Any = SimpleNamespace(release=lambda: None, save=lambda folder: None)
-    monkeypatch.setattr(loop, "load_base", lambda config: nobody)
-    monkeypatch.setattr(loop, "load_round", lambda config, stage: nobody)
+    nobody: Any = SimpleNamespace(save=lambda folder: None)
+    monkeypatch.setattr(loop, "load_model", lambda *_: nullcontext(nobody))
     sizes = {"options": {"sizes": {"train": 2, "select": 1, "eval": 1}}}
     config = RunConfig.model_validate(
         {"runs": str(tmp_path), "rounds": 1, "tasks_per_round": 2, "domain": sizes}
@@ -158,7 +166,7 @@ def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_e
     loop.run(config, Store(config))
     assert [(e.completion, e.ends) for e in seen] == [("One.\nTwo is ha", False), ("Done.", True)]
     others = exchanged(
-        kept_in(Store(config), "seal", 1), 0
+        kept_in(Store(config), SEAL, 1), 0
     )  # the control that imitates them after other prompts
     assert sorted((k.text, k.cut) for k in others) == [("Done.", False), ("One.\nTwo is ha", True)]
 
@@ -173,11 +181,11 @@ def test_siblings_with_the_same_whole_lines_are_told_apart_and_what_is_cut_goes_
     def draw(*_: Any) -> list[list[Written]]:
         return [[Written(x, x.endswith("hal")) for x in next(draws)]]
 
-    monkeypatch.setattr("seal.loop.inner.from_policy", draw)
+    monkeypatch.setattr("seal.loop.write.from_policy", draw)
     stop_when_saved()
     with pytest.raises(Stopped):
         stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(), 0, stage))
     assert stage.read("texts") == [["A.", "A."]], "what was written is there when it stops"
     (tmp_path / "texts.json").unlink()
     texts = stage.once("texts", lambda: write_edits(policy, domain, tasks, 2, WriteConfig(), 0, stage))
-    assert texts == [["B.", "B."]] and cut_off(stage, tasks) == {(tasks[0].id, 0): "B.\nhal"}
+    assert texts == [["B.", "B."]] and cut_off(stage, [t.id for t in tasks]) == {(tasks[0].id, 0): "B.\nhal"}

@@ -320,11 +320,11 @@ def test_seal_judge_reads_verdicts_and_names_a_line_that_is_none(
         for a, n in (("salt", 3), ("no", 0))
     ]
     (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert main(["judge", str(tmp_path / "v.jsonl"), "--json", str(tmp_path / "o.json")]) == 0
+    assert main(["check", "graders", str(tmp_path / "v.jsonl"), "--json", str(tmp_path / "o.json")]) == 0
     assert json.loads((tmp_path / "o.json").read_text())["graders"]["string"]["all"]["accuracy"] == 1
     (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0]) + "\n{}\n")
     capsys.readouterr()
-    assert main(["judge", str(tmp_path / "bad.jsonl")]) == 2
+    assert main(["check", "graders", str(tmp_path / "bad.jsonl")]) == 2
     assert "line 2" in capsys.readouterr().err
 
 

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seal.config import WriteConfig, load_config
 from seal.domains.knowledge import Knowledge, atlas, prompts
 from seal.loop.inner import InnerLoop
-from seal.loop.outer import load_base
 from seal.loop.write import from_policy
 from seal.lora.ask import generate
 from seal.lora.load import DATA, load_model
@@ -95,7 +94,7 @@ def test_an_oracle_edit_teaches_what_the_passage_alone_does_not(tmp_path: Path) 
     """On selection passages: base below both; derived answers from the oracle edit, and not from the passage
     repeated."""
     config = load_config(Path(__file__).parents[1] / "configs" / "atlas.toml")
-    policy = load_base(config)
+    policy = load_model(config.model)
     domain = Knowledge(**{**config.domain.options, "sizes": {"train": 1, "select": 16, "eval": 1}})
     tasks = domain.tasks("select")
     means = {}

@@ -267,7 +267,8 @@ def test_seal_judge_takes_a_judge(server: Server, tmp_path: Path, capsys: pytest
     assert (
         main(
             [
-                "judge",
+                "check",
+                "graders",
                 str(tmp_path / "v.jsonl"),
                 "--grader",
                 server.name,

@@ -18,9 +18,9 @@ from seal.config import RunConfig
 from seal.lora.ask import ask, generate
 from seal.lora.files import load_peft
 from seal.lora.model import Model
-from seal.lora.records import Sampling
+from seal.lora.records import ModelSpec, Sampling
 from seal.lora.train import Job, train_adapters
-from seal.lora.vllm import InProcess, served
+from seal.lora.vllm import InProcess, Server
 from seal.records import Example, LoraError, Prompt, Recipe
 from tests import tiny
 
@@ -79,8 +79,15 @@ def stand() -> Iterator[Stand]:
     found.http.shutdown()
 
 
+def asked_there(address: str) -> Model:
+    """A tiny model whose texts come from a server."""
+    model = tiny.policy()
+    model.served = Server(address, model)
+    return model
+
+
 def test_every_prompt_goes_through_its_own_adapter_which_is_taken_back(stand: Stand) -> None:
-    policy = served(tiny.policy(), stand.address, tiny.policy().name)
+    policy = asked_there(stand.address)
     jobs = [Job((Example("a b c"),), Recipe(rank=2, steps=1), s) for s in range(2)]
     adapters = [t.adapter for t in train_adapters(policy, jobs)]
     rows = [[Prompt("x"), Prompt("y")], [Prompt("z")], [Prompt("w")]]
@@ -95,7 +102,7 @@ def test_every_prompt_goes_through_its_own_adapter_which_is_taken_back(stand: St
 
 
 def test_samples_carry_their_seeds_and_a_merge_ends_the_service(stand: Stand) -> None:
-    policy = served(tiny.policy(), stand.address, tiny.policy().name)
+    policy = asked_there(stand.address)
     assert (
         generate(policy, [Prompt("x"), Prompt("y")], Sampling(4, 1.0, 0.9), [5, 6]) == ["\nbase\nand on"] * 2
     )
@@ -109,10 +116,11 @@ def test_samples_carry_their_seeds_and_a_merge_ends_the_service(stand: Stand) ->
 def test_another_policy_is_not_asked_there_and_what_fails_is_one_sentence(
     stand: Stand, policy: Model
 ) -> None:
-    assert served(policy, stand.address, "another").served is None
+    spec = ModelSpec(name="base", engine=stand.address)
+    assert spec.at("another").engine == "transformers", "it serves the model that it was started with"
     with pytest.raises(LoraError, match="no server answers"):
-        served(policy, "http://127.0.0.1:9/v1", policy.name)
-    one = served(tiny.policy(), stand.address, policy.name)
+        asked_there("http://127.0.0.1:9/v1")
+    one = asked_there(stand.address)
     stand.http.shutdown()
     stand.http.server_close()
     with pytest.raises(LoraError, match="cannot be reached"):

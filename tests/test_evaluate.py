@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,15 +18,26 @@ from seal.config import RunConfig
 from seal.domains.knowledge import Knowledge
 from seal.loop import evaluate
 from seal.loop.evaluate import Evaluation, from_attempts, run_record
-from seal.records import Attempt, Grade, SealError, Task
+from seal.lora.records import ModelSpec
+from seal.records import Attempt, Grade, SealError, Setting, Task
 from seal.report.tables import load_runs, summarise
 from seal.store import Store, write_whole
 
 ROUNDS = 3
 
 
-def named(name: str) -> Any:
-    return SimpleNamespace(name=name, release=lambda: None)
+class Named:
+    """A model that is nothing but its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> Named:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    release = __exit__
 
 
 class Recorder:
@@ -39,26 +49,36 @@ class Recorder:
         self.tried: dict[str, dict[str, Any]] = {}
         self.asked: dict[str, str] = {}
         self.shown: list[str] = []
-        for name in ("write_edits", "try_edits", "unadapted", "ask", "load_round"):
+        recorder = self
+
+        class Loop:
+            def __init__(self, domain: Any, config: Any, workers: Any = None) -> None:
+                self.config = config
+
+            def before(self, model: Any, tasks: Sequence[Task], stage: Any) -> dict[str, Grade]:
+                recorder.asked[stage.folder.name] = model.name
+                stage.once("before", lambda: [["x"] * 5 for _ in tasks])
+                return {t.id: Grade(0.25, (0.25,), ("all",)) for t in tasks}
+
+            def try_edits(
+                self, model: Any, tasks: Any, texts: Any, stage: Any, seed: object
+            ) -> list[Attempt]:
+                return recorder.try_edits(model, self.config, tasks, texts, stage, seed)
+
+        monkeypatch.setattr(evaluate, "InnerLoop", Loop)
+        for name in ("write_edits", "ask", "load_model"):
             monkeypatch.setattr(evaluate, name, getattr(self, name))
-        monkeypatch.setattr(evaluate, "load_base", lambda config: named("base"))
         monkeypatch.setattr(evaluate, "fits", lambda *_: True)
 
-    def load_round(self, config: RunConfig, stage: Any) -> Any:
-        return named(f"{stage.folder.parent.name}/{stage.folder.name}")
+    def load_model(self, spec: ModelSpec, rank: int) -> Named:
+        path = Path(spec.name)
+        return Named(f"{path.parent.parent.name}/{path.parent.name}" if path.name == "policy" else "base")
 
     def write_edits(
         self, policy: Any, domain: Any, tasks: Sequence[Task], n: int, config: Any, seed: object, stage: Any
     ) -> list[list[str]]:
         self.wrote[stage.folder.name] = (policy.name, seed)
         return [[f"{policy.name} writes of {t.id}, {i}" for i in range(n)] for t in tasks]
-
-    def unadapted(
-        self, policy: Any, domain: Any, tasks: Sequence[Task], config: Any, stage: Any
-    ) -> dict[str, Grade]:
-        self.asked[stage.folder.name] = policy.name
-        stage.once("before", lambda: [["x"] * 5 for _ in tasks])
-        return {t.id: Grade(0.25, (0.25,), ("all",)) for t in tasks}
 
     def ask(self, policy: Any, adapters: Any, prompts: Sequence[Any], sampling: Any) -> list[list[str]]:
         self.shown.append(policy.name)
@@ -67,13 +87,11 @@ class Recorder:
     def try_edits(
         self,
         policy: Any,
-        domain: Any,
+        inner: Any,
         tasks: Sequence[Task],
         texts: Sequence[Sequence[str]],
-        inner: Any,
         stage: Any,
         seed: object,
-        *_: Any,
     ) -> list[Attempt]:
         self.tried[stage.folder.name] = {
             "on": policy.name,
@@ -210,12 +228,13 @@ def attempts(*scores: float, task: str = "a", status: str = "ok", seed: int = 1)
     ]
 
 
+X = Setting("x", "x", "baseline")
 TASKS = [Task("a", {}), Task("b", {})]
 
 
 def test_a_tasks_score_is_the_mean_over_its_edits_and_seeds() -> None:
     rows = [*attempts(0.2, 0.6), *attempts(0.4, 0.0, seed=2), *attempts(1.0, task="b")]
-    found = from_attempts("x", TASKS, rows)
+    found = from_attempts(X, TASKS, rows)
     assert found.scores == pytest.approx([0.3, 1.0]) and found.kinds["stated"] == pytest.approx([0.3, 1.0])
     assert found.n_questions == 4, "two of each task, however often they are asked"
     assert found.silent == 0.5 and found.tokens == 10
@@ -226,16 +245,16 @@ def test_ungraded_attempts_are_left_out_and_bad_edits_are_not() -> None:
     bad = [
         Attempt("b", 0, 1, "x", "bad edit", "", 0.0, 0.5, 0.5, scores=(0.5, 0.5), kinds=("stated", "derived"))
     ]
-    found = from_attempts("x", TASKS, [*attempts(0.2), *ungraded, *bad, *attempts(0.9, task="b")])
+    found = from_attempts(X, TASKS, [*attempts(0.2), *ungraded, *bad, *attempts(0.9, task="b")])
     assert found.scores == pytest.approx([0.2, 0.7]) and found.bad == pytest.approx(1 / 3)
     assert found.if_trained == pytest.approx((0.2 + 0.9) / 2)
     with pytest.raises(SealError, match="every edit of the task b is ungraded"):
-        from_attempts("x", TASKS, [*attempts(0.2), *ungraded])
+        from_attempts(X, TASKS, [*attempts(0.2), *ungraded])
 
 
 def test_a_kind_that_a_task_does_not_ask_is_no_score_of_it() -> None:
     other = [Attempt("b", 0, 1, "x", "ok", "", 1.0, 0.0, 1.0, ("c",), (1.0,), ("stated",))]
-    found = from_attempts("x", TASKS, [*attempts(0.2), *other])
+    found = from_attempts(X, TASKS, [*attempts(0.2), *other])
     assert found.kinds == {"derived": [0.2, None], "stated": [0.2, 1.0]}
 
 

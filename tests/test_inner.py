@@ -25,7 +25,7 @@ from seal.lora.model import Model
 from seal.lora.records import Sampling
 from seal.lora.score import divergence, log_likelihood
 from seal.lora.train import Job, Trained
-from seal.records import BadEdit, Edit, Example, Grade, Prompt, Query, Recipe, SealError, Task
+from seal.records import BadEdit, Edit, Example, Grade, LoraError, Prompt, Query, Recipe, Task
 from seal.store import Stage
 from tests import tiny
 
@@ -147,7 +147,7 @@ def test_siblings_share_their_training_seeds_and_seeds_differ_otherwise(
 
 
 def test_edits_that_nobody_tries_are_still_known_to_be_bad(told: Told) -> None:
-    found = untried(told, told.tasks("train")[:1], [["a", "bad"]], INNER, [[0.3, 0.9]])
+    found = untried(InnerLoop(told, INNER), told.tasks("train")[:1], [["a", "bad"]], [[0.3, 0.9]])
     assert [(a.status, a.reason, a.reward) for a in found] == [
         ("ok", "", 0.3),
         ("bad edit", "it is bad", 0.9),
@@ -225,5 +225,5 @@ def test_what_does_not_fit_is_said_not_to(policy: Model) -> None:
         policy, [Prompt("abc")], Sampling(room + 1)
     )
     assert not fits(policy, [Prompt("a"), Prompt("a" * policy.context)], Sampling(8))
-    with pytest.raises(SealError, match="does not fit"):
+    with pytest.raises(LoraError, match="does not fit"):
         ask(policy, [None], [[Prompt("abc")]], Sampling(room + 1))

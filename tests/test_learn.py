@@ -187,7 +187,7 @@ def test_asking_with_and_without(
     )
     assert capsys.readouterr().out == "trumpet\n"
     monkeypatch.setattr("sys.stdin", iter_input(["Which flower grows all over Tafobu?", ""]))
-    assert main(["chat", "--adapter", str(taught / "adapter")]) == 0
+    assert main(["ask", "--adapter", str(taught / "adapter")]) == 0
     assert capsys.readouterr().out.strip()
 
 
@@ -238,8 +238,8 @@ def test_peft_loads_what_was_taught(taught: Path) -> None:
 def test_merged_weights_answer_as_the_adapter_does(
     taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["merge", str(taught), "--out", str(tmp_path / "whole")]) == 0
-    assert main(["merge", str(taught), "--out", str(tmp_path / "whole")]) == 2
+    assert main(["export", str(taught), "--kind", "merged", "--out", str(tmp_path / "whole")]) == 0
+    assert main(["export", str(taught), "--kind", "merged", "--out", str(tmp_path / "whole")]) == 2
     capsys.readouterr()
     question = "Which flower grows all over Tafobu?"
     assert main(["ask", question, "--adapter", str(taught)]) == 0
@@ -361,7 +361,9 @@ def test_adapters_of_another_model_or_damaged_are_one_sentence(
 
     other = tiny.save(tmp_path / "other")
     assert main(["ask", "q", "--adapter", str(taught), "--model", other]) == 2
-    assert main(["merge", str(taught), "--out", str(tmp_path / "m"), "--model", other]) == 2
+    assert (
+        main(["export", str(taught), "--kind", "merged", "--out", str(tmp_path / "m"), "--model", other]) == 2
+    )
     assert "is not of the model" in capsys.readouterr().err
     for file, text in {"adapter_model.safetensors": "junk", "adapter_config.json": "[]"}.items():
         broken = Path(shutil.copytree(taught / "adapter", tmp_path / file))

@@ -22,7 +22,7 @@ from seal.loop.inner import InnerLoop
 from seal.loop.outer import run
 from seal.loop.write import from_file
 from seal.lora.load import load_model
-from seal.records import CONTROL, NO_RL, ORACLE, PASSAGE_MATCHED, Edit, Grade, SealError, Task
+from seal.records import NO_RL, ORACLE, PASSAGE_MATCHED, Edit, Grade, SealError, Task, control, seal_round
 from seal.report.tables import load_runs
 from seal.store import Stage, Store
 from tests import tiny
@@ -151,7 +151,9 @@ def test_the_run_folder_tells_everything(unbroken: Path) -> None:
     assert len(seeds) == 3  # siblings share their training seed
     record = json.loads((unbroken / "results.json").read_text())
     names = [s["setting"] for s in record["settings"]]
-    assert {NO_RL, CONTROL, ORACLE, PASSAGE_MATCHED, "SEAL round 1", "SEAL round 2"} <= set(names)
+    assert {
+        s.label for s in (NO_RL, control("random"), ORACLE, PASSAGE_MATCHED, seal_round(1), seal_round(2))
+    } <= set(names)
     page = (unbroken / "report.html").read_text()
     assert page.count("<svg") == 3 and "http://" not in page.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
@@ -183,9 +185,9 @@ def test_json_and_reports(unbroken: Path, tmp_path: Path, capsys: pytest.Capture
         "seconds",
     } <= set(table["rows"][0])
     assert [(d["a"], d["b"]) for d in table["differences"]] == [
-        ("SEAL", NO_RL),
-        ("SEAL", CONTROL),
-        (NO_RL, PASSAGE_MATCHED),
+        ("SEAL", NO_RL.label),
+        ("SEAL", control("random").label),
+        (NO_RL.label, PASSAGE_MATCHED.label),
     ]
     assert all(d["low"] <= d["mean"] <= d["high"] for d in table["differences"])
     assert "questions:" in capsys.readouterr().out

@@ -75,10 +75,12 @@ def test_a_run_is_read_and_one_without_seeds_is_one_clear_sentence(
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert [y.shape for y in read_scores(tmp_path)] == [(4, 2, 4)] * 3
-    assert main(["noise", str(tmp_path)]) == 0 and "reliability" in capsys.readouterr().out
+    assert main(["check", "reward", str(tmp_path)]) == 0 and "reliability" in capsys.readouterr().out
     path.write_text("".join(json.dumps(r) + "\n" for r in rows if r["seed"] == 0))
-    assert main(["noise", str(tmp_path)]) == 2 and "--inner.seeds" in capsys.readouterr().err
-    assert main(["noise", str(tmp_path / "none.json")]) == 2 and "neither" in capsys.readouterr().err
+    assert main(["check", "reward", str(tmp_path)]) == 2 and "--inner.seeds" in capsys.readouterr().err
+    assert (
+        main(["check", "reward", str(tmp_path / "none.json")]) == 2 and "neither" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="sample data is not beside the project")

@@ -83,7 +83,7 @@ def test_the_single_passage_preset_runs_whole(flags: list[str], tmp_path: Path) 
     assert set(table(run)) >= COLUMNS
     rows = [json.loads(x) for x in (run / "seal/round-1/attempts.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 2 * 3  # three training seeds
-    assert main(["noise", str(run)]) == 0
+    assert main(["check", "reward", str(run)]) == 0
 
 
 @pytest.mark.parametrize("way", ["lora", "full"])

@@ -4,18 +4,22 @@ before, honest controls."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from seal.config import RunConfig
 from seal.loop import outer as loop
 from seal.loop.imitate import learn_from
+from seal.loop.inner import InnerLoop
+from seal.loop.selection import RANDOM
+from seal.lora.records import ModelSpec
 from seal.lora.train import Trained
 from seal.records import Attempt, Prompt, Selected, Task
-from seal.store import Store
+from seal.store import Round, Stage, Store
 
 
 class Recorder:
@@ -23,17 +27,18 @@ class Recorder:
         self.wrote: list[tuple[str, list[str], object]] = []
         self.tried: list[tuple[str, object]] = []
         self.learnt: list[tuple[str, list[Selected]]] = []
-        for name in ("write_edits", "try_siblings", "learn_from", "load_round"):
-            monkeypatch.setattr(loop, name, getattr(self, name))
-        monkeypatch.setattr(loop, "load_base", lambda config: self.named("base"))
+        self.loaded: list[str] = []
+        monkeypatch.setattr(loop, "load_model", self.load_model)
+        monkeypatch.setattr("seal.loop.race.load_model", self.load_model)
+        monkeypatch.setattr("seal.loop.write.write_edits", self.write_edits)
+        monkeypatch.setattr("seal.loop.imitate.learn_from", self.learn_from)
+        monkeypatch.setattr(InnerLoop, "try_edits", self.try_edits(self))
 
-    def named(self, name: str) -> Any:
-        return SimpleNamespace(
-            name=name, release=lambda: None, save=lambda folder: None, merge=lambda adapter: None
+    def load_model(self, spec: ModelSpec, rank: int = 0) -> Any:
+        self.loaded.append(name_of(spec))
+        return nullcontext(
+            SimpleNamespace(name=name_of(spec), save=lambda folder: None, merge=lambda adapter: None)
         )
-
-    def load_round(self, config: RunConfig, stage: Any) -> Any:
-        return self.named(f"{stage.folder.parent.name}/{stage.folder.name}")
 
     def write_edits(
         self, policy: Any, domain: Any, tasks: Sequence[Task], n: int, config: Any, seed: object, stage: Any
@@ -41,29 +46,30 @@ class Recorder:
         self.wrote.append((policy.name, [t.id for t in tasks], seed))
         return [[f"{t.id} edit {e}" for e in range(n)] for t in tasks]
 
-    def try_siblings(
-        self,
-        learner: Any,
-        domain: Any,
-        tasks: Any,
-        texts: Any,
-        config: Any,
-        stage: Any,
-        seed: object,
-        *_: Any,
-    ) -> Any:
-        self.tried.append((learner.name, seed))
-        return [
-            Attempt(t.id, e, 0, x, "ok", "", e / 10, 0.0, e / 10)
-            for t, row in zip(tasks, texts, strict=True)
-            for e, x in enumerate(row)
-        ]
+    @staticmethod
+    def try_edits(recorder: Recorder) -> Any:
+        def tried(
+            inner: Any, learner: Any, tasks: Any, texts: Any, stage: Any, seed: object
+        ) -> list[Attempt]:
+            recorder.tried.append((learner.name, seed))
+            return [
+                Attempt(t.id, e, 0, x, "ok", "", e / 10, 0.0, e / 10)
+                for t, row in zip(tasks, texts, strict=True)
+                for e, x in enumerate(row)
+            ]
+
+        return tried
 
     def learn_from(
-        self, policy: Any, prompts: Any, kept: Any, others: Any, attempts: Any, config: Any, r: int, *_: Any
+        self, policy: Any, prompts: Any, kept: Any, attempts: Any, config: Any, round_: Any
     ) -> Any:
         self.learnt.append((policy.name, list(kept)))
         return None, {"diverged": False}
+
+
+def name_of(spec: ModelSpec) -> str:
+    path = Path(spec.name)
+    return f"{path.parent.parent.name}/{path.parent.name}" if path.name == "policy" else "base"
 
 
 def config(tmp_path: Path, **more: Any) -> RunConfig:
@@ -78,7 +84,7 @@ def test_every_round_has_tasks_draws_and_a_policy_of_its_own(
     recorder, settings = Recorder(monkeypatch), config(tmp_path)
     last = loop.run(settings, Store(settings))
     who, tasks, seeds = zip(*recorder.wrote, strict=True)
-    assert who == ("base", "seal/round-1", "seal/round-2") and last.name == "seal/round-3"
+    assert who == ("base", "seal/round-1", "seal/round-2") and name_of(last) == "seal/round-3"
     assert len({tuple(sorted(t)) for t in tasks}) == 3, "other tasks every round"
     assert len(set(seeds)) == 3, "other draws every round"
     assert [name for name, _ in recorder.tried] == list(who) and len({s for _, s in recorder.tried}) == 3
@@ -111,10 +117,7 @@ def test_the_random_control_tries_nothing_and_imitates_as_many(
     loop.run(settings, store)
     seal_wrote, seal_kept = list(recorder.wrote), [kept for _, kept in recorder.learnt]
     recorder.wrote.clear(), recorder.tried.clear(), recorder.learnt.clear()
-    control = settings.model_copy(
-        update={"outer": settings.outer.model_copy(update={"select": "random_of", "keep": 1})}
-    )
-    loop.run(control, store, "control")
+    loop.run(settings, store, RANDOM)
     assert not recorder.tried, "it costs no inner loop"
     assert [name for name, *_ in recorder.wrote] == ["base", "control/round-1", "control/round-2"]
     assert [(t, s) for _, t, s in recorder.wrote] == [(t, s) for _, t, s in seal_wrote]
@@ -123,7 +126,9 @@ def test_the_random_control_tries_nothing_and_imitates_as_many(
     assert any(k.text.endswith(("edit 0", "edit 1")) for kept in drawn for k in kept)
 
 
-def test_what_is_imitated_beside_what_was_kept_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_kept_is_trained_on_after_its_own_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
 
     def train(policy: Any, jobs: Any) -> Any:
@@ -132,9 +137,18 @@ def test_what_is_imitated_beside_what_was_kept_is_trained_on(monkeypatch: pytest
 
     monkeypatch.setattr("seal.loop.imitate.train_adapters", train)
     prompts = {"a": Prompt("PA"), "b": Prompt("PB")}
-    kept, others = [Selected("a", "best", 1.0)], [Selected("b", "of an earlier round", 0.5)]
-    learn_from(None, prompts, kept, others, [], RunConfig(), 1)  # type: ignore[arg-type]
+    kept, nobody = [Selected("a", "best", 1.0), Selected("b", "good", 0.5)], cast(Any, None)
+    for number in (1, 2):
+        learn_from(nobody, prompts, kept, [], RunConfig(), Round(number, Stage(tmp_path), 0))
     rows = [(e.prompt, e.completion, e.chat) for e in seen[0].examples]
-    assert rows == [("PA", "best", True), ("PB", "of an earlier round", True)]
-    learn_from(None, prompts, kept, [], [], RunConfig(), 2)  # type: ignore[arg-type]
+    assert rows == [("PA", "best", True), ("PB", "good", True)]
     assert seen[0].seed != seen[1].seed
+
+
+def test_no_policy_is_loaded_that_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resuming does what is owed: rounds that have saved their policy are not even read."""
+    recorder, settings = Recorder(monkeypatch), config(tmp_path)
+    loop.run(settings, Store(settings))
+    assert recorder.loaded == ["base", "seal/round-1", "seal/round-2"]
+    loop.run(settings, Store(settings))
+    assert recorder.loaded == ["base", "seal/round-1", "seal/round-2"]

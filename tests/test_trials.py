@@ -18,14 +18,14 @@ from seal.domains.knowledge import Knowledge
 from seal.loop.inner import InnerLoop, understand
 from seal.loop.outer import run
 from seal.loop.race import plan_race, proxy_scores, race, rank_correlation, rating_of, try_siblings
-from seal.loop.selection import pairs_of, select
+from seal.loop.selection import RANDOM, WORST, pairs_of
 from seal.loop.trl import preference
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.score import log_likelihood
 from seal.records import Attempt, BadEdit, Edit, Prompt, Query, Recipe, SealError, Selected
 from seal.report.reliability import estimators
-from seal.store import Stage, Store
+from seal.store import Round, Stage, Store
 from tests import tiny
 from tests.runs import FLAGS
 
@@ -63,7 +63,7 @@ def test_a_race_tries_the_better_ones_again_and_resumes(policy: Model, tmp_path:
     tasks = Knowledge(sizes={"train": 3, "select": 1, "eval": 2}).tasks("train")[:2]
     domain = Knowledge()
     texts = [dict(enumerate(TEXTS)) for _ in tasks]
-    first = race(policy, domain, tasks, texts, INNER, 9, Stage(tmp_path), 0, "race")
+    first = race(InnerLoop(domain, INNER), policy, tasks, texts, 9, Round(1, Stage(tmp_path), 0))
     assert {len([a for a in first if a.task == t.id]) for t in tasks} == {
         2 * sum(s for _, s in plan_race(4, 9))
     }
@@ -85,7 +85,7 @@ def test_a_race_tries_the_better_ones_again_and_resumes(policy: Model, tmp_path:
         "the first leg, with every edit, lies in the stage itself"
     )
     (tmp_path / "leg-2/attempts.jsonl").write_text("")
-    again = race(policy, domain, tasks, texts, INNER, 9, Stage(tmp_path), 0, "race")
+    again = race(InnerLoop(domain, INNER), policy, tasks, texts, 9, Round(1, Stage(tmp_path), 0))
     assert [(a.task, a.edit, a.seed, a.reward) for a in again] == [
         (a.task, a.edit, a.seed, a.reward) for a in first
     ]
@@ -106,14 +106,15 @@ def test_where_a_proxy_chooses_nothing_is_tried(policy: Model, tmp_path: Path) -
     domain = Knowledge(sizes={"train": 3, "select": 1, "eval": 2})
     tasks = domain.tasks("train")[:2]
     texts = [[*TEXTS, " ".join(q["answer"] for q in t.data["questions"])] for t in tasks]
-    alone = config(trial={"proxy": "exposure"}, outer={"select": "proxy_of"})
-    untried = try_siblings(policy, domain, tasks, texts, alone, Stage(tmp_path / "alone"), 0, "try")
+    alone = config(trial={"proxy": "exposure"})
+    untried = try_siblings(
+        InnerLoop(domain, INNER), policy, tasks, texts, alone, Round(1, Stage(tmp_path / "alone"), 0)
+    )
     assert not (tmp_path / "alone/attempts.jsonl").exists() and len(untried) == 10
     for mine in (untried[:5], untried[5:]):
         assert max(mine, key=lambda a: a.reward or 0).edit == 4, "the edit that holds all answers comes first"
-    for odd in ({"trial": {"proxy": "exposure"}}, {"outer": {"select": "proxy_of"}}):
-        with pytest.raises(ValueError, match="give both, or neither"):
-            config(**odd)
+    with pytest.raises(ValueError, match="chooses without a trial"):
+        config(trial={"proxy": "exposure"}, outer={"select": "improved"})
 
 
 def test_a_proxy_gives_a_share_for_every_edit() -> None:
@@ -251,7 +252,7 @@ def test_a_trainer_of_trl_takes_the_reward(tmp_path: Path) -> None:
 def test_what_a_user_gets_wrong_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = tiny.save(tmp_path / "model")
     flags = [*FLAGS, f"--model.name={name}", f"--runs={tmp_path}"]
-    assert main(["train", *flags, "--trial.proxy", "luck", "--outer.select", "proxy_of"]) == 2
+    assert main(["train", *flags, "--trial.proxy", "luck"]) == 2
     assert "there is no 'luck'" in capsys.readouterr().err
     assert main(["train", *flags, "--outer.rule", "ppo"]) == 2
     assert "outer.rule" in capsys.readouterr().err
@@ -336,7 +337,7 @@ def test_completions_of_grpo_are_the_edits_whatever_the_template(tmp_path: Path)
 
 def test_controls_take_as_many_as_seal_did_and_nothing_where_it_kept_nothing() -> None:
     attempts = [attempt(t, e, e / 10) for t in "ab" for e in range(4)]
-    assert [k.text for k in select(attempts, "worst_of", 1, 0, {"a": 2})] == ["a 0", "a 1"]
-    assert (
-        select(attempts, "random_of", 1, 0, {}) == [] and len(select(attempts, "random_of", 1, 0, None)) == 2
-    )
+    seal = [Selected("a", "x", 1.0), Selected("a", "y", 1.0)]
+    outer = OuterConfig()
+    assert [k.text for k in WORST.select(attempts, seal, outer, 0)] == ["a 0", "a 1"]
+    assert RANDOM.select(attempts, [], outer, 0) == [] and len(RANDOM.select(attempts, seal, outer, 0)) == 2

@@ -20,9 +20,8 @@ from seal.lora.ask import ask, generate
 from seal.lora.files import load_peft, save_peft
 from seal.lora.load import DATA, load_model
 from seal.lora.model import Model
-from seal.lora.records import Sampling
+from seal.lora.records import ModelSpec, Sampling
 from seal.lora.train import Job, train_adapters
-from seal.lora.vllm import served
 from seal.records import Edit, Recipe, Task
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed here (make test-vllm)")
@@ -124,11 +123,11 @@ def serving(log: Path) -> Iterator[str]:
 def test_vllm_writes_and_answers_in_place_of_transformers(tmp_path: Path, where: str) -> None:
     if where == "vllm serve":
         with serving(tmp_path / "log") as address:
-            agrees(served(load_model("atlas"), address, "atlas"))
+            agrees(load_model(ModelSpec(name="atlas", engine=address, threads=None)))
             with urllib.request.urlopen(f"{address}/models") as reply:
                 assert b"seal-" not in reply.read(), "adapters are taken back"
         return
-    policy = served(load_model("atlas"), "vllm", "atlas")
+    policy = load_model(ModelSpec(name="atlas", engine="vllm", threads=None))
     agrees(policy)
     assert not policy.served.llm.llm_engine.list_loras(), "adapters are taken back"
 
@@ -172,7 +171,7 @@ def agrees(policy: Model) -> None:
 
 
 def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> None:
-    first = served(load_model("atlas"), "vllm", "atlas")
+    first = load_model(ModelSpec(name="atlas", engine="vllm", threads=None))
     domain = Knowledge()
     tasks = [Task(r["id"], r) for r in (atlas.record("select", 950 + i) for i in range(4))]
     prompts = [q.prompt for t in tasks for q in domain.queries(t)]
@@ -188,7 +187,7 @@ def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> 
     before = generate(changed, prompts, Sampling(8), [0] * len(prompts))
     changed.merge(adapter)
     changed.save(tmp_path / "policy")
-    second = served(load_model(tmp_path / "policy"), "vllm", "atlas")
+    second = load_model(ModelSpec(name=str(tmp_path / "policy"), engine="vllm", threads=None))
     expected = generate(changed, prompts, Sampling(8), [0] * len(prompts))
     found = generate(second, prompts, Sampling(8), [0] * len(prompts))
     same, old = (

@@ -39,9 +39,11 @@ from seal.config import RunConfig, load_config
 from seal.domains.knowledge.features import mean_features
 from seal.loop.evaluate import Evaluation
 from seal.loop.inner import open_domain
-from seal.loop.outer import load_round, run
+from seal.loop.outer import run
 from seal.loop.race import proxy_scores, rank_correlation
-from seal.records import NO_RL
+from seal.loop.selection import SEAL, Branch, random_of
+from seal.lora.load import load_model
+from seal.records import NO_RL, seal_round
 from seal.report.reliability import estimators, rewarded
 from seal.stats import difference, interval
 from seal.store import Store, machine, read_json, record_text, write_whole
@@ -77,7 +79,7 @@ VARIANTS: dict[str, list[str]] = {
         "--outer.select",
         "proxy_of",
     ],
-    "sft random": [*FLAT, "--outer.select", "random_of"],
+    "sft random": FLAT,
     "dpo likelihood 5x3": [
         *FLAT,
         "--inner.reward",
@@ -165,10 +167,10 @@ VARIANTS: dict[str, list[str]] = {
         "--outer.recipe.epochs",
         "4",
     ],
-    "rounds: sft random": [*LONG, "--outer.select", "random_of"],
+    "rounds: sft random": LONG,
     "arc: no RL": ["--rounds", "0"],
     "arc: sft solved": [],
-    "arc: sft random": ["--outer.select", "random_of"],
+    "arc: sft random": [],
     "arc: sft likelihood": ["--inner.reward", "likelihood", "--outer.select", "best_of"],
     "arc: dpo likelihood": [
         "--inner.reward",
@@ -213,6 +215,10 @@ VARIANTS: dict[str, list[str]] = {
         "0.02",
     ],
 }
+BY_CHANCE = Branch(
+    "random", "seal", lambda attempts, _, outer, seed: random_of(attempts, outer.keep, seed), looks=False
+)
+"""The same loop without a look at rewards, as a run of its own."""
 DONORS = {
     v: "arc: sft solved"
     for v in VARIANTS
@@ -274,21 +280,23 @@ def one(variant: str, seed: int, runs: str) -> None:
         one(DONORS[variant], seed, runs)
         spent_before = take_over(config_of(DONORS[variant], seed, runs), config)
     start = time.monotonic()
-    run(config, store)
+    run(config, store, BY_CHANCE if variant.endswith("sft random") else SEAL)
     trained = time.monotonic() - start + spent_before
     evaluation = Evaluation(config, store, "eval")
     rounds = range(1, config.rounds + 1) if variant.startswith("rounds") else [config.rounds]
-    names = [(f"SEAL round {r}", load_round(config, store.stage(f"seal/round-{r}"))) for r in rounds if r]
+    names = [(seal_round(r), load_model(store.policy("seal", r))) for r in rounds if r]
     names = names or [(NO_RL, evaluation.base)]
     scored = []
     for name, policy in names:
         result = evaluation.policy_edits(
             name, policy, policy if config.inner.start == "policy" else evaluation.base
         )
-        texts = evaluation.stage(name).once("texts", list)
+        texts = evaluation.stage(name).read("texts")
         features = mean_features(evaluation.tasks, texts, evaluation.domain.features)
         features.setdefault("likeness", sum(same_pairs(t) for t in texts) / len(texts))
-        scored.append({"setting": name, "scores": result.scores, "bad": result.bad, "features": features})
+        scored.append(
+            {"setting": name.label, "scores": result.scores, "bad": result.bad, "features": features}
+        )
     loops = sum(1 for f in config.folder.glob("seal/round-*/**/attempts.jsonl") for _ in f.open())
     spent = {"seconds": round(trained, 1), "inner_loops": loops}
     write_whole(path, json.dumps({"variant": variant, "seed": seed, **spent, "settings": scored}, indent=1))
@@ -314,9 +322,7 @@ def choose(seed: int, runs: str) -> None:
         config = RunConfig.model_validate(read_json(config.folder / "config.json"))  # as it was begun
         store = Store(config)
         evaluation = Evaluation(config, store, "select")
-        result = evaluation.policy_edits(
-            f"SEAL round {r}", load_round(config, store.stage(f"seal/round-{r}"))
-        )
+        result = evaluation.policy_edits(seal_round(r), load_model(store.policy("seal", r)))
         write_whole(path, json.dumps({"variant": variant, "after": r, "seed": seed, "scores": result.scores}))
         print(
             f"{variant} {seed}, selection passages: {sum(result.scores) / len(result.scores):.3f}", flush=True
@@ -363,7 +369,9 @@ def table(runs: str) -> dict[str, Any]:
             continue
         found.sort(key=lambda f: f["seed"])
         for f in found:
-            f["settings"] = [s for s in f["settings"] if s["setting"] != NO_RL or variant.endswith("no RL")]
+            f["settings"] = [
+                s for s in f["settings"] if s["setting"] != NO_RL.label or variant.endswith("no RL")
+            ]
         for place in range(len(found[0]["settings"])):
             after = [f["settings"][place]["scores"] for f in found]
             features = [f["settings"][place]["features"] for f in found]

@@ -15,12 +15,11 @@ from typing import Any
 
 from seal.config import RunConfig
 from seal.loop.inner import open_domain
-from seal.loop.outer import load_base, load_round
 from seal.loop.selection import pairs_of
+from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Query
 from seal.lora.score import log_likelihood
-from seal.records import Attempt
 from seal.store import Stage, machine, read_json, write_whole
 
 
@@ -30,8 +29,7 @@ def of_run(folder: Path) -> dict[str, list[float]]:
     config = RunConfig.model_validate(read_json(folder / "config.json"))
     domain, stage = open_domain(config), Stage(folder / "seal/round-1")
     prompts = {t.id: domain.prompt(t) for t in domain.tasks("train")}
-    lines = (stage.folder / "attempts.jsonl").read_text("utf-8").splitlines()
-    pairs = pairs_of([Attempt.from_json(json.loads(line)) for line in lines])
+    pairs = pairs_of(stage.attempts())
 
     def likelihoods(policy: Model, place: int) -> list[float]:
         return log_likelihood(
@@ -39,7 +37,10 @@ def of_run(folder: Path) -> dict[str, list[float]]:
         )[0]
 
     found = {}
-    for when, policy in (("before", load_base(config)), ("after", load_round(config, stage))):
+    for when, policy in (
+        ("before", load_model(config.model)),
+        ("after", load_model(config.model.at(stage.folder / "policy"))),
+    ):
         found |= {f"best, {when}": likelihoods(policy, 0), f"worst, {when}": likelihoods(policy, 1)}
     return found
 

@@ -58,28 +58,53 @@ def print_table(summary: dict[str, Any]) -> None:
         print("  " + line)
 
 
+def takes_model(args: Namespace) -> bool:
+    """Whether a command may load a model."""
+    if args.command == "check":
+        return bool(args.grader)
+    return args.command in ("learn", "edits", "ask", "quiz") or (
+        args.command == "export" and args.kind == "merged"
+    )
+
+
 def check(args: Namespace) -> int:
-    """``seal check``: a domain's five methods, without a model."""
+    """``seal check``: a domain, graders, or a reward."""
+    kinds = {"graders": check_graders, "reward": check_reward}
+    odd = {
+        "graders": ("options", "reward"),
+        "reward": ("options", "grader", "limit"),
+        "domain": ("source", "grader", "limit", "reward", "json"),
+    }
+    kind = args.what if args.what in kinds else "domain"
+    if wrong := next((n for n in odd[kind] if getattr(args, n) is not None), None):
+        raise SealError(f"seal check {args.what}: {'--' * (wrong != 'source')}{wrong} says nothing to it")
+    if kind != "domain" and args.source is None:
+        raise SealError(f"seal check {kind} needs a file: see seal check --help")
+    return kinds.get(kind, check_domain)(args)
+
+
+def check_domain(args: Namespace) -> int:
+    """A domain's five methods, without a model."""
     from seal.domains import load_domain
-    from seal.domains.check import check_domain
+    from seal.domains.check import check_domain as passed
 
     try:
-        parsed = json.loads(args.options)
+        options = json.loads(args.options or "{}")
     except json.JSONDecodeError as error:
         raise SealError(f"--options is not JSON: {error}") from error
-    for line in check_domain(load_domain(args.domain, parsed)):
+    for line in passed(load_domain(args.what, options)):
         print(line)
     return 0
 
 
-def judge(args: Namespace) -> int:
-    """``seal judge``: graders against known verdicts."""
+def check_graders(args: Namespace) -> int:
+    """Graders against known verdicts."""
     from seal.report.agreement import judge_graders, read_verdicts
     from seal.store import write_whole
 
     must_be_new(args.json)
-    judges = {name: load_judge(name) for name in args.grader}
-    report = judge_graders(read_verdicts(args.file)[: args.limit], judges)
+    judges = {name: load_judge(name) for name in args.grader or ()}
+    report = judge_graders(read_verdicts(args.source)[: args.limit], judges)
     lines = [
         [name, label, str(row["n"]), f"{row['accuracy']:.3f}", f"{row['kappa']:.3f}", f"{row['bias']:+.1f}"]
         for name, rows in report.items()
@@ -111,8 +136,8 @@ def load_judge(name: str) -> Any:
     return LocalJudge(load_model(ModelSpec(name=name.removeprefix("hf:"))))
 
 
-def noise(args: Namespace) -> int:
-    """``seal noise``: variance components of a reward."""
+def check_reward(args: Namespace) -> int:
+    """Variance components of a reward."""
     from seal.report.reliability import estimators, read_scores
     from seal.report.reliability import report as noise_report
     from seal.store import read_json, write_whole
@@ -308,41 +333,6 @@ def _report_card(out: Path, card: dict[str, Any]) -> int:
     return 1 if card.get("keep") is False else 0
 
 
-def merge(args: Namespace) -> int:
-    """``seal merge``: an adapter into the weights of its model."""
-    from seal.lora.files import load_peft
-    from seal.lora.load import load_model
-    from seal.lora.model import must_match
-    from seal.lora.records import ModelSpec
-    from seal.store import Stage
-    from seal.teach.ask import open_taught
-
-    if args.out.exists():
-        raise SealError(f"{args.out} exists already, and nothing is overwritten: give another --out")
-    taught = open_taught(args.adapter)
-    name = args.model or taught.model
-    if not name:
-        raise SealError(f"{args.adapter} does not name its model: say --model")
-    if not taught.adapters:
-        raise SealError(
-            f"{args.adapter} has no adapter: the model knew every passage, or none of them helped"
-        )
-    if len(taught.adapters) != 1:
-        folders = ", ".join(str(p) for p in taught.adapters.values())
-        raise SealError(
-            f"{args.adapter} has an adapter for each document: merge one of them ({folders[:300]})"
-        )
-    policy = load_model(ModelSpec(name=name, dtype=args.dtype or "float32", threads=None))
-    adapter = load_peft(next(iter(taught.adapters.values())))
-    must_match(adapter, policy)
-    policy.merge(adapter)
-    Stage(args.out.parent).once_folder(args.out.name, policy.save)
-    print(args.out)
-    if args.push:
-        _push(args.out, args.push)
-    return 0
-
-
 def _push(folder: Path, repo: str) -> None:
     from seal.teach.hub import push
 
@@ -389,28 +379,27 @@ def quiz(args: Namespace) -> int:
 
 
 def ask(args: Namespace) -> int:
-    """``seal ask``: one question."""
+    """``seal ask``: one question, or one after another until the end of the input."""
     talk = _talk(args)
-    found = list(talk.answers(args.question, args.topic or "", args.compare, args.open_book is not None))
-    _say(found)
-    return 0
 
+    def answer(question: str) -> None:
+        _say(list(talk.answers(question, args.topic or "", args.compare, args.open_book is not None)))
 
-def chat(args: Namespace) -> int:
-    """``seal chat``: one question after another, until the end of the input."""
-    talk = _talk(args)
-    if sys.stdin.isatty():
+    if args.question is not None:
+        answer(args.question)
+        return 0
+    a_person = sys.stdin.isatty()
+    if a_person:
         print("Each line is a question of its own; an empty line or Ctrl-D ends.", file=sys.stderr)
     while True:
         try:
-            question = input("? " if sys.stdin.isatty() else "").strip()
+            question = input("? " if a_person else "").strip()
         except EOFError:
             return 0
-        if not question and sys.stdin.isatty():
+        if question:
+            answer(question)
+        elif a_person:
             return 0
-        if not question:
-            continue
-        _say(list(talk.answers(question, args.topic or "", args.compare, args.open_book is not None)))
 
 
 def _talk(args: Namespace) -> Any:
@@ -444,24 +433,60 @@ def import_(args: Namespace) -> int:
     return 0
 
 
-def export(args: Namespace) -> int:
-    """``seal export``: a stage of a run as one of SEAL's files."""
-    from seal.loop.released import export_dataset, export_results
-    from seal.store import write_whole
+def export_merged(args: Namespace) -> int:
+    """An adapter into the weights of its model."""
+    from seal.lora.files import load_peft
+    from seal.lora.load import load_model
+    from seal.lora.model import must_match
+    from seal.lora.records import ModelSpec
+    from seal.store import Stage
+    from seal.teach.ask import open_taught
 
+    if args.out.exists():
+        raise SealError(f"{args.out} exists already, and nothing is overwritten: give another --out")
+    taught = open_taught(args.source)
+    name = args.model or taught.model
+    if not name:
+        raise SealError(f"{args.source} does not name its model: say --model")
+    if not taught.adapters:
+        raise SealError(f"{args.source} has no adapter: the model knew every passage, or none of them helped")
+    if len(taught.adapters) != 1:
+        folders = ", ".join(str(p) for p in taught.adapters.values())
+        raise SealError(
+            f"{args.source} has an adapter for each document: merge one of them ({folders[:300]})"
+        )
+    policy = load_model(ModelSpec(name=name, dtype=args.dtype or "float32", threads=None))
+    adapter = load_peft(next(iter(taught.adapters.values())))
+    must_match(adapter, policy)
+    policy.merge(adapter)
+    Stage(args.out.parent).once_folder(args.out.name, policy.save)
+    print(args.out)
+    if args.push:
+        _push(args.out, args.push)
+    return 0
+
+
+def export(args: Namespace) -> int:
+    """``seal export``: a stage of a run as one of SEAL's files, its numbers for a tracker, or a merged model."""
+    of_stage, of_model = args.kind in ("results", "dataset"), args.kind == "merged"
+    if not of_model and (args.model or args.dtype or args.push):
+        raise SealError("--model, --dtype and --push are of --kind merged")
+    if args.stage and not of_stage:
+        raise SealError("--stage is of --kind results and dataset")
+    if of_model:
+        return export_merged(args)
     must_be_new(args.out)
-    if args.kind not in ("results", "dataset"):
+    if of_stage:
+        from seal.loop.released import export_dataset, export_results
+        from seal.store import write_whole
+
+        form = export_results if args.kind == "results" else export_dataset
+        data = form(args.source, args.stage or "seal/round-1")
+        write_whole(args.out, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    else:
         from seal.report.export import metrics_of, tensorboard
         from seal.store import read_json
 
-        tensorboard(list(metrics_of(args.run)), read_json(args.run / "config.json"), args.out)
-        print(args.out)
-        return 0
-    data = (
-        export_results(args.run, args.stage)
-        if args.kind == "results"
-        else export_dataset(args.run, args.stage)
-    )
-    write_whole(args.out, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+        tensorboard(list(metrics_of(args.source)), read_json(args.source / "config.json"), args.out)
     print(args.out)
     return 0

@@ -149,28 +149,12 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             *RECIPE,
         ],
     ),
-    "merge": (
-        "add a taught adapter to the weights of its model, as a folder that any `from_pretrained` reads",
-        "Needed by what takes whole models only (llama.cpp's convert_hf_to_gguf.py, Ollama); see "
-        "docs/documents.md.",
-        [
-            (
-                ("adapter",),
-                {"type": Path, "help": "a folder of `seal learn`, or an adapter in PEFT's format"},
-            ),
-            (("--out",), {"type": Path, "required": True, "help": "a new folder"}),
-            (("--model",), {"help": "the model, where the adapter does not name it"}),
-            (("--dtype",), {"choices": ["float32", "bfloat16"], "help": "of the weights written (float32)"}),
-            PUSH,
-        ],
-    ),
     "ask": (
-        "ask a taught model one question, without the documents",
-        "`seal ask QUESTION --adapter taught --compare` shows the answers with and without what it was "
-        "taught.",
-        [(("question",), {}), *TALK],
+        "ask a taught model without the documents: one question, or one after another",
+        "`seal ask QUESTION --adapter taught --compare` shows the answers with and without what it was taught. Without a\n"
+        "question it is a chat: each line is a question by itself.",
+        [(("question",), {"nargs": "?"}), *TALK],
     ),
-    "chat": ("ask a taught model one question after another (each line is one by itself)", "", TALK),
     "quiz": (
         "draft questions for documents that have none, as a file that `seal train` takes",
         "The model asks with the passage in view, and keeps the questions that it answers the same way "
@@ -188,11 +172,47 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         ],
     ),
     "check": (
-        "test a domain without a model: gold answers must grade 1, silence 0",
-        "",
+        "can it be trusted? a domain without a model, graders against known verdicts, a reward against luck",
+        "`seal check my_domain.py:MyDomain`: gold answers must grade 1, silence 0, hostile edits break nothing.\n"
+        "`seal check graders FILE`: how far the graders agree with known verdicts (accuracy, kappa, bias in points, by length of\n"
+        "the answer); FILE holds JSON lines (also .gz): {question, gold, answer, right}.\n"
+        "`seal check reward SOURCE`: how much of a reward is the edit and how much is luck (seed, questions), and how far\n"
+        "selection can be trusted; SOURCE is a run whose edits were tried under several seeds (--inner.seeds 3), or one of\n"
+        "SEAL's result files.",
         [
-            (("domain",), {"help": "my_domain.py:MyDomain, or knowledge"}),
-            (("--options",), {"default": "{}", "help": "its options, as JSON"}),
+            (
+                ("what",),
+                {
+                    "metavar": "DOMAIN | graders | reward",
+                    "help": "a domain (my_domain.py:MyDomain, knowledge), or one of the two",
+                },
+            ),
+            (
+                ("source",),
+                {
+                    "nargs": "?",
+                    "type": Path,
+                    "metavar": "FILE",
+                    "help": "verdicts; a run folder or a result file",
+                },
+            ),
+            (("--options",), {"help": "of the domain, as JSON"}),
+            (("--grader",), {"action": "append", "help": "a judge too: http://host/v1#model, or hf:MODEL"}),
+            (
+                ("--limit",),
+                {
+                    "type": _positive,
+                    "help": "look at the first so many verdicts only (a judge takes its time)",
+                },
+            ),
+            (
+                ("--reward",),
+                {
+                    "choices": ["accuracy", "likelihood", "mixed"],
+                    "help": "what is looked at (the run's own; of a result file accuracy)",
+                },
+            ),
+            JSON,
         ],
     ),
     "import": (
@@ -204,37 +224,28 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         ],
     ),
     "export": (
-        "write a stage of a run as one of SEAL's files (its results, or its passages with the edits), or the "
-        "run's numbers for a tracker",
-        "--kind tensorboard writes a local folder for that library; nothing is sent.",
+        "a run's stage as one of SEAL's files, its numbers for TensorBoard, or a taught adapter merged into its model",
+        "--kind results, dataset: a stage of a run as one of SEAL's files (its results, or its passages with the edits).\n"
+        "--kind tensorboard: the run's numbers, as a local folder; nothing is sent.\n"
+        "--kind merged: a taught adapter added to the weights of its model, as a folder that any `from_pretrained` reads: for\n"
+        "what takes whole models only (llama.cpp's convert_hf_to_gguf.py, Ollama); see docs/documents.md.",
         [
-            (("run",), {"type": Path}),
             (
-                ("--out",),
-                {"type": Path, "required": True, "help": "a new file, or a new folder for a tracker"},
-            ),
-            (("--stage",), {"default": "seal/round-1", "help": "seal/round-2, eval/no-RL, … (seal/round-1)"}),
-            (("--kind",), {"choices": ["results", "dataset", "tensorboard"], "default": "results"}),
-        ],
-    ),
-    "judge": (
-        "how far the graders agree with known verdicts: accuracy, kappa, bias in points, by length of the "
-        "answer",
-        "FILE holds JSON lines (also .gz): {question, gold, answer, right}.",
-        [
-            (("file",), {"type": Path}),
-            (
-                ("--grader",),
-                {"action": "append", "default": [], "help": "a judge too: http://host/v1#model, or hf:MODEL"},
-            ),
-            (
-                ("--limit",),
+                ("source",),
                 {
-                    "type": _positive,
-                    "help": "look at the first so many verdicts only (a judge takes its time)",
+                    "type": Path,
+                    "help": "a run folder; of merged a folder of `seal learn`, or an adapter in PEFT's format",
                 },
             ),
-            JSON,
+            (("--out",), {"type": Path, "required": True, "help": "a new file, or a new folder"}),
+            (("--kind",), {"choices": ["results", "dataset", "tensorboard", "merged"], "default": "results"}),
+            (("--stage",), {"help": "results, dataset: seal/round-2, eval/no-RL, … (seal/round-1)"}),
+            (("--model",), {"help": "merged: the model, where the adapter does not name it"}),
+            (
+                ("--dtype",),
+                {"choices": ["float32", "bfloat16"], "help": "merged: of the weights written (float32)"},
+            ),
+            PUSH,
         ],
     ),
     "ui": (
@@ -260,23 +271,6 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
                     "help": "another address opens it to the network; there is no password",
                 },
             ),
-        ],
-    ),
-    "noise": (
-        "how much of a reward is the edit and how much is luck (seed, questions), and how far selection can "
-        "be trusted",
-        "SOURCE is a run folder whose edits were tried under several seeds (--inner.seeds 3), or one of "
-        "SEAL's result files.",
-        [
-            (("source",), {"type": Path}),
-            (
-                ("--reward",),
-                {
-                    "choices": ["accuracy", "likelihood", "mixed"],
-                    "help": "what is looked at (the run's own; of a result file accuracy)",
-                },
-            ),
-            JSON,
         ],
     ),
     "report": (

@@ -102,7 +102,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+GONE = {
+    "chat": "`seal ask` without a question is a chat",
+    "judge": "it is `seal check graders FILE` now",
+    "noise": "it is `seal check reward SOURCE` now",
+    "merge": "it is `seal export TAUGHT --kind merged --out FOLDER` now",
+}
+"""Commands of earlier versions, and where what they did is to be had."""
+
+
 def _run(argv: list[str]) -> int:
+    if argv[:1] and argv[0] in GONE:
+        raise SealError(f"there is no command {argv[0]} any more: {GONE[argv[0]]}")
     with_settings = argv[:1] and argv[0] in COMMANDS and not {"-h", "--help"} & set(argv)
     args = _parser().parse_args(argv[:1] if with_settings else argv)  # settings are not argparse's to read
     if args.command in FILE_COMMANDS:
@@ -110,7 +121,7 @@ def _run(argv: list[str]) -> int:
 
         if args.command in ("learn", "edits"):
             _heed_sigterm()
-        if args.command in MODELS:
+        if commands.takes_model(args):
             _ready_for_models()
         return int(getattr(commands, args.command.replace("import", "import_"))(args))
     own, settings = _own_flags(args.command, argv[1:])
@@ -137,8 +148,6 @@ def _run(argv: list[str]) -> int:
     return COMMANDS[args.command](config, own)
 
 
-MODELS = ("learn", "edits", "merge", "ask", "chat", "quiz", "judge")
-"""The commands of files that may load a model."""
 DEMOS = {"": "atlas", "arc": "arc"}
 """What ``seal demo`` can show, and the config of each."""
 OWN = {

@@ -46,7 +46,7 @@ _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 SHARE = 0.57
 """Weight of the gold answer's own content words that an answer must hold to be right. A re-analysis of SEAL's
 released verdicts found about this share best; how far the rule agrees with that judge is in docs/LOG.md
-(``seal judge``)."""
+(``seal check graders``)."""
 SAME = 0.6
 """Two words are one if they agree from the start over this share of the longer (and over four letters):
 stored, storing."""
