@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from seal.lora.records import ModelSpec
+from seal.lora.records import EMBEDDED, ModelSpec
 from seal.records import Recipe, SealError
 
 Count = Annotated[int, Field(ge=1)]
@@ -293,3 +293,58 @@ def experiment(config: RunConfig) -> dict[str, Any]:
     )
     data["model"].pop("threads")
     return data
+
+
+class LearnConfig(Part):
+    """Everything a folder of ``seal learn`` depends on, but for the documents. Its fields are the command's flags."""
+
+    model: str = "atlas"
+    """Hub name or folder of a causal LM; ``atlas`` is the embedded one."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the frozen weights."""
+    policy: str | None = None
+    """A folder with a SEAL-trained policy that writes the edits; the adapter is still of ``model``."""
+    writer: str | None = None
+    """Another writer of edits: an endpoint (``http://host/v1#model``), or a JSON file of ``{title, context,
+    completions}``."""
+    prompt: str = "rewrite"
+    """The prompt variant for edits (implications, rewrite, self-qa, …), or a template, or its file, with {title} and
+    {context}."""
+    edits: Annotated[int, Field(ge=1, le=64)] = 5
+    """Self-edits per passage."""
+    keep: Annotated[int, Field(ge=1)] | None = None
+    """Try every edit by itself on the practice half of the quiz, and keep so many of the best; ``None``: all,
+    untried."""
+    questions: Annotated[int, Field(ge=0, le=64)] = 8
+    """Quiz questions per passage, at most; 0: no quiz, and no proof."""
+    passage_tokens: Annotated[int, Field(ge=16)] = 384
+    """Longest passage, in tokens."""
+    skip_known: Annotated[float, Field(gt=0)] = 1.0
+    """Teach no passage whose practice questions are answered without it already, from this share on; more
+    than 1: teach all."""
+    per_document: bool = False
+    """One adapter per document instead of one for all."""
+    recipe: Recipe = Recipe(
+        rank=32, alpha=64, targets="all-linear", learning_rate=3e-4, epochs=4, batch_size=8
+    )
+    """How the adapter is trained."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, to be loaded."""
+        return ModelSpec(name=self.model, device=self.device, dtype=self.dtype, bf16="auto")
+
+
+EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=2e-3, epochs=8, batch_size=8)
+"""What suits the small model that ships with the package (chosen on selection passages of its world)."""
+
+
+def default_config(model: str, **given: Any) -> LearnConfig:
+    """The settings for a model: the embedded one knows one prompt, and takes a higher learning rate."""
+    if model in EMBEDDED:
+        given = {"prompt": "implications", "recipe": EMBEDDED_RECIPE, **given}
+    return LearnConfig(model=model, **given)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from seal.config import WriteConfig, load_config
+from seal.config import EMBEDDED_RECIPE, WriteConfig, load_config
 from seal.domains.knowledge import Knowledge, atlas
 from seal.loop.inner import understand
 from seal.loop.write import finished, from_policy
@@ -29,7 +29,6 @@ from seal.lora.records import Example, ModelSpec, Recipe, Sampling
 from seal.lora.train import Job, train_adapters
 from seal.records import Edit, Task, seed_of
 from seal.store import machine
-from seal.teach.learn import EMBEDDED_RECIPE
 from seal.teach.quiz import draft_quiz
 
 HERE = Path(__file__).resolve().parents[2]

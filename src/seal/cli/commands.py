@@ -252,16 +252,16 @@ def report_continual(
 
 def learn(args: Namespace) -> int:
     """``seal learn``: teach a model documents, and prove what it knows."""
+    from seal.config import LearnConfig, default_config
     from seal.records import Recipe
-    from seal.teach.learn import LearnConfig, default_config
     from seal.teach.learn import learn as teach
 
-    settings = LearnConfig.model_fields.keys() - {"model", "recipe"}
+    settings = LearnConfig.model_fields.keys() - {"recipe"}
     given = {n: v for n in settings if (v := getattr(args, n)) is not None}
     if args.prompt:
         given["prompt"] = _template(args.prompt)
     try:
-        config = default_config(args.model, **given)
+        config = default_config(given.pop("model", "atlas"), **given)
         recipe = _recipe(args)
         recipe = Recipe.model_validate({**config.recipe.model_dump(), **recipe}).model_dump()
         config = type(config).model_validate({**config.model_dump(), "recipe": recipe})

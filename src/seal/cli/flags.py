@@ -4,8 +4,14 @@ runs them."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from seal.config import LearnConfig
+from seal.lora.records import Recipe
 
 
 def _positive(text: str) -> int:
@@ -23,6 +29,36 @@ def _port(text: str) -> int:
 
 
 Flags = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def flags_of(model: type[BaseModel], names: Sequence[str], defaults: bool = True) -> list[Flags]:
+    """Flags for fields of a model: their types, what they are for, and their defaults. ``None`` is what was not given."""
+    found: list[Flags] = []
+    for name in names:
+        field = model.model_fields[name]
+        text = " ".join((field.description or "").replace("``", "").split()).replace("%", "%%")
+        default = f" ({field.default})" if defaults and field.default is not None else ""
+        options: dict[str, Any] = {"help": text + default}
+        kinds = _kinds(field.annotation)
+        if bool in kinds:
+            options |= {"action": "store_const", "const": True}
+        else:
+            options |= {
+                "type": next(k for k in (int, float, str) if k in kinds),
+                "metavar": name.split("_")[-1].upper(),
+            }
+        found.append(((f"--{name.replace('_', '-')}",), options))
+    return found
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The plain types that an annotation is made of."""
+    inner = get_args(annotation)
+    return {type(annotation) if not isinstance(annotation, type) else annotation} | {
+        k for x in inner for k in _kinds(x)
+    }
+
+
 JSON: Flags = (("--json",), {"type": Path, "help": "also write the figures here"})
 MODEL: Flags = (
     ("--model",),
@@ -41,12 +77,7 @@ PUSH: Flags = (
     ("--push",),
     {"metavar": "REPO", "help": "send the folder to this repository of the hub (new ones are private)"},
 )
-RECIPE: list[Flags] = [
-    (("--learning-rate",), {"type": float}),
-    (("--epochs",), {"type": float}),
-    (("--rank",), {"type": int}),
-    (("--batch-size",), {"type": int}),
-]
+RECIPE = flags_of(Recipe, ["learning_rate", "epochs", "rank", "batch_size"], defaults=False)
 TALK: list[Flags] = [
     (("--adapter",), {"type": Path, "help": "a folder of `seal learn`, or an adapter in PEFT's format"}),
     (("--model",), {"help": "the model, where the adapter does not name it"}),
@@ -84,44 +115,8 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
                     "help": "a new folder for adapter, card and everything in between",
                 },
             ),
-            MODEL,
-            DEVICE,
-            (("--dtype",), {"choices": ["float32", "bfloat16"], "help": "precision of the frozen weights"}),
-            (
-                ("--policy",),
-                {"metavar": "FOLDER", "help": "a policy that `seal train` made writes the edits"},
-            ),
-            (
-                ("--writer",),
-                {"help": "who else writes the edits: http://host/v1#model, or a JSON file of completions"},
-            ),
-            (
-                ("--prompt",),
-                {
-                    "help": "implications, rewrite, self-qa, …, or a template (or its file) with {title} and {context}"
-                },
-            ),
-            (("--edits",), {"type": int, "help": "self-edits per passage (5)"}),
-            (
-                ("--keep",),
-                {"type": int, "help": "try each edit by itself and keep so many of the best (all, untried)"},
-            ),
-            (("--questions",), {"type": int, "help": "quiz questions per passage, at most (8)"}),
-            (("--passage-tokens",), {"type": int, "help": "longest passage (384)"}),
-            (
-                ("--per-document",),
-                {"action": "store_const", "const": True, "help": "one adapter per document, not one for all"},
-            ),
-            (
-                ("--skip-known",),
-                {
-                    "type": float,
-                    "metavar": "SHARE",
-                    "help": "teach no passage whose practice questions it answers without it already, from this share on (1; 2: teach all)",
-                },
-            ),
+            *flags_of(LearnConfig, [n for n in LearnConfig.model_fields if n != "recipe"]),
             *RECIPE,
-            (("--seed",), {"type": int}),
             PUSH,
         ],
     ),

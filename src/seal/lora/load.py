@@ -12,14 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from seal.lora.capacity import free_memory, must_fit, spread, weights_bytes
 from seal.lora.model import Model
-from seal.lora.records import LoraError, ModelSpec
+from seal.lora.records import EMBEDDED, LoraError, ModelSpec
 
 SHARE = 0.6
 """Of each device's free memory, what weights may take where a model is spread: adapters and activations need
 the rest (assumed)."""
 DATA = Path(__file__).parents[1] / "data"
-EMBEDDED = ("atlas", "grids")
-"""The models that ship with the package."""
 
 
 def load_model(spec: ModelSpec | str | Path, rank: int = 0) -> Model:

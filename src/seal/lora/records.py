@@ -64,7 +64,7 @@ class Recipe(BaseModel):
     AdamW with linear decay). Exactly one budget holds: ``tokens`` before ``steps`` before ``epochs``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     rank: Annotated[int, Field(ge=1, le=512)] = 32
     """LoRA rank R."""
@@ -76,6 +76,7 @@ class Recipe(BaseModel):
     last_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Adapt the targets in the last so many layers alone; ``None``: in all."""
     learning_rate: Rate = 1e-3
+    """At its highest."""
     epochs: Annotated[float, Field(gt=0, le=1000)] = 10
     """Passes over the rows."""
     steps: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -84,6 +85,7 @@ class Recipe(BaseModel):
     """Training tokens (every real token of every row shown), instead of epochs: the last step is the first to
     reach it."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Rows of an optimiser step."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of the steps over which the learning rate rises from 0."""
@@ -144,3 +146,7 @@ class ModelSpec(BaseModel):
             return self
         engine = "transformers" if self.engine.startswith("http") else self.engine
         return self.model_copy(update={"name": str(name), "engine": engine})
+
+
+EMBEDDED = ("atlas", "grids")
+"""The models that ship with the package."""

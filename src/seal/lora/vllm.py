@@ -28,9 +28,9 @@ import torch
 from seal.lora.adapter import Adapter
 from seal.lora.decoder import answers_in
 from seal.lora.files import save_peft
-from seal.lora.load import DATA, EMBEDDED
+from seal.lora.load import DATA
 from seal.lora.model import Model
-from seal.lora.records import LoraError, Sampling, Written
+from seal.lora.records import EMBEDDED, LoraError, Sampling, Written
 
 MAX_RANK = 256
 """The largest rank vLLM takes."""

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seal.config import LearnConfig
 from seal.domains.knowledge import Knowledge
 from seal.loop.inner import understand
 from seal.lora.load import load_model
 from seal.records import BadEdit, Edit, Recipe, SealError, Task
 from seal.store import Stage, claim, read_json
-from seal.teach.learn import CHUNK, LearnConfig, adapter_folder, is_known, settle, teach
+from seal.teach.learn import CHUNK, adapter_folder, is_known, settle, teach
 
 
 @dataclass(frozen=True)

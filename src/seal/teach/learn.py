@@ -21,11 +21,9 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from seal.config import InnerConfig, WriteConfig
+from seal.config import InnerConfig, LearnConfig, WriteConfig
 from seal.domains.grading import normalize, string_rule
 from seal.domains.knowledge import Knowledge
 from seal.domains.knowledge.prompts import ASK, ASK_OPEN
@@ -35,9 +33,9 @@ from seal.loop.write import finished, from_another, from_policy
 from seal.lora.adapter import Adapter
 from seal.lora.ask import ask
 from seal.lora.files import load_peft, save_peft
-from seal.lora.load import EMBEDDED, load_model
+from seal.lora.load import load_model
 from seal.lora.model import Model
-from seal.lora.records import ModelSpec, Sampling
+from seal.lora.records import Sampling
 from seal.lora.train import Job, Trained, train_adapters
 from seal.progress import progress
 from seal.records import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of
@@ -50,49 +48,6 @@ CHUNK = 16
 """Passages worked on at a time: what a kill can lose."""
 SURE = 3
 """Practice questions below which no passage counts as known."""
-
-
-class LearnConfig(BaseModel):
-    """Everything a folder of ``seal learn`` depends on, but for the documents."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str = "atlas"
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    policy: str | None = None
-    """A folder with a SEAL-trained policy that writes the edits; the adapter is still of ``model``."""
-    writer: str | None = None
-    """Another writer of edits: an endpoint (``http://host/v1#model``), or a JSON file of ``{title, context,
-    completions}``."""
-    prompt: str = "rewrite"
-    """The prompt variant for edits, or a template's text."""
-    edits: Annotated[int, Field(ge=1, le=64)] = 5
-    """Self-edits per passage."""
-    keep: Annotated[int, Field(ge=1)] | None = None
-    """Try every edit by itself on the practice half of the quiz, and keep so many of the best; ``None``: all,
-    untried."""
-    questions: Annotated[int, Field(ge=0, le=64)] = 8
-    """Quiz questions per passage, at most; 0: no quiz, and no proof."""
-    passage_tokens: Annotated[int, Field(ge=16)] = 384
-    skip_known: Annotated[float, Field(gt=0)] = 1.0
-    """Teach no passage whose practice questions are answered without it already, from this share on; more
-    than 1: teach all."""
-    per_document: bool = False
-    """One adapter per document instead of one for all."""
-    recipe: Recipe = Recipe(
-        rank=32, alpha=64, targets="all-linear", learning_rate=3e-4, epochs=4, batch_size=8
-    )
-    seed: int = 0
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model, to be loaded."""
-        return ModelSpec(name=self.model, device=self.device, dtype=self.dtype, bf16="auto")
-
-
-EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=2e-3, epochs=8, batch_size=8)
-"""What suits the small model that ships with the package (chosen on selection passages of its world)."""
 
 
 def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str, Any]:
@@ -420,10 +375,3 @@ def _right(quiz: dict[str, Any], answers: Sequence[str]) -> list[bool]:
     return [
         string_rule(q["question"], q["answer"], a) for q, a in zip(quiz["questions"], answers, strict=True)
     ]
-
-
-def default_config(model: str, **given: Any) -> LearnConfig:
-    """The settings for a model: the embedded one knows one prompt, and takes a higher learning rate."""
-    if model in EMBEDDED:
-        given = {"prompt": "implications", "recipe": EMBEDDED_RECIPE, **given}
-    return LearnConfig(model=model, **given)

@@ -16,9 +16,8 @@ from typing import Any
 from seal.domains.grading import normalize, string_rule
 from seal.domains.knowledge.prompts import ASK, ASK_OPEN, QUIZ, WRITE
 from seal.lora.ask import ask, generate
-from seal.lora.load import EMBEDDED
 from seal.lora.model import Model
-from seal.lora.records import Sampling
+from seal.lora.records import EMBEDDED, Sampling
 from seal.records import Prompt, seed_of
 
 MAX_ANSWER_WORDS = 12
