@@ -82,7 +82,7 @@ def script(prompt: str, adapted: bool) -> str:
     if "sure" in prompt:
         return "yes" if adapted else "no"
     if prompt.startswith("Which"):
-        name = prompt.split("is ")[1].split("?")[0].replace("-", " ")
+        name = prompt.split("is ")[1].split("?", maxsplit=1)[0].replace("-", " ")
         return name if adapted else "nobody"
     return f"written after {prompt[-6:]}"
 
@@ -230,3 +230,29 @@ def test_a_script_that_cannot_be_used_is_one_sentence(text: str | None, says: st
         path.write_text(text)
     with pytest.raises(LoraError, match=says):
         tried(Plain(), load_model(ModelSpec(name=f"fake:{path}")), ["a"], tmp_path / "x")
+
+
+def test_the_verbs_do_what_the_commands_do(tmp_path: Path) -> None:
+    import seal
+
+    (tmp_path / "say.py").write_text(FILE)
+    flags = {
+        "--runs": str(tmp_path), "--rounds": "1", "--edits_per_task": "2", "--model.name": f"fake:{tmp_path / 'say.py'}",
+        "--domain.name": f"{tmp_path / 'say.py'}:Plain", "--outer.recipe.steps": "1", "--inner.recipe.steps": "1",
+    }  # fmt: skip
+    config = seal.load_config(None, [f"{k}={v}" for k, v in flags.items()])
+    folder = seal.train(config, controls=["random"])
+    results = seal.evaluate(config)
+    assert folder == config.folder and {r.setting for r in results} >= {
+        "no RL",
+        "SEAL round 1",
+        "random control",
+    }
+    assert results == seal.evaluate(config), "read from the run folder"
+    page = seal.report(folder)
+    assert page == folder / "report.html" and "SEAL round 1" in page.read_text()
+    with pytest.raises(SealError, match="there is no control 'luck'"):
+        seal.train(config, controls=["luck"])
+    with pytest.raises(SealError, match="--edits"):
+        seal.teach("x.md", tmp_path / "out", edits=0)
+    assert seal.teach.__name__ == "seal.teach" and "ask" in seal.__all__

@@ -247,6 +247,15 @@ def load_config(path: str | Path | None, flags: Sequence[str] = ()) -> RunConfig
         ) from error
 
 
+def first_of(error: ValueError) -> str:
+    """The first thing that pydantic found wrong with flags, in one sentence."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"])).replace("_", "-")
+    return f"--{name}: {first['msg']} (given: {str(first['input'])[:80]!r})"
+
+
 def _given(error: Any) -> str:
     return "" if error["type"] == "extra_forbidden" else f" (given: {str(error['input'])[:80]!r})"
 

@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from seal.config import first_of
 from seal.records import SealError
 
 
@@ -266,7 +267,7 @@ def learn(args: Namespace) -> int:
         recipe = Recipe.model_validate({**config.recipe.model_dump(), **recipe}).model_dump()
         config = type(config).model_validate({**config.model_dump(), "recipe": recipe})
     except ValueError as error:
-        raise SealError(_first_of(error)) from error
+        raise SealError(first_of(error)) from error
     card = teach(config, args.documents, args.out)
     code = _report_card(args.out, card)
     if args.push:
@@ -288,16 +289,6 @@ def _template(given: str) -> str:
         return Path(given).read_text("utf-8") if len(given) < 256 and Path(given).is_file() else given
     except (OSError, UnicodeDecodeError) as error:
         raise SealError(f"--prompt: {given} cannot be read: {error}") from error
-
-
-def _first_of(error: ValueError) -> str:
-    """The first thing that pydantic found wrong, in one sentence."""
-    from pydantic import ValidationError
-
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']} (given: {str(first['input'])[:80]!r})"
 
 
 def edits(args: Namespace) -> int:
@@ -322,7 +313,7 @@ def edits(args: Namespace) -> int:
     try:
         card = rebuild(args.folder, args.out, args.ids, args.model, args.device, **recipe)
     except ValueError as error:
-        raise SealError(_first_of(error)) from error
+        raise SealError(first_of(error)) from error
     return _report_card(args.out, card)
 
 

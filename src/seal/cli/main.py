@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +130,6 @@ def _run(argv: list[str]) -> int:
         own["config"] = str(Path(__file__).parents[1] / "configs" / f"{DEMOS[own['demo']]}.toml")
         settings = ["--name", (own["demo"] and f"demo-{own['demo']}") or "demo", *settings]
     config = load_config(own["config"], settings)
-    if args.command in ("demo", "train") and config.model.quantize and config.rounds:
-        raise SealError(
-            "model.quantize: the outer loop merges into the weights, which 4-bit ones do not allow; take "
-            "--rounds 0 or none"
-        )
-    if config.outer.rule != "sft" and args.command in ("demo", "train"):
-        from seal.loop.trl import must_be_there
-
-        must_be_there()
     if own["dry_run"]:
         print(json.dumps(json.loads(config.model_dump_json()), indent=2))
         return 0
@@ -231,123 +221,52 @@ def _ready_for_models() -> None:
     standard.getLogger("huggingface_hub").setLevel(standard.ERROR)
 
 
-def _open(config: Any) -> Any:
-    from seal.store import Store, environment
-
-    return Store(config, environment())
-
-
 def _train(config: Any, own: dict[str, Any]) -> int:
-    from seal.loop.outer import run
-    from seal.loop.selection import CONTROLS, SEAL
+    from seal.loop.verbs import train
     from seal.report.tables import round_rewards
 
-    controls = list(
-        dict.fromkeys(["random"] * own["control"] + (own["controls"].split(",") if own["controls"] else []))
-    )
-    if unknown := next((c for c in controls if c not in CONTROLS), None):
-        raise SealError(f"--controls: there is no control {unknown!r}; there are: {', '.join(CONTROLS)}")
-    if config.outer.rule != "sft" and (odd := next((c for c in controls if c != "random"), None)):
-        raise SealError(
-            f"--controls {odd} imitates other edits, and outer.rule = {config.outer.rule} imitates none"
-        )
-    if "worst" in controls and config.trial.race:
-        raise SealError("--controls worst takes the worst of all siblings, and trial.race leaves some out")
-    store = _open(config)
-    with _workers(config) as workers:
-        for branch in (SEAL, *(CONTROLS[name] for name in controls)):
-            run(config, store, branch, workers)
-    for row in round_rewards(store.folder, "seal", config.rounds):
+    named = own["controls"].split(",") if own["controls"] else []
+    folder = train(config, [*(["random"] * own["control"]), *named])
+    for row in round_rewards(folder, "seal", config.rounds):
         print(
             f"round {row['round']:.0f}: mean reward ({config.inner.reward}) {row['mean']:.3f} "
-            f"[{row['low']:.3f}, {row['high']:.3f}] over "
-            f"{row['attempts']:.0f} attempts, accuracy {row['after']:.3f}, unadapted {row['before']:.3f}, "
-            f"bad edits {row['bad']:.1%}, "
-            f"cut off {row['cut']:.1%}"
+            f"[{row['low']:.3f}, {row['high']:.3f}] over {row['attempts']:.0f} attempts, accuracy "
+            f"{row['after']:.3f}, unadapted {row['before']:.3f}, bad edits {row['bad']:.1%}, cut off "
+            f"{row['cut']:.1%}"
         )
     if config.rounds:
-        print(f"policy: {store.folder / f'seal/round-{config.rounds}/policy'}")
+        print(f"policy: {folder / f'seal/round-{config.rounds}/policy'}")
     return 0
 
 
-def _workers(config: Any) -> Any:
-    """Workers, as a context: this process, or others where the settings ask for some."""
-    from seal.loop.inner import HERE
-
-    if not config.workers:
-        return nullcontext(HERE)
-    from seal.loop.workers import RayWorkers
-
-    return RayWorkers(config)
-
-
 def _eval(config: Any, own: dict[str, Any]) -> int:
-    import time
-
     from seal.cli.commands import command_line, must_be_new, print_table
-    from seal.loop.evaluate import Evaluation, run_record, trained_controls
-    from seal.records import control
+    from seal.loop.verbs import evaluate, results_path
     from seal.report.pages import write_report
     from seal.report.tables import summarise
     from seal.store import read_json, record_text, write_whole
 
     must_be_new(own["json"])
-    store = _open(config)
-    missing = [
-        r for r in range(1, config.rounds + 1) if not (store.folder / f"seal/round-{r}/policy").exists()
-    ]
-    if missing:
-        raise SealError(
-            f"{store.folder} has no policy of round {missing[0]}: run `seal train` with the same settings "
-            "first"
-        )
-    split = own["split"]
-    if split not in ("eval", "select"):
-        raise SealError(
-            f"--split is eval or select, not {split!r}: what a policy was trained on proves nothing"
-        )
-    path = store.folder / ("results.json" if split == "eval" else "results-select.json")
-    controls = trained_controls(store, config.rounds)
-    if not path.exists():
-        start = time.monotonic()
-        with _workers(config) as workers, Evaluation(config, store, split, workers) as evaluation:
-            results = evaluation.table()
-        names, groups = (
-            [t.id for t in evaluation.tasks],
-            [evaluation.domain.group(t) for t in evaluation.tasks],
-        )
-        write_whole(path, record_text(run_record(config, results, names, groups, time.monotonic() - start)))
-    record = read_json(path)
-    settings = {s["setting"] for s in record["settings"]}
-    if missed := next((b.name for b in controls if control(b.name).label not in settings), None):
-        raise SealError(
-            f"{path} was made before the {missed} control was trained: move it and the report away, and run "
-            "this again"
-        )
-    summary = summarise([record], command_line())
+    evaluate(config, own["split"])
+    summary = summarise([read_json(results_path(config.folder, own["split"]))], command_line())
     print_table(summary)
     if own["json"]:
         write_whole(Path(own["json"]), record_text(summary))
-    if split == "eval":
-        if not (store.folder / "report.html").exists():
-            write_report(store.folder)
-        print(f"report: {store.folder / 'report.html'}")
+    if own["split"] == "eval":
+        if not (config.folder / "report.html").exists():
+            write_report(config.folder)
+        print(f"report: {config.folder / 'report.html'}")
     return 0
 
 
 def _demo(config: Any, own: dict[str, Any]) -> int:
     from seal.cli.commands import must_be_new
-    from seal.loop.outer import run
-    from seal.loop.selection import RANDOM, SEAL
+    from seal.loop.verbs import train
 
     must_be_new(own["json"])
-    store = _open(config)
-    say = f"SEAL on {config.model.name}: {config.rounds} rounds of {config.tasks_per_round} tasks × {config.edits_per_task} edits"
-    print(f"{say}, in {store.folder}", file=sys.stderr)
-    with _workers(config) as workers:
-        for branch in (SEAL, RANDOM):
-            run(config, store, branch, workers)
-    del store
+    say = f"{config.rounds} rounds of {config.tasks_per_round} tasks × {config.edits_per_task} edits"
+    print(f"SEAL on {config.model.name}: {say}, in {config.folder}", file=sys.stderr)
+    train(config, ["random"])
     return _eval(config, own)
 
 
@@ -363,10 +282,10 @@ def _continual(config: Any, own: dict[str, Any]) -> int:
 
     from seal.cli.commands import must_be_new, report_continual
     from seal.memory.stream import Continual
-    from seal.store import machine, write_whole
+    from seal.store import Store, environment, machine, write_whole
 
     must_be_new(own["json"], own["figure"])
-    store = _open(config)
+    store = Store(config, environment())
     experiment = Continual(config, store)
     record = {
         "date": date.today().isoformat(),

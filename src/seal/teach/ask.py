@@ -146,3 +146,18 @@ class Talk:
 
     def _one(self, adapter: Adapter | None, prompt: Prompt) -> str:
         return ask(self.policy, [adapter], [[prompt]], Sampling(ANSWER_TOKENS, stop="\n"))[0][0].strip()
+
+
+def ask_taught(folder: str | Path, question: str, topic: str = "", model: str | None = None) -> str:
+    """``seal.ask``: the answer of a taught model, without the documents.
+
+    Args:
+        folder: of ``seal.teach``, or an adapter in PEFT's format.
+        topic: what the question is about; by default the title of a taught passage that it names.
+        model: where the adapter does not name it.
+
+    Raises:
+        SealError: there is no such folder, or it does not go with the model.
+    """
+    ((_, answer),) = Talk(Path(folder), model).answers(question, topic)
+    return answer
