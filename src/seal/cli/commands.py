@@ -171,7 +171,7 @@ def ui(args: Namespace) -> int:
 
 def report(args: Namespace) -> int:
     """``seal report``: pages of runs, and the table over them."""
-    from seal.report.compare import latex, markdown, page, sheet_of, write_pdf
+    from seal.report.compare import latex, markdown, sheet_of, sheet_page, write_pdf
     from seal.report.export import write_figures
     from seal.report.pages import write_report
     from seal.store import record_text, write_whole
@@ -205,7 +205,9 @@ def report(args: Namespace) -> int:
     else:
         print_table(sheet.record)
     texts = {
-        out: form(sheet) for out, form in ((args.html, page), (args.md, markdown), (args.latex, latex)) if out
+        out: form(sheet)
+        for out, form in ((args.html, sheet_page), (args.md, markdown), (args.latex, latex))
+        if out
     }
     if args.json:
         texts[args.json] = record_text(sheet.record)

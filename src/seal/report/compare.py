@@ -3,7 +3,6 @@ other; as text, Markdown, HTML, LaTeX and PDF."""
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from seal.records import NO_RL, SealError, seal_round
 from seal.report.export import figures_of
-from seal.report.figures import ACCENT, INK, SECOND, THIRD, accuracy_figure, plain_axes, svg
-from seal.report.pages import STYLE, md_table
+from seal.report.figures import PALETTE, accuracy_figure, plain_axes, svg
+from seal.report.pages import md_table, page
 from seal.report.tables import difference_lines, experiment_of, load_runs, summarise, table_lines
 from seal.stats import difference
 
 LAST = "SEAL, last round"
-MARKS = ((ACCENT, "o"), (SECOND, "s"), (THIRD, "^"), ("#8a5a9e", "D"), (INK, "v"), ("#b3372f", "P"))
+MARKS = tuple(zip(PALETTE, "os^Dvp", strict=False))
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -283,25 +284,13 @@ def markdown(sheet: Sheet) -> str:
     )
 
 
-def page(sheet: Sheet) -> str:
+def sheet_page(sheet: Sheet) -> str:
     """One self-contained HTML page."""
-    e = html.escape
-    table = "".join(f"<tr>{''.join(f'<td>{e(c)}</td>' for c in r)}</tr>" for r in sheet.rows)
-    return "\n".join(
-        [
-            "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport "
-            "content='width=device-width'>",
-            f"<title>{e(sheet.title)}: SEAL report</title><style>{STYLE}</style>",
-            f"<h1>{e(sheet.title)}</h1><p class=meta>{e(sheet.source)}</p>",
-            "<div "
-            f"class=scroll><table><tr>{''.join(f'<th>{e(c)}</th>' for c in sheet.head)}</tr>{table}</table></div>",
-            "<ul>" + "".join(f"<li>{e(line)}</li>" for line in (*sheet.differences, *sheet.notes)) + "</ul>",
-            "<p class=meta>Intervals: 95 %, over tasks (over groups of them that are alike) and runs; "
-            "differences are paired over the tasks and seeds in common.</p>",
-            "<figure><figcaption>Accuracy on held-out tasks, by who wrote the "
-            f"self-edit</figcaption>{svg(sheet.figure())}</figure></html>",
-        ]
-    )
+    caption = "Accuracy on held-out tasks, by who wrote the self-edit"
+    return page(
+        "compare.html", title=sheet.title, source=sheet.source, head=sheet.head, rows=sheet.rows,
+        notes=[*sheet.differences, *sheet.notes], pictures=[(caption, Markup(svg(sheet.figure())))],
+    )  # fmt: skip
 
 
 def write_pdf(sheet: Sheet, folders: Sequence[Path], out: Path) -> None:

@@ -4,16 +4,18 @@ with intervals; and its pictures."""
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from seal.records import SealError
+from seal.report.figures import PALETTE
+from seal.report.pages import page
 from seal.stats import interval
 from seal.store import read_json, write_whole
 
@@ -230,19 +232,6 @@ PUBLISHED = (0.107, 0.052, -0.026, -0.066, -0.069, -0.100, -0.124, -0.142)
 sequences of 8)."""
 SMALL = 10
 """Passages up to which every cell is written out."""
-COLOURS = (
-    "#0b6e99",
-    "#d98c21",
-    "#7a9e3f",
-    "#a64d79",
-    "#5b5ea6",
-    "#b5651d",
-    "#2f8f83",
-    "#c0392b",
-    "#6b7280",
-    "#111827",
-    "#8e6c8a",
-)
 
 
 def _figure(width: float, height: float, lines: int = 1, columns: int = 1) -> tuple[Any, Any]:
@@ -304,7 +293,7 @@ def age_curves(summary: dict[str, Any]) -> Any:
     ax = axes[0, 0]
     for number, row in enumerate(summary["rows"]):
         points = binned([(age, 100 * x) for age, x in enumerate(row["gain_by_age"]) if x is not None])
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": "os^Dvp"[number % 6], "markersize": 4}
+        style = {"color": PALETTE[number % len(PALETTE)], "marker": "os^Dvp"[number % 6], "markersize": 4}
         ax.plot(*zip(*points, strict=True), label=row["setting"], **style)
     ax.plot(
         range(len(PUBLISHED)),
@@ -333,34 +322,17 @@ def binned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
 def write_page(path: Path, summary: dict[str, Any]) -> Path:
     """Table and pictures as one self-contained page."""
     head, *rows = table_lines(summary)
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    pictures = "".join(
-        f'<figure><img alt="{html.escape(text)}" '
-        f'src="data:image/png;base64,{_png(figure)}"><figcaption>{html.escape(text)}</figcaption></figure>'
-        for text, figure in (
-            (
-                "Gain of a passage over the untouched model, by how many edits came after its own",
-                age_curves(summary),
-            ),
-            ("Accuracy on each passage (column) after each edit (row)", heat_maps(summary)),
-        )
-    )
+    drawn = {
+        "Gain of a passage over the untouched model, by how many edits came after its own": age_curves(
+            summary
+        ),
+        "Accuracy on each passage (column) after each edit (row)": heat_maps(summary),
+    }
+    image = Markup('<img alt="{}" src="data:image/png;base64,{}">')
+    pictures = [(caption, image.format(caption, _png(figure))) for caption, figure in drawn.items()]
     write_whole(
         path,
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width">'
-        "<title>What stays</title><style>body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem "
-        "auto;padding:0 1rem;color:#1b1f24}"
-        "table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.25rem "
-        ".7rem;text-align:left;border-bottom:1px solid "
-        "#ddd;white-space:nowrap}.wide{overflow-x:auto}img{max-width:100%}figure{margin:2rem "
-        "0}figcaption{color:#555}</style>"
-        f"<h1>What stays</h1><p>{summary['rows'][0]['n_sequences']} sequences of "
-        f"{summary['rows'][0]['length']} passages, seeds "
-        f"{html.escape(str(summary['seeds']))}; {html.escape(summary['machine'])}, {summary['date']}.</p>"
-        "<div "
-        f'class="wide"><table><tr>{"".join(f"<th>{html.escape(h)}</th>" for h in head)}</tr>{cells}</table></div>{pictures}'
-        f"<p>Made by <code>{html.escape(summary['command'])}</code></p></html>\n",
+        page("continual.html", title="What stays", summary=summary, head=head, rows=rows, pictures=pictures),
     )
     return path
 

@@ -3,10 +3,12 @@ only files."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from seal.domains import Domain, load_domain
 from seal.domains.knowledge.features import mean_features
@@ -164,18 +166,15 @@ def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(r)} |" for r in (safe[0], ["---"] * len(head), *safe[1:])]
 
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--soft:#f4f6f8;--line:#dfe3e8;--good:#2c7a3f;--bad:#b3372f}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--paper:#15181c;--soft:#1f242a;--line:#343b43;--good:#7fd08f;--bad:#f0938c}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:2rem auto;padding:0 1rem}
-h1{margin-bottom:.2rem}.meta{opacity:.7;font-size:.9rem}table{border-collapse:collapse;width:100%;margin:1rem 0;font-variant-numeric:tabular-nums}
-td,th{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right}td{white-space:nowrap}td:first-child,th:first-child{text-align:left}
-figure{margin:2rem 0;background:#fff;padding:1rem;border-radius:8px;border:1px solid var(--line);color:#1b1f24;overflow-x:auto}
-figure svg{max-width:100%;min-width:34rem;height:auto}
-figcaption{font-weight:600;margin-bottom:.5rem}.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1rem}
-.card{background:var(--soft);border-radius:8px;padding:1rem}pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.88rem;margin:.5rem 0}
-.right{color:var(--good)}.wrong{color:var(--bad)}.scroll{overflow-x:auto}
-"""
+def page(template: str, **values: Any) -> str:
+    """A self-contained page by a template of ``templates/``; whatever it is given is escaped, but for ``Markup``."""
+    places = Environment(
+        loader=PackageLoader("seal.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return places.get_template(template).render(**values)
 
 
 def _html(
@@ -185,44 +184,16 @@ def _html(
     config: dict[str, Any],
     environment: dict[str, Any],
 ) -> str:
-    e = html.escape
     head, *rows = table_lines(summary)
-    table = "".join(f"<tr>{''.join(f'<td>{e(c)}</td>' for c in r)}</tr>" for r in rows)
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>{e(config['name'])}: SEAL report</title><style>{STYLE}</style>",
-        f"<h1>{e(config['name'])}</h1><p class=meta><code>{e(summary['command'])}</code> · "
-        f"{e(summary['date'])} · "
-        f"{e(summary['machine'])} · seed {summary['seeds'][0]} · model {e(config['model']['name'])}</p>",
-        "<h2>Held-out tasks</h2><div "
-        f"class=scroll><table><tr>{''.join(f'<th>{e(c)}</th>' for c in head)}</tr>{table}</table></div>",
-        "<ul>" + "".join(f"<li>{e(line)}</li>" for line in difference_lines(summary)) + "</ul>",
-        "<p class=meta>Intervals: 95 %, over tasks (over groups of them that are alike); differences are "
-        "paired over tasks. <em>silent</em>: share "
-        "of empty answers. <em>tokens</em>: training tokens per adapter.</p>",
-        *(f"<figure><figcaption>{e(title)}</figcaption>{svg(figure)}</figure>" for title, figure in figures),
-    ]
     if example:
-        parts.append(
-            f"<h2>One task, before and after the loop</h2><p><strong>{e(example['title'])}</strong> "
-            f"{e(example['context'])}</p>"
-        )
-        cards = []
-        for name, row in example["edits"].items():
-            answers = "".join(
-                f"<li class={'right' if s else 'wrong'}>{e(q['question'])} "
-                f"<strong>{e(a) or '(silence)'}</strong>"
-                f"{'' if s else ' — ' + e(q['answer'])}</li>"
-                for q, a, s in zip(example["questions"], row["answers"], row["scores"], strict=False)
-            )
-            cards.append(
-                f"<div class=card><strong>{e(name)}</strong>: {row['before']:.2f} → {row['after']:.2f}"
-                f"<pre>{e(row['text'])}</pre><ul>{answers}</ul>{example['pictures'][name]}</div>"
-            )
-        parts.append(f"<div class=pair>{''.join(cards)}</div>")
-    versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
-    parts.append(
-        f"<p class=meta>Python {e(environment['python'])}, {e(versions)}, {environment['threads']} "
-        "threads.</p></html>"
-    )
-    return "\n".join(parts)
+        example = example | {
+            "answered": {
+                name: list(zip(example["questions"], edit["answers"], edit["scores"], strict=False))
+                for name, edit in example["edits"].items()
+            }
+        }
+    return page(
+        "run.html", title=config["name"], summary=summary, head=head, rows=rows, differences=difference_lines(summary),
+        pictures=[(caption, Markup(svg(figure))) for caption, figure in figures], example=example, config=config,
+        environment=environment,
+    )  # fmt: skip
