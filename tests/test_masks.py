@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from seal.lora import packing
+from seal.lora import attention
 from seal.lora.ask import ask, generate
 from seal.lora.attention import plain_causal, rows_apart
 from seal.lora.capacity import Room
@@ -83,7 +83,7 @@ def test_plain_causal_attention_is_torchs(width: int) -> None:
         torch.randn(3, width, 8, generator=torch.Generator().manual_seed(i), requires_grad=True)
         for i in range(3)
     )
-    mask = torch.full((1, min(width, packing.CHUNK), min(width, packing.CHUNK)), -torch.inf).triu_(1)
+    mask = torch.full((1, min(width, attention.CHUNK), min(width, attention.CHUNK)), -torch.inf).triu_(1)
     ours = plain_causal(q * 8**-0.5, k, v, mask)
     theirs = scaled_dot_product_attention(q, k, v, is_causal=True)
     assert torch.allclose(ours, theirs, atol=1e-5)
@@ -100,7 +100,7 @@ def bf16_attention(lines: Lines, seed: int) -> tuple[torch.Tensor, torch.Tensor]
     )
     config = tiny.llama().config
     with rows_apart(config, lines):
-        found, _ = packing._rows_attention(
+        found, _ = attention._rows_attention(
             torch.nn.Identity(), *(x.bfloat16() for x in (q, k, v)), None, scaling=16**-0.5
         )
     mask = torch.zeros(n, n, dtype=torch.bool)
@@ -122,10 +122,10 @@ def test_a_window_shorter_than_a_row_is_not_taken_for_none() -> None:
     lines = pack([[row(range(2, 12))]], "cpu")
     x = torch.randn(1, 2, lines.ids.numel(), 8)
     with rows_apart(tiny.llama().config, lines):
-        packing._rows_attention(torch.nn.Identity(), x, x, x, None, sliding_window=10)
+        attention._rows_attention(torch.nn.Identity(), x, x, x, None, sliding_window=10)
         for options in ({"sliding_window": 9}, {"s_aux": x}, {"softcap": 30.0}):
             with pytest.raises(NotImplementedError):
-                packing._rows_attention(torch.nn.Identity(), x, x, x, None, **options)
+                attention._rows_attention(torch.nn.Identity(), x, x, x, None, **options)
 
 
 def test_the_first_token_of_a_row_never_carries_loss_and_shares_sum_to_one() -> None:

@@ -28,7 +28,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from seal.lora import packing, train
+from seal.lora import attention, train
 from seal.lora.adapter import Adapter, target_modules
 from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room, bytes_per_token, room_for
@@ -289,7 +289,7 @@ def test_attention_by_plain_products_is_causal_attention(width: int) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, width, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mask = torch.full((1, 48, 48), -torch.inf, dtype=q.dtype).triu_(1)
-    ours = packing.plain_causal(q * 0.3, k, v, mask[:, :width, :width])
+    ours = attention.plain_causal(q * 0.3, k, v, mask[:, :width, :width])
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
     weight = torch.randn_like(ours)
     torch.testing.assert_close(ours, theirs)
