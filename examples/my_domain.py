@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from seal import BadEdit, Domain, Edit, Example, Grade, Prompt, Query, Task
 
 SYLLABLES = [c + v for c in "bdfklmnrstvz" for v in "aeiou"]
-MEANINGS = "salt wool copper honey glass silk timber barley amber leather paper wine iron cheese candles rope".split()
+MEANINGS = [
+    "salt", "wool", "copper", "honey", "glass", "silk", "timber", "barley", "amber", "leather", "paper", "wine", "iron",
+    "cheese", "candles", "rope",
+]  # fmt: skip
 SPLITS = {"train": range(0, 16), "select": range(16, 24), "eval": range(24, 40)}
 
 

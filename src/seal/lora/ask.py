@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from seal.lora.adapter import Adapter
 from seal.lora.capacity import in_parts
-from seal.lora.decoder import decode, encode, rectangle_of, slots_of
+from seal.lora.decoder import Decoder, encode
 from seal.lora.model import Model
 from seal.lora.records import Prompt, Sampling, Written
 
@@ -35,11 +35,10 @@ def complete(
     texts = [Written("")] * len(prompts)
 
     def some(start: int, stop: int) -> None:
-        rows = order[start:stop]
-        for i, text in zip(
-            rows, decode(model, [tokens[i] for i in rows], sampling, [seeds[i] for i in rows]), strict=True
-        ):
-            texts[i] = text
+        with Decoder(model) as decoder:
+            numbers = {decoder.add(tokens[i], sampling, seeds[i]): i for i in order[start:stop]}
+            for number, text in decoder.run().items():
+                texts[numbers[number]] = text
 
     in_parts(len(order), batch, some)
     return texts
@@ -67,13 +66,16 @@ def ask(
         return [[next(texts).text for _ in prompts] for prompts in prompts_K_Q]
 
     def some(start: int, stop: int) -> None:
-        tokens = [[encode(model, p, sampling) for p in prompts] for prompts in prompts_K_Q[start:stop]]
-        flat, width = rectangle_of(tokens)
-        if not width:
-            return
-        texts = decode(model, flat, sampling, [0] * len(flat), slots_of(model, adapters[start:stop]))
-        for k, prompts in enumerate(tokens):
-            answers[start + k] = [t.text for t in texts[k * width : k * width + len(prompts)]]
+        with Decoder(model) as decoder:
+            numbers = [
+                [
+                    decoder.add(encode(model, p, sampling), sampling, adapter=adapters[k])
+                    for p in prompts_K_Q[k]
+                ]
+                for k in range(start, stop)
+            ]
+            written = decoder.run()
+        answers[start:stop] = [[written[n].text for n in mine] for mine in numbers]
 
     in_parts(len(adapters), slots, some)
     return answers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -62,47 +63,163 @@ def slots_of(model: Model, adapters: Sequence[Adapter | None]) -> Slots | None:
     return room
 
 
-@torch.no_grad()
-def decode(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    seeds: Sequence[int],
-    room: Slots | None = None,
-) -> list[Written]:
-    """The decoding loop, with a KV cache. With ``room`` the prompts are a rectangle, as many for each of its
-    slots.
+class Decoder:
+    """Text, a token at a time, for requests that come and go: :meth:`add`, :meth:`step`, :meth:`cancel`. A context: within it the
+    model is the decoder's, and adapters may be attached.
 
-    Rows that have stopped leave the batch, and so do slots all of whose rows have.
+    Requests that are added between two steps are read together and then written side by side, each through its own adapter;
+    those of one adapter need not be neighbours. Rows that have ended leave, and so do adapters all of whose rows have.
     """
-    batch = _Batch(model, prompts, room)
-    draws = _draws(sampling, seeds)  # (N, max_tokens) uniform numbers, one row's own, or None
-    written: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
-    end = end_token(model.tokenizer)
-    constraint = Constraint(model.tokenizer, sampling.schema, len(prompts)) if sampling.schema else None
-    with batch:
-        for step in range(sampling.max_tokens):
-            logits = batch.forward()
-            if constraint:
-                logits = constraint.mask(logits, batch.rows)
-            tokens = _choose(logits, sampling, None if draws is None else draws[batch.rows, step])
-            for row, token in zip(batch.rows, tokens.tolist(), strict=True):
-                if row not in open_rows:
-                    continue
-                if token == end:
-                    open_rows.remove(row)
-                    continue
-                written[row].append(token)
-                if constraint:
-                    constraint.take(row, token)
-                if sampling.stop and sampling.stop in model.tokenizer.decode(written[row]).lstrip():
-                    open_rows.remove(row)
-            if not open_rows:
-                break
-            batch.take(tokens, open_rows)
-    texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [Written(text, row in open_rows) for row, text in enumerate(answers_in(texts, sampling))]
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.written: dict[int, Written] = {}
+        """What is finished, by its number."""
+        self._new: list[_Request] = []
+        self._cohorts: list[_Cohort] = []
+        self._attached: _Cohort | None = None
+        self._count = 0
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._detach()
+
+    def add(
+        self, prompt: Sequence[int], sampling: Sampling, seed: int = 0, adapter: Adapter | None = None
+    ) -> int:
+        """A request: the tokens of a prompt (:func:`encode`), and how to go on. Its number."""
+        self._new.append(_Request(self._count, tuple(prompt), sampling, seed, adapter))
+        self._count += 1
+        return self._count - 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is still to be written."""
+        return bool(self._new or self._cohorts)
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[int, int]]:
+        """One token more of every request: (its number, the token). A request whose end has come is in :attr:`written`
+        afterwards, and an end is no token."""
+        for sampling in dict.fromkeys(r.sampling for r in self._new):
+            mine = [r for r in self._new if r.sampling == sampling]
+            self._cohorts.append(_Cohort(self.model, mine, sampling))
+        self._new = []
+        tokens: list[tuple[int, int]] = []
+        for cohort in list(self._cohorts):
+            if not cohort.over:
+                self._attach(cohort)
+                tokens += cohort.step()
+            if cohort.over:
+                self.written |= cohort.texts()
+                self._detach()
+                self._cohorts.remove(cohort)
+        return tokens
+
+    def cancel(self, number: int) -> None:
+        """A request is no longer wanted: nothing more of it is written. Unknown and finished ones are no matter."""
+        self._new = [r for r in self._new if r.number != number]
+        for cohort in self._cohorts:
+            cohort.cancel(number)
+
+    def run(self) -> dict[int, Written]:
+        """Everything to its end."""
+        while self.busy:
+            self.step()
+        return self.written
+
+    def _attach(self, cohort: _Cohort) -> None:
+        if self._attached is not cohort:
+            self._detach()
+            cohort.batch.attach()
+            self._attached = cohort
+
+    def _detach(self) -> None:
+        if self._attached is not None:
+            self._attached.batch.adapters.close()
+            self._attached = None
+
+
+@dataclass(frozen=True)
+class _Request:
+    number: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    adapter: Adapter | None
+
+
+class _Cohort:
+    """Requests that were read together."""
+
+    def __init__(self, model: Model, requests: Sequence[_Request], sampling: Sampling) -> None:
+        self.tokenizer, self.sampling = model.tokenizer, sampling
+        adapters = list(dict.fromkeys(r.adapter for r in requests))
+        room = slots_of(model, adapters)
+        by_slot = [[r for r in requests if r.adapter is a] for a in adapters] if room else [list(requests)]
+        rows, width = rectangle_of(by_slot)  # with adapters as many rows for each: a short one is filled up
+        mine = [k * width + i for k, slot in enumerate(by_slot) for i in range(len(slot))]
+        self.requests = {row: rows[row] for row in mine}
+        self.batch = _Batch(model, [r.prompt for r in rows], room)
+        self.draws = _draws(
+            sampling, [r.seed for r in rows]
+        )  # (N, max_tokens) uniform numbers, one row's own, or None
+        self.ids: list[list[int]] = [[] for _ in rows]
+        self.open = set(mine)
+        self.end = end_token(model.tokenizer)
+        self.constraint = Constraint(model.tokenizer, sampling.schema, len(rows)) if sampling.schema else None
+        self.steps = 0
+        self.over = not sampling.max_tokens
+
+    def step(self) -> list[tuple[int, int]]:
+        """One token more of every row that is open."""
+        logits = self.batch.forward()
+        if self.constraint:
+            logits = self.constraint.mask(logits, self.batch.rows)
+        tokens = _choose(
+            logits, self.sampling, None if self.draws is None else self.draws[self.batch.rows, self.steps]
+        )
+        self.steps += 1
+        found = []
+        for row, token in zip(self.batch.rows, tokens.tolist(), strict=True):
+            if row in self.open and self._goes_on(row, token):
+                found.append((self.requests[row].number, token))
+        self.over = not self.open or self.steps == self.sampling.max_tokens
+        if not self.over:
+            self.batch.take(tokens, self.open)
+        return found
+
+    def _goes_on(self, row: int, token: int) -> bool:
+        """Write a token down; whether it is one, and not the end."""
+        if token == self.end:
+            self.open.remove(row)
+            return False
+        self.ids[row].append(token)
+        if self.constraint:
+            self.constraint.take(row, token)
+        stop = self.sampling.stop
+        if stop and stop in self.tokenizer.decode(self.ids[row]).lstrip():
+            self.open.remove(row)
+        return True
+
+    def cancel(self, number: int) -> None:
+        self.requests = {row: r for row, r in self.requests.items() if r.number != number}
+        self.open &= self.requests.keys()
+        self.over = self.over or not self.open
+
+    def texts(self) -> dict[int, Written]:
+        """Of every request: what was written, and whether the limit ended it."""
+        rows = list(self.requests)
+        if not rows:
+            return {}
+        texts = self.tokenizer.batch_decode([self.ids[row] for row in rows], skip_special_tokens=True)
+        answers = answers_in(texts, self.sampling)
+        return {
+            self.requests[row].number: Written(text, row in self.open)
+            for row, text in zip(rows, answers, strict=True)
+        }
 
 
 def answers_in(texts: Sequence[str], sampling: Sampling) -> list[str]:
@@ -118,6 +235,7 @@ class _Batch:
         self.rows = list(range(len(prompts)))
         self.width = len(prompts) // len(room) if room else 1  # rows per slot, now
         self.wide = self.width  # and at the start: row // wide is a row's slot
+        self.slots: list[int] | None = None  # those that are left; all
         self.adapters = ExitStack()
         self.cache = DynamicCache(config=model.runner.config)
         # Samples of one prompt share its prefill. Under adapters the same prompt is not the same computation.
@@ -129,16 +247,11 @@ class _Batch:
         self.ids, self.mask = pad_left(alone, model.device)
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
 
-    def __enter__(self) -> None:
-        self._attach(None)
-
-    def __exit__(self, *error: object) -> None:
-        self.adapters.close()
-
-    def _attach(self, slots: list[int] | None) -> None:
+    def attach(self) -> None:
+        """Put the adapters of the slots that are left in force, until ``adapters`` is closed."""
         self.adapters.close()
         if self.room:
-            self.adapters.enter_context(self.room.attached(self.model.runner.dtype, slots))
+            self.adapters.enter_context(self.room.attached(self.model.runner.dtype, self.slots))
 
     def forward(self) -> Tensor:
         """Logits of the next token of every row, (N, V)."""
@@ -166,9 +279,9 @@ class _Batch:
             self._select(index)
             tokens, self.mask, self.positions = tokens[index], self.mask[index], self.positions[index]
             if self.room:
-                slots = list(dict.fromkeys(row // self.wide for row in self.rows))
-                self.width = len(self.rows) // len(slots)
-                self._attach(slots)
+                self.slots = list(dict.fromkeys(row // self.wide for row in self.rows))
+                self.width = len(self.rows) // len(self.slots)
+                self.attach()
         self.ids = tokens[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         self.positions = self.positions[:, -1:] + 1
