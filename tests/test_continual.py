@@ -312,6 +312,10 @@ def trained(policy: Model, n: int) -> list:
     return [t.adapter for t in train_adapters(policy, jobs)]
 
 
+def router_of(tasks: list[Task], rows: list[tuple[Example, ...]]) -> Router:
+    return Router([t.data["title"] for t in tasks], [" ".join(x.completion for x in mine) for mine in rows])
+
+
 def test_deleting_an_edit_of_a_library_leaves_the_others_answers_unchanged(policy: Model) -> None:
     adapters = trained(policy, 4)
     tasks = [Task(f"t{i}", {"title": f"Passage{i}"}) for i in range(4)]
@@ -319,15 +323,15 @@ def test_deleting_an_edit_of_a_library_leaves_the_others_answers_unchanged(polic
     questions = [Prompt(f"Topic: Passage{i}\nQuestion: what?\nAnswer:") for i in range(4)]
 
     def answers(keep: list[int]) -> dict[int, str]:
-        router = Router([tasks[i] for i in keep], [rows[i] for i in keep])
-        picks = {i: router.pick(questions[i]) for i in keep}
-        assert all(keep[place] == i for i, place in picks.items())
+        router = router_of([tasks[i] for i in keep], [rows[i] for i in keep])
+        picks = {i: router.pick(questions[i].text) for i in keep}
+        assert all(place is not None and keep[place] == i for i, place in picks.items())
         texts = ask(policy, [adapters[i] for i in keep], [[questions[i]] for i in keep], Sampling(12))
         return {i: t[0] for i, t in zip(keep, texts, strict=True)}
 
     full, less = answers([0, 1, 2, 3]), answers([0, 2, 3])
     assert less == {i: full[i] for i in (0, 2, 3)}
-    assert Router(tasks, rows).pick(Prompt("Topic: Elsewhere\nQuestion: unheard of?\nAnswer:")) == -1
+    assert router_of(tasks, rows).pick("Topic: Elsewhere\nQuestion: unheard of?\nAnswer:") is None
 
 
 def test_adapters_joined_and_made_compact_change_the_weights_the_same(policy: Model, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return train_adapters(policy, jobs, *more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seal.teach.learn.train_adapters", train)
+        patch.setattr("seal.memory.library.train_adapters", train)
         main(["learn", str(EXAMPLES), "--out", str(out), "--edits", "2", "--epochs", "4"])
     return out
 
@@ -346,7 +346,7 @@ def test_the_recipe_may_be_put_right_until_something_is_trained_by_it(
         "1",
     ]
     monkeypatch.setattr(
-        "seal.teach.learn._save", lambda *x: (_ for _ in ()).throw(SealError("training diverged"))
+        "seal.memory.library.Library._save", lambda *x: (_ for _ in ()).throw(SealError("training diverged"))
     )
     assert main([*given, "--learning-rate", "1"]) == 2
     monkeypatch.undo()

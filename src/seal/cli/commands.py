@@ -428,9 +428,7 @@ def import_(args: Namespace) -> int:
 
 def export_merged(args: Namespace) -> int:
     """An adapter into the weights of its model."""
-    from seal.lora.files import load_peft
     from seal.lora.load import load_model
-    from seal.lora.model import must_match
     from seal.lora.records import ModelSpec
     from seal.store import Stage
     from seal.teach.ask import open_taught
@@ -449,8 +447,7 @@ def export_merged(args: Namespace) -> int:
             f"{args.source} has an adapter for each document: merge one of them ({folders[:300]})"
         )
     policy = load_model(ModelSpec(name=name, dtype=args.dtype or "float32", threads=None))
-    adapter = load_peft(next(iter(taught.adapters.values())))
-    must_match(adapter, policy)
+    (adapter,) = taught.load(policy).values()
     policy.merge(adapter)
     Stage(args.out.parent).once_folder(args.out.name, policy.save)
     print(args.out)

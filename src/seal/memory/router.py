@@ -1,33 +1,29 @@
-"""Which of several things learnt a question needs, by the question alone."""
+"""Which of several things learnt a question needs, by the question alone; or none."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from seal.domains.retrieval import Retriever
-from seal.memory.strategies import Rows
-from seal.records import Prompt, Task
 
 
 class Router:
-    """Picks an adapter of a library by the question alone: BM25 over titles and training rows. A question
-    that fits none half as well as the worst of their own titles does is nobody's."""
+    """An index (BM25) over titles and what stands under each: a passage, or the rows that taught it. A question that fits none half
+    as well as the worst of their own titles does is nobody's."""
 
-    def __init__(self, tasks: Sequence[Task], rows: Sequence[Rows]) -> None:
-        titles = [str(t.data.get("title", t.id)) for t in tasks]
-        self.index = Retriever(
-            [
-                " ".join([title, *(x.completion for x in mine)])
-                for title, mine in zip(titles, rows, strict=True)
-            ]
-        )
+    def __init__(self, titles: Sequence[str], texts: Sequence[str]) -> None:
+        self.index = Retriever([f"{title} {text}" for title, text in zip(titles, texts, strict=True)])
         own = []
         for place, title in enumerate(titles):
             places, scores = self.index.scored(title, len(titles))
             own.append(scores[places.index(place)])
         self.least = min(own) / 2 if own else 0.0
 
-    def pick(self, prompt: Prompt) -> int:
-        """The place of an adapter; -1 for none."""
-        places, scores = self.index.scored(prompt.text, 1)
-        return places[0] if scores[0] > self.least else -1
+    def best(self, text: str) -> int:
+        """The place of what fits best, however badly."""
+        return self.index.best(text, 1)[0]
+
+    def pick(self, text: str) -> int | None:
+        """The place of what the question needs; ``None`` where that is nothing here."""
+        places, scores = self.index.scored(text, 1)
+        return places[0] if scores and scores[0] > self.least else None

@@ -255,10 +255,13 @@ class Continual:
         groups: dict[tuple[int, int], list[int]] = {}
         right = total = 0
         for s, (sequence, mine) in enumerate(zip(sequences, queries, strict=True)):
-            router = Router(sequence.tasks[: len(sequence.memory.adapters)], sequence.memory.rows)
+            learnt = sequence.tasks[: len(sequence.memory.adapters)]
+            texts = [" ".join(x.completion for x in rows) for rows in sequence.memory.rows]
+            router = Router([str(t.data.get("title", t.id)) for t in learnt], texts)
             owners = [j for j, t in enumerate(asked[s]) for _ in self.domain.queries(t)] if asked else []
             for number, query in enumerate(mine):
-                place = router.pick(query.prompt)
+                picked = router.pick(query.prompt.text)
+                place = -1 if picked is None else picked
                 groups.setdefault((s, place), []).append(number)
                 if asked:
                     right += place == owners[number] + len(sequence.memory.adapters) - len(asked[s])

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from seal.domains.knowledge.prompts import ASK, ASK_FREE, ASK_OPEN
-from seal.domains.retrieval import Retriever
 from seal.lora.adapter import Adapter
 from seal.lora.ask import ask
 from seal.lora.files import load_peft
 from seal.lora.load import load_model
-from seal.lora.model import must_match
+from seal.lora.model import Model, must_match
 from seal.lora.records import ModelSpec, Sampling
+from seal.memory.library import Library
+from seal.memory.router import Router
 from seal.records import Prompt, SealError
-from seal.store import read_json
+from seal.store import Stage, read_json
 
 ANSWER_TOKENS = 64
 
@@ -36,7 +37,22 @@ class Taught:
 
     model: str
     adapters: dict[str, Path]
+    """In PEFT's format; those of a library that are not on disk are made again when they are asked."""
     passages: list[dict[str, Any]]
+    library: Library | None = None
+
+    def load(self, model: Model) -> dict[str, Adapter]:
+        """The adapters, by document.
+
+        Raises:
+            LoraError: they are of another model.
+        """
+        if self.library and self.library.names():
+            return self.library.adapters(model, self.adapters)
+        found = {name: load_peft(path) for name, path in self.adapters.items()}
+        for adapter in found.values():
+            must_match(adapter, model)
+        return found
 
 
 def open_taught(folder: Path) -> Taught:
@@ -56,14 +72,14 @@ def open_taught(folder: Path) -> Taught:
             raise SealError(
                 f"{folder} is not a whole folder of `seal learn`: passages.jsonl cannot be read: {error}"
             ) from error
-        found = [p.parent for p in sorted(folder.glob("adapter*/**/seal.json"))]
-        if not found and not (folder / "card.json").exists():
+        library, dropped = Library(folder), Stage(folder).read("dropped") or []
+        adapters = {n: library.place(n) for n in library.names()} or {
+            str(read_json(p)["document"]): p.parent for p in sorted(folder.glob("adapter*/**/seal.json"))
+        }  # an earlier version kept no library
+        if not adapters and not (folder / "card.json").exists():
             raise SealError(f"{folder} has no adapter yet: `seal learn` was cut off; run it again to go on")
-        dropped = read_json(folder / "dropped.json") if (folder / "dropped.json").exists() else []
-        adapters = {
-            name: p for p in found if (name := str(read_json(p / "seal.json")["document"])) not in dropped
-        }
-        return Taught(_text_of(folder / "learn.json", "model"), adapters, passages)
+        adapters = {n: p for n, p in adapters.items() if n not in dropped}
+        return Taught(_text_of(folder / "learn.json", "model"), adapters, passages, library)
     if (folder / "adapter_config.json").exists():
         return Taught(_text_of(folder / "adapter_config.json", "base_model_name_or_path"), {"": folder}, [])
     raise SealError(f"{folder} is neither a folder of `seal learn` nor an adapter in PEFT's format")
@@ -93,12 +109,9 @@ class Talk:
             )
         self.passages = [*taught.passages, *(documents or [])]
         self.policy = load_model(ModelSpec(name=name, device=device, bf16="auto"))
-        self.adapters: dict[str, Adapter] = {d: load_peft(p) for d, p in taught.adapters.items()}
-        for adapter in self.adapters.values():
-            must_match(adapter, self.policy)
-        self.retriever = (
-            Retriever([f"{p['title']}\n{p['context']}" for p in self.passages]) if self.passages else None
-        )
+        self.adapters = taught.load(self.policy)
+        titles, texts = ([str(p[k]) for p in self.passages] for k in ("title", "context"))
+        self.router = Router(titles, texts) if self.passages else None
 
     def topic(self, question: str) -> str:
         """The longest title of the passages that the question names; empty if none."""
@@ -107,9 +120,7 @@ class Talk:
 
     def passage(self, question: str, topic: str) -> dict[str, Any] | None:
         """The passage that fits the question best."""
-        if self.retriever is None:
-            return None
-        return self.passages[self.retriever.best(f"{topic} {question}", 1)[0]]
+        return self.passages[self.router.best(f"{topic} {question}")] if self.router else None
 
     def answers(
         self, question: str, topic: str = "", compare: bool = False, open_book: bool = False
@@ -130,19 +141,19 @@ class Talk:
         if compare or not (self.adapters or open_book):
             yield "without adapter", self._one(None, prompt)
         if self.adapters and (compare or not open_book):
-            yield "with adapter", self._one(self._adapter(found), prompt)
+            yield "with adapter", self._one(self._adapter(question, topic), prompt)
         if open_book and found:
             shown = Prompt(
                 ASK_OPEN.format(title=topic or found["title"], context=found["context"], question=question)
             )
             yield f"open book ({found['title']})", self._one(None, shown)
 
-    def _adapter(self, found: dict[str, Any] | None) -> Adapter | None:
-        """The one adapter, or that of the document the question is about: none where that document was not
-        taught."""
-        if "" in self.adapters or found is None:
+    def _adapter(self, question: str, topic: str) -> Adapter | None:
+        """The one adapter, or that of the document the question is about: none where it is about nothing that was taught."""
+        if "" in self.adapters or self.router is None:
             return next(iter(self.adapters.values()))
-        return self.adapters.get(found["source"])
+        place = self.router.pick(f"{topic} {question}")
+        return None if place is None else self.adapters.get(str(self.passages[place]["source"]))
 
     def _one(self, adapter: Adapter | None, prompt: Prompt) -> str:
         return ask(self.policy, [adapter], [[prompt]], Sampling(ANSWER_TOKENS, stop="\n"))[0][0].strip()

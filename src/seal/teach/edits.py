@@ -19,9 +19,10 @@ from seal.config import LearnConfig
 from seal.domains.knowledge import Knowledge
 from seal.loop.inner import understand
 from seal.lora.load import load_model
+from seal.memory.library import Library
 from seal.records import BadEdit, Edit, Recipe, SealError, Task
 from seal.store import Stage, claim, read_json
-from seal.teach.learn import CHUNK, adapter_folder, is_known, settle, teach
+from seal.teach.learn import CHUNK, is_known, settle, teach
 
 
 @dataclass(frozen=True)
@@ -205,12 +206,14 @@ def rebuild(
 
 
 def _keep_adapters(folder: Path, out: Path, stored: Sequence[Stored], gone: set[str]) -> None:
-    """The adapters of documents that lose nothing, as they are."""
+    """The edits and adapters of documents that lose nothing, as they are."""
+    old, new = Library(folder), Library(out)
     touched = {s.document for s in stored if s.id in gone}
     for document in dict.fromkeys(s.document for s in stored if s.document not in touched):
-        source = adapter_folder(folder, document)
+        if document in old.names():
+            new.add(old.lesson(document))
+        source, target = old.place(document), new.place(document)
         if source.exists():
-            target = adapter_folder(out, document)
             Stage(target.parent).once_folder(target.name, lambda aside, source=source: _copy(source, aside))  # type: ignore[misc]
 
 

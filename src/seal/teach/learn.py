@@ -6,6 +6,7 @@ what it knows now.
     OUT/learn.json            the settings, and what the documents were
         passages.jsonl        what was read
         chunks/0000/          quiz and self-edits of so many passages at a time, the reward of each edit where the best are kept
+        library/              what the adapters are made of: rows, recipe, seed
         adapter/              PEFT's folder (or ``adapters/NAME``, one per document)
         dropped.json          documents whose adapter is not used, because it did not help
         README.md card.json   what was read and written, what the model knows now, what got worse, what it cost
@@ -32,11 +33,10 @@ from seal.loop.inner import InnerLoop, understand
 from seal.loop.write import finished, from_another, from_policy
 from seal.lora.adapter import Adapter
 from seal.lora.ask import ask
-from seal.lora.files import load_peft, save_peft
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
-from seal.lora.train import Job, Trained, train_adapters
+from seal.memory.library import Lesson, Library
 from seal.progress import progress
 from seal.records import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of
 from seal.store import Stage, claim, read_json, write_whole
@@ -107,8 +107,11 @@ def teach(
         if passage["id"] not in skipped:
             document = passage["source"] if config.per_document else ""
             rows.setdefault(document, []).extend(_rows(domain, passage, asked, mine, counts))
-    trained = _train(policy, rows, config, out)
-    adapters = {name: load_peft(adapter_folder(out, name)) for name in trained}
+    library = Library(out)
+    for name, examples in rows.items():
+        library.add(Lesson(name, tuple(examples), config.recipe, seed_of("learn", config.seed, name)))
+    adapters = library.adapters(policy, rows)
+    trained = {name: library.told(name) for name in rows}
     answers = [
         _answers(policy, adapters, some, stage, config) for stage, some in zip(chunks, parts, strict=True)
     ]
@@ -289,42 +292,6 @@ def _asks(row: str, asked: set[str]) -> bool:
         if any(" ".join(words[i:]) in asked for i in range(len(words))):
             return True
     return False
-
-
-def adapter_folder(out: Path, name: str) -> Path:
-    """Where the adapter of a document lies; of all together, its name is empty."""
-    if not name:
-        return out / "adapter"
-    return out / "adapters" / f"{Path(name).stem[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-def _train(
-    policy: Model, rows: dict[str, list[Example]], config: LearnConfig, out: Path
-) -> dict[str, dict[str, Any]]:
-    """Train what is not on disk yet; for each adapter its steps, training tokens and losses."""
-    owed = [name for name in rows if not (adapter_folder(out, name) / "seal.json").exists()]
-    jobs = [Job(tuple(rows[name]), config.recipe, seed_of("learn", config.seed, name)) for name in owed]
-    with progress("train", len(jobs)) as advance:
-        for name, outcome in zip(owed, train_adapters(policy, jobs), strict=True):
-            _save(outcome, adapter_folder(out, name), config, name)
-            advance(1)
-    return {name: read_json(adapter_folder(out, name) / "seal.json") for name in rows}
-
-
-def _save(outcome: Trained, folder: Path, config: LearnConfig, name: str) -> None:
-    if outcome.adapter is None:
-        raise SealError(
-            f"training diverged at step {outcome.steps}: take a lower --learning-rate than "
-            f"{config.recipe.learning_rate:g}"
-        )
-    Stage(folder.parent).once_folder(folder.name, lambda aside: _fill(aside, outcome, config, name))
-
-
-def _fill(folder: Path, outcome: Trained, config: LearnConfig, name: str) -> None:
-    assert outcome.adapter is not None
-    save_peft(outcome.adapter, folder, config.model)
-    record = {"document": name, "steps": outcome.steps, "tokens": outcome.tokens, "loss": list(outcome.loss)}
-    write_whole(folder / "seal.json", json.dumps(record, indent=1))
 
 
 def _answers(
