@@ -27,7 +27,6 @@ OLDER = {
     "learning-rules",
     "quiz-trust",
     "soak",
-    "when-to-adapt",
 }
 """Recorded before scores were kept with the figures, or holding none (memory, soak). What `make results`
 makes anew leaves this list."""
