@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -70,7 +71,7 @@ class _Rows:
             )  # type: ignore[assignment]
         return self._indices[heads, device]
 
-    def mask(self, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def mask(self, width: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "1 W W"]:
         """Causal, additive, (1, width, width)."""
         if (width, device) not in self._masks:
             self._masks[width, device] = torch.full(
@@ -107,7 +108,13 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, bare: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "n D"],
+        index: Int[Tensor, " m"],
+        back: Int[Tensor, " n"],
+        bare: Int[Tensor, " b"],
+    ) -> Float[Tensor, "m D"]:
         ctx.save_for_backward(back, bare)
         return x.index_select(0, index)
 
@@ -123,12 +130,12 @@ _gather: Any = _Gather.apply
 
 def _rows_attention(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Float[Tensor, "1 H N D"],
+    key: Float[Tensor, "1 G N D"],
+    value: Float[Tensor, "1 G N E"],
     attention_mask: Tensor | None,
     **options: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Float[Tensor, "1 N H E"], None]:
     """Causal attention within each row: query (1, H, N, D), key and value (1, H', N, D) → (1, N, H, D)."""
     (rows,) = _rows
     window = options.get("sliding_window")
@@ -148,7 +155,7 @@ def _rows_attention(
     return whole.view(1, rows.n, query.shape[1], -1), None
 
 
-def _apart(x: Tensor, rows: _Rows) -> list[Tensor]:
+def _apart(x: Float[Tensor, "1 H N D"], rows: _Rows) -> list[Tensor]:
     """(1, H, N, D) → (rows, H, width, D) for every rectangle."""
     heads = x.shape[1]
     index, _holes, back, bare = rows.indices(heads, x.device)
@@ -157,7 +164,13 @@ def _apart(x: Tensor, rows: _Rows) -> list[Tensor]:
     return [part.view(n, heads, width, -1) for part, (n, width) in zip(parts, rows.shapes, strict=True)]
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, rows: _Rows) -> Tensor:
+def _causal(
+    q: Float[Tensor, "r H W D"],
+    k: Float[Tensor, "r G W D"],
+    v: Float[Tensor, "r G W E"],
+    scale: float,
+    rows: _Rows,
+) -> Float[Tensor, "r H W E"]:
     """Causal attention (rows, H, width, D). In bf16 on a CPU by plain products: torch's kernel takes two to
     six times as long for its backward pass (docs/LOG.md)."""
     n, heads, width, _ = q.shape
@@ -180,7 +193,13 @@ class _PlainCausal(torch.autograd.Function):
     D)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Float[Tensor, "B T D"],
+        k: Float[Tensor, "B T D"],
+        v: Float[Tensor, "B T D"],
+        mask: Float[Tensor, "1 C C"],
+    ) -> Float[Tensor, "B T D"]:
         out = torch.empty_like(q)
         chunks = []
         for chunk, until in _chunks(q.shape[1], mask.shape[1]):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,11 +29,11 @@ class Rectangle:
     out."""
 
     shape: tuple[int, int]
-    index: Tensor
+    index: Int[Tensor, " KT"]
     """(K · T,) where in the flat sequence each place comes from."""
-    holes: Tensor
+    holes: Int[Tensor, " h"]
     """Places that hold no token of theirs."""
-    back: Tensor
+    back: Int[Tensor, " n"]
     """(n,) where each token of the sequence went."""
 
     def on(self, device: torch.device) -> Rectangle:
@@ -46,17 +47,17 @@ class Rectangle:
 class Lines:
     """One step's rows on the device."""
 
-    ids: Tensor
+    ids: Int[Tensor, "1 N"]
     """(1, N)"""
-    positions: Tensor
+    positions: Int[Tensor, "1 N"]
     """(1, N); 0 where a row begins."""
-    at: Tensor
+    at: Int[Tensor, " M"]
     """(M,) places whose next token carries loss."""
-    targets: Tensor
+    targets: Int[Tensor, " M"]
     """(M,) those next tokens."""
-    owner: Tensor
+    owner: Int[Tensor, " M"]
     """(M,) the line of each."""
-    share: Tensor
+    share: Float[Tensor, " M"]
     """(M,) 1 / number of loss tokens of that line: a line's loss is the mean over its own tokens."""
     rectangle: Rectangle | None
     """The lines side by side; None where the sequence is that already."""

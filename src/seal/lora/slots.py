@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -41,7 +42,7 @@ class Slots:
     def __len__(self) -> int:
         return len(self.flat)
 
-    def pieces(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def pieces(self, flat: Float[Tensor, "K P"]) -> dict[str, tuple[Tensor, Tensor]]:
         """(K', P) cut into each module's A (K', R, in) and B (K', out, R), without copying."""
         cut = iter(torch.split(flat, self.sizes, dim=1))
         return {
@@ -49,7 +50,7 @@ class Slots:
             for n, (a, b) in zip(self.modules, self.shapes, strict=True)
         }
 
-    def flatten(self, gradients: Sequence[Tensor | None]) -> Tensor:
+    def flatten(self, gradients: Sequence[Tensor | None]) -> Float[Tensor, "K P"]:
         """Gradients of what :meth:`attached` gave, as one fp32 (K', P); zero where there is none."""
         n_slots = next(len(g) for g in gradients if g is not None)
         flat = torch.empty(n_slots, self.flat.shape[1], device=self.flat.device)
@@ -69,7 +70,7 @@ class Slots:
             pieces[name][0][0, : adapter.rank] = a.to(self.flat.device)
             pieces[name][1][0, :, : adapter.rank] = b.to(self.flat.device)
 
-    def trainable(self, adapter: Adapter, first: int, only_b: bool) -> Tensor:
+    def trainable(self, adapter: Adapter, first: int, only_b: bool) -> Float[Tensor, " P"]:
         """Which numbers of a slot's row training may change, (P,): not those of the first ranks; with
         ``only_b`` of B alone."""
         flat = torch.zeros(1, self.flat.shape[1], device=self.flat.device)
@@ -142,7 +143,7 @@ class _Inputs:
         return self.rectangle
 
     @torch.no_grad()
-    def of(self, x: Tensor) -> Tensor:
+    def of(self, x: Float[Tensor, "*any i"]) -> Float[Tensor, "K T i"]:
         flat = x.reshape(-1, x.shape[-1])
         rectangle = self.on(x.device)
         if rectangle is None:
@@ -184,15 +185,15 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
-        side: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        scale: Tensor,
+        x: Float[Tensor, "*any i"],
+        side: Float[Tensor, "K T i"],
+        weight: Float[Tensor, "o i"] | None,
+        bias: Float[Tensor, " o"] | None,
+        a: Float[Tensor, "K R i"],
+        b: Float[Tensor, "K o R"],
+        scale: Float[Tensor, "K 1 1"],
         rectangle: Rectangle | None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*any o"]:
         tokens = x.reshape(-1, a.shape[2])  # (N, in)
         low = torch.bmm(side, a.mT).mul_(scale)  # (K, T, R)
         out = (
@@ -223,7 +224,12 @@ class _AdaptedLinear(torch.autograd.Function):
         return grad_x, None, None, None, grad_a, grad_b, None, None
 
 
-def _add(out: Tensor, low: Tensor, factor: Tensor, rectangle: Rectangle | None) -> None:
+def _add(
+    out: Float[Tensor, "N F"],
+    low: Float[Tensor, "K T R"],
+    factor: Float[Tensor, "K R F"],
+    rectangle: Rectangle | None,
+) -> None:
     """out (N, …) += low (K, T, R) · factor (K, R, …), each token's own."""
     update = torch.bmm(low, factor).flatten(0, 1)
     if rectangle is None:
