@@ -34,10 +34,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from seal.lora.adapter import Adapter, init_adapter, target_modules
-from seal.lora.ask import ask, generate
 from seal.lora.capacity import ENOUGH, Room
 from seal.lora.model import Model
 from seal.lora.records import Prompt, Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.tokens import Row, encode_example
 from seal.lora.train import Job, Tally, learning_rate, plan_batches, train_adapters
 

@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from seal.lora.ask import ask, generate
 from seal.lora.records import Example, Prompt, Recipe, Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.train import Job, Tally, train_adapters
 
 sys.path.insert(0, str(Path(__file__).parent))

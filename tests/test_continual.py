@@ -15,10 +15,10 @@ import torch
 from seal.cli.main import main
 from seal.config import load_config
 from seal.lora.adapter import Adapter, compact, join
-from seal.lora.ask import ask
 from seal.lora.files import load_many, save_many
 from seal.lora.model import Model
 from seal.lora.records import Sampling
+from seal.lora.sample import ask
 from seal.lora.train import Job, train_adapters
 from seal.memory.router import Router
 from seal.memory.strategies import Memory, strategy

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from seal.lora import train
-from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room, free_memory, room_for
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import ModelSpec, Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.train import Job, train_adapters
 from seal.records import Example, Prompt, Recipe
 from tests import tiny

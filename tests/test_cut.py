@@ -18,9 +18,9 @@ from seal.loop import outer as loop
 from seal.loop.selection import SEAL, exchanged, kept_in
 from seal.loop.write import cut_off, finished, write_edits, write_round
 from seal.lora import decoder
-from seal.lora.ask import complete
 from seal.lora.model import Model
 from seal.lora.records import Sampling
+from seal.lora.sample import complete
 from seal.lora.train import Trained
 from seal.records import Attempt, Prompt, Stopped, Written
 from seal.report.tables import cut_share, table_lines

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from seal.lora.adapter import Adapter
-from seal.lora.ask import ask, complete
 from seal.lora.decoder import Decoder, encode
 from seal.lora.model import Model
 from seal.lora.records import Example, Prompt, Recipe, Sampling
+from seal.lora.sample import ask, complete
 from seal.lora.train import Job, train_adapters
 
 PROMPTS = [Prompt(x) for x in ("abc", "a longer prompt than that", "?", "x = 1", "once more")]

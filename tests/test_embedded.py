@@ -12,10 +12,10 @@ from seal.config import WriteConfig, load_config
 from seal.domains.knowledge import Knowledge, atlas, prompts
 from seal.loop.inner import InnerLoop
 from seal.loop.write import from_policy
-from seal.lora.ask import generate
 from seal.lora.load import DATA, load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
+from seal.lora.sample import generate
 from seal.records import Prompt
 from seal.store import Stage
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from seal.config import RunConfig
-from seal.lora.ask import ask, generate
 from seal.lora.files import load_peft
 from seal.lora.model import Model
 from seal.lora.records import ModelSpec, Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.train import Job, train_adapters
 from seal.lora.vllm import InProcess, Server
 from seal.records import Example, LoraError, Prompt, Recipe

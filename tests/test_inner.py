@@ -19,10 +19,10 @@ from seal.loop import inner as module
 from seal.loop.inner import InnerLoop, fingerprints
 from seal.loop.race import untried
 from seal.lora.adapter import Adapter, init_adapter, target_modules
-from seal.lora.ask import ask
 from seal.lora.decoder import fits
 from seal.lora.model import Model
 from seal.lora.records import Sampling
+from seal.lora.sample import ask
 from seal.lora.score import divergence, log_likelihood
 from seal.lora.train import Job, Trained
 from seal.records import BadEdit, Edit, Example, Grade, LoraError, Prompt, Query, Recipe, Task

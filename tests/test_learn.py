@@ -15,11 +15,11 @@ from seal.cli.main import main
 from seal.domains.grading import normalize
 from seal.domains.knowledge import Knowledge
 from seal.domains.knowledge.prompts import ASK
-from seal.lora.ask import ask
 from seal.lora.files import load_peft
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
+from seal.lora.sample import ask
 from seal.lora.train import Job, train_adapters
 from seal.records import Prompt, SealError
 from seal.store import claim

@@ -10,12 +10,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from seal.lora import attention
-from seal.lora.ask import ask, generate
 from seal.lora.attention import plain_causal, rows_apart
 from seal.lora.capacity import Room
 from seal.lora.model import Model
 from seal.lora.packing import Lines, pack
 from seal.lora.records import Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.tokens import Row
 from seal.lora.train import Job, train_adapters
 from seal.records import Example, LoraError, Prompt, Recipe

@@ -15,7 +15,7 @@ with install_import_hook([f"seal.lora.{{m}}" for m in {CHECKED}], "beartype.bear
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from seal.lora.ask import ask
+from seal.lora.sample import ask
 from seal.lora.loss import chunked_loss
 from seal.lora.records import Example, Prompt, Query, Recipe, Sampling
 from seal.lora.score import divergence, log_likelihood

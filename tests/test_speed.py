@@ -30,13 +30,13 @@ from transformers import (
 
 from seal.lora import attention, train
 from seal.lora.adapter import Adapter, target_modules
-from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room, bytes_per_token, room_for
 from seal.lora.load import load_model, usable_cores
 from seal.lora.loss import ChunkedLoss
 from seal.lora.model import Model
 from seal.lora.packing import of_menu, pack
 from seal.lora.records import ModelSpec, Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.tokens import Row
 from seal.lora.train import Job, Tally, choose, train_adapters
 from seal.records import Example, LoraError, Prompt, Recipe

@@ -10,11 +10,11 @@ import torch
 
 from seal.config import RunConfig
 from seal.lora.adapter import Adapter
-from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room, spread
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import ModelSpec, Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.score import log_likelihood
 from seal.lora.train import Job, train_adapters
 from seal.records import Example, LoraError, Prompt, Query, Recipe

@@ -15,12 +15,12 @@ from torch.nn.functional import cross_entropy
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from seal.lora.adapter import Adapter, away_from, init_adapter, join, target_modules
-from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room
 from seal.lora.decoder import _choose
 from seal.lora.files import load_peft, save_peft
 from seal.lora.model import Model
 from seal.lora.records import Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.score import divergence, log_likelihood
 from seal.lora.slots import Slots
 from seal.lora.tokens import encode_example

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from seal.domains.knowledge import Knowledge, atlas
-from seal.lora.ask import ask, generate
 from seal.lora.files import load_peft, save_peft
 from seal.lora.load import DATA, load_model
 from seal.lora.model import Model
 from seal.lora.records import ModelSpec, Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.train import Job, train_adapters
 from seal.records import Edit, Recipe, Task
 

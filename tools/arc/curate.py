@@ -16,10 +16,10 @@ from typing import Any
 from seal.domains.arc import Arc
 from seal.domains.arc.domain import GRIDS_ORACLE, ArcEdit
 from seal.domains.arc.puzzles import CURATED, embedded_task
-from seal.lora.ask import ask
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import ModelSpec, Recipe, Sampling
+from seal.lora.sample import ask
 from seal.lora.train import Job, train_adapters
 from seal.records import Edit, Task
 

@@ -22,10 +22,10 @@ from seal.config import EMBEDDED_RECIPE, WriteConfig, load_config
 from seal.domains.knowledge import Knowledge, atlas
 from seal.loop.inner import understand
 from seal.loop.write import finished, from_policy
-from seal.lora.ask import ask
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Example, ModelSpec, Recipe, Sampling
+from seal.lora.sample import ask
 from seal.lora.train import Job, train_adapters
 from seal.records import Edit, Task, seed_of
 from seal.store import machine

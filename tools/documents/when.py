@@ -23,10 +23,10 @@ from quiz import GREEDY, HERE, edits_of, rows_of
 from seal.config import load_config
 from seal.domains.knowledge import Knowledge, atlas
 from seal.lora.adapter import Adapter
-from seal.lora.ask import ask
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import ModelSpec
+from seal.lora.sample import ask
 from seal.lora.train import Job, train_adapters
 from seal.records import Task, seed_of
 from seal.report.memory import told

@@ -25,11 +25,11 @@ from seal.loop.inner import (
 from seal.loop.pooled import try_pooled
 from seal.loop.selection import CONTROLS, SEAL, Branch
 from seal.loop.write import finished, from_another, write_edits
-from seal.lora.ask import ask
 from seal.lora.decoder import fits
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import ModelSpec
+from seal.lora.sample import ask
 from seal.records import (
     BASE,
     EXTERNAL,

@@ -18,11 +18,11 @@ from seal.domains import load_domain
 from seal.domains.base import SPLITS, Domain
 from seal.loop.judge import LocalJudge
 from seal.lora.adapter import Adapter
-from seal.lora.ask import ask, generate
 from seal.lora.capacity import Room, room_for
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
+from seal.lora.sample import ask, generate
 from seal.lora.score import log_likelihood
 from seal.lora.train import Job, Trained, train_adapters
 from seal.progress import progress

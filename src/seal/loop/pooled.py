@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from seal.loop.inner import InnerLoop, Test, answering, marked, must_be_graded, prompts_of, understand
 from seal.lora.adapter import Adapter
-from seal.lora.ask import ask
 from seal.lora.model import Model
+from seal.lora.sample import ask
 from seal.lora.train import Job, Trained, train_adapters
 from seal.records import Attempt, BadEdit, Edit, Example, SealError, Task, Wanted, seed_of
 from seal.store import Stage

@@ -18,9 +18,9 @@ from seal.config import RunConfig, WriteConfig
 from seal.domains.base import Domain
 from seal.endpoint import Endpoint, is_endpoint
 from seal.loop.inner import understand
-from seal.lora.ask import complete
 from seal.lora.model import Model
 from seal.lora.records import Sampling
+from seal.lora.sample import complete
 from seal.records import BadEdit, Prompt, Recipe, SealError, Selected, Task, Written, seed_of
 from seal.store import Round, Stage
 

@@ -16,8 +16,9 @@ from seal.lora.records import LoraError
 # ---------------------------------------------------------------------------------------------- PEFT's folder
 
 
-def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
+def save_peft(adapter: Adapter, folder: str | Path, base_model: str) -> None:
     """Write PEFT's folder (``adapter_config.json``, ``adapter_model.safetensors``)."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, (a, b) in adapter.weights.items():
@@ -69,12 +70,13 @@ def load_many(path: Path) -> list[Adapter]:
     return [Adapter(rank, alpha, w) for (rank, alpha), w in zip(shapes, weights, strict=True)]
 
 
-def load_peft(folder: Path) -> Adapter:
+def load_peft(folder: str | Path) -> Adapter:
     """Read a LoRA adapter from PEFT's folder.
 
     Raises:
         LoraError: a file is missing, or the adapter is of a kind other than plain LoRA.
     """
+    folder = Path(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         tensors = load_file(folder / "adapter_model.safetensors")

@@ -29,10 +29,10 @@ from seal.loop.inner import (
 )
 from seal.loop.write import write_edits
 from seal.lora.adapter import Adapter, compact, join
-from seal.lora.ask import ask
 from seal.lora.files import load_many, save_many
 from seal.lora.load import load_model
 from seal.lora.model import Model
+from seal.lora.sample import ask
 from seal.lora.score import divergence, log_likelihood
 from seal.lora.train import train_adapters
 from seal.memory.router import Router

@@ -10,11 +10,11 @@ from typing import Any
 
 from seal.domains.knowledge.prompts import ASK, ASK_FREE, ASK_OPEN
 from seal.lora.adapter import Adapter
-from seal.lora.ask import ask
 from seal.lora.files import load_peft
 from seal.lora.load import load_model
 from seal.lora.model import Model, must_match
 from seal.lora.records import ModelSpec, Sampling
+from seal.lora.sample import ask
 from seal.memory.library import Library
 from seal.memory.router import Router
 from seal.records import Prompt, SealError

@@ -32,10 +32,10 @@ from seal.endpoint import Endpoint, is_endpoint
 from seal.loop.inner import InnerLoop, understand
 from seal.loop.write import finished, from_another, from_policy
 from seal.lora.adapter import Adapter
-from seal.lora.ask import ask
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
+from seal.lora.sample import ask
 from seal.memory.library import Lesson, Library
 from seal.progress import progress
 from seal.records import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of

@@ -15,9 +15,9 @@ from typing import Any
 
 from seal.domains.grading import normalize, string_rule
 from seal.domains.knowledge.prompts import ASK, ASK_OPEN, QUIZ, WRITE
-from seal.lora.ask import ask, generate
 from seal.lora.model import Model
 from seal.lora.records import EMBEDDED, Sampling
+from seal.lora.sample import ask, generate
 from seal.records import Prompt, seed_of
 
 MAX_ANSWER_WORDS = 12
