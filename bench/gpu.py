@@ -30,7 +30,7 @@ SEVEN = [
     "3",
 ]
 ITEMS: dict[str, list[str]] = {
-    "tests": ["-m", "pytest", "-m", "cuda", "tests/test_cuda.py"],
+    "tests": ["-m", "pytest", "-m", "cuda", "tests/lora/test_cuda.py"],
     "inner_loop-passages-7B": [*SEVEN, "--edits", "64", "--slots", "1", "16", "64"],
     "round-7B": [
         "bench/round.py",

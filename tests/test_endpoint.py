@@ -4,6 +4,7 @@ silent."""
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -220,6 +221,7 @@ def test_a_key_that_no_header_takes_is_named(server: Server, monkeypatch: pytest
         Endpoint(server.name)
 
 
+@pytest.mark.slow
 def test_a_judge_that_drops_out_in_the_middle_costs_nothing(
     server: Server,
     model: str,
@@ -251,7 +253,8 @@ def test_a_judge_that_drops_out_in_the_middle_costs_nothing(
         server.failures = 0
         assert code == (2 if failures > 1 else 0)
         if code:
-            assert "no longer answers" in capsys.readouterr().err
+            # which of the two depends on whose request it was: the run opens an endpoint for every branch
+            assert re.search("no longer answers|does not answer", capsys.readouterr().err)
             server.fail = lambda body: False
             assert run(name) == 0
         assert content(tmp_path / name) == content(tmp_path / "whole")

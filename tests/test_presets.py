@@ -77,6 +77,7 @@ def table(run: Path) -> dict[str, dict[str, object]]:
     return {s["setting"]: s for s in json.loads((run / "results.json").read_text())["settings"]}
 
 
+@pytest.mark.slow
 def test_the_single_passage_preset_runs_whole(flags: list[str], tmp_path: Path) -> None:
     assert main(["demo", "@", str(CONFIGS / "paper-knowledge.toml"), *flags, "--runs", str(tmp_path)]) == 0
     run = tmp_path / "paper-knowledge"
@@ -86,6 +87,7 @@ def test_the_single_passage_preset_runs_whole(flags: list[str], tmp_path: Path) 
     assert main(["check", "reward", str(run)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["lora", "full"])
 def test_continued_pretraining_makes_one_finetune_of_all_passages(
     flags: list[str], tmp_path: Path, way: str

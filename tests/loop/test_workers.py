@@ -19,6 +19,7 @@ from tests.runs import ROOT, command
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'seal-lm[ray]'")
 psutil = pytest.importorskip("psutil")
+pytestmark = pytest.mark.slow
 
 
 class Poison(Knowledge):

@@ -29,6 +29,7 @@ from tests import tiny
 from tests.runs import FLAGS, ROOT, command, content
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     model: str, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     assert content(tmp_path / "killed") == content(unbroken)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_finishes_the_wave_ends_with_0_and_goes_on(
     model: str, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -91,6 +93,7 @@ def test_asked_to_stop_it_finishes_the_wave_ends_with_0_and_goes_on(
     assert content(tmp_path / "asked") == content(unbroken)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
     model: str, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +131,7 @@ def test_a_clock_that_jumps_changes_nothing(
     assert rows[0] == rows[1] and all(json.loads(x)["seconds"] >= 0 for x in mine.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_controls_stand_in_the_table_by_name(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def test_the_grid_model_reads_a_token_per_cell_and_loses_nothing() -> None:
     assert policy.tokenizer.decode(policy.tokenizer("Ünë!")["input_ids"]) == "Ünë!"
 
 
+@pytest.mark.slow
 def test_it_knows_its_world_and_not_the_evaluated_entities(embedded: Model) -> None:
     known = [atlas.record("known", i) for i in range(atlas.N_KNOWN)]
     asked = [
@@ -90,10 +91,11 @@ def test_the_phrasing_that_is_held_out_stands_in_no_edit_that_it_writes(embedded
     assert not [(q, line) for q in asked for line in lines if q in line]
 
 
+@pytest.mark.slow
 def test_an_oracle_edit_teaches_what_the_passage_alone_does_not(tmp_path: Path) -> None:
     """On selection passages: base below both; derived answers from the oracle edit, and not from the passage
     repeated."""
-    config = load_config(Path(__file__).parents[1] / "configs" / "atlas.toml")
+    config = load_config(Path(__file__).parents[2] / "configs" / "atlas.toml")
     policy = load_model(config.model)
     domain = Knowledge(**{**config.domain.options, "sizes": {"train": 1, "select": 16, "eval": 1}})
     tasks = domain.tasks("select")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from seal.domains.arc import families, grids
 from seal.domains.arc.grids import BASIC, CHAIN, REPEAT, SIZE, Grid, Pair, Puzzle
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @st.composite

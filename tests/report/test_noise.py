@@ -11,7 +11,7 @@ import pytest
 from seal.cli.main import main
 from seal.report.reliability import Components, components, in_better_half, read_scores, report
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def simulated(true: Components, n_tasks: int, seed: int = 0) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ from seal.store import claim
 from seal.teach.quiz import ANSWER_TOKENS
 from tests import tiny
 
-EXAMPLES = Path(__file__).parents[1] / "examples/documents"
+EXAMPLES = Path(__file__).parents[2] / "examples/documents"
 
 
 TRAINED: list[Job] = []

@@ -13,7 +13,7 @@ import pytest
 from seal.stats import Interval, difference, interval
 from seal.store import record_text
 
-RESULTS = Path(__file__).parents[1] / "docs/results"
+RESULTS = Path(__file__).parents[2] / "docs/results"
 OLDER = {
     "arc-atlas",
     "arc-choices",
@@ -91,7 +91,7 @@ def test_every_interval_can_be_computed_again(name: str) -> None:
 
 
 def test_every_record_says_the_command_that_made_it_and_the_makefile_has_it() -> None:
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text("utf-8")
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text("utf-8")
     for name in NAMES:
         record = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
         parts = record if isinstance(record, list) else [record]

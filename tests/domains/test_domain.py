@@ -23,7 +23,7 @@ from seal.domains.knowledge.passages import read_passages
 from seal.records import BadEdit, Edit, SealError, Task
 from seal.report.agreement import agreement, judge_graders, read_verdicts
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def words(text: str) -> set[str]:

@@ -12,7 +12,7 @@ from seal.domains.knowledge import Knowledge
 from seal.records import SealError
 from seal.report.reliability import read_scores
 
-SHARED = Path(__file__).parents[2] / "shared/data"
+SHARED = Path(__file__).parents[3] / "shared/data"
 
 
 def result_file(path: Path) -> Path:

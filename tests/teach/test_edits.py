@@ -16,7 +16,7 @@ from seal.teach.card import card_of
 from seal.teach.edits import read_store, rebuild
 from seal.teach.learn import is_known, unhelpful
 
-DOCUMENTS = sorted((Path(__file__).parents[1] / "examples" / "documents").glob("*.md"))[:3]
+DOCUMENTS = sorted((Path(__file__).parents[2] / "examples" / "documents").glob("*.md"))[:3]
 COMMON = ["--edits", "2", "--epochs", "2", "--questions", "6"]
 
 

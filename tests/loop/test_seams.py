@@ -181,7 +181,7 @@ def test_a_domain_without_compose_is_told_so(scripted: Model, tmp_path: Path) ->
 
 
 FILE = """
-from tests.test_seams import Plain, script
+from tests.loop.test_seams import Plain, script
 
 def reply(prompt, adapted):
     return script(prompt, adapted)

@@ -16,7 +16,7 @@ from seal.lora.sample import ask, generate
 from seal.lora.train import Job, train_adapters
 from seal.records import Example, Prompt, Recipe
 from tests import tiny
-from tests.test_speed import JOBS, close
+from tests.lora.test_speed import JOBS, close
 
 pytestmark = [
     pytest.mark.cuda,

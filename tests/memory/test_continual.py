@@ -27,7 +27,7 @@ from seal.records import Example, Prompt, Recipe, SealError, Task
 from seal.report.memory import _kept, matrix, read_released, summarise
 from seal.store import Store
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 STRATEGIES = ["merge", "replay:0.5+own:0.3", "last:1", "orthogonal", "slao", "gate", "consolidate", "library"]
 
 
