@@ -203,10 +203,8 @@ class Evaluation:
     def policy_edits(self, setting: Setting, policy: Model, adapt: Model | None = None) -> Result:
         """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless said)."""
         e, stage = self.config.eval, self.stage(setting)
-        n, seed = (
-            max(e.edits_per_task, e.siblings),
-            seed_of("eval", self.config.seed),
-        )  # for every policy the same draws
+        n = max(e.edits_per_task, e.siblings)
+        seed = seed_of("eval", self.config.seed)  # for every policy the same draws
         texts = stage.once(
             "texts", lambda: write_edits(policy, self.domain, self.tasks, n, self.config.write, seed, stage)
         )
