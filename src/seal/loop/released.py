@@ -144,7 +144,7 @@ def _attempts(task: Task, completions: list[dict[str, Any]]) -> list[Attempt]:
                     "ok",
                     "",
                     reward=round(mean(scores), 4),  # as SEAL records it: equals are equals there
-                    before=mean(float(q["baseline_correct"]) for q in rows),
+                    before=_before(completion, rows),
                     after=mean(scores),
                     answers=answers,
                     scores=scores,
@@ -158,7 +158,14 @@ def _attempts(task: Task, completions: list[dict[str, Any]]) -> list[Attempt]:
 def _baseline(completions: list[dict[str, Any]]) -> float:
     """The unadapted model's accuracy on an article: mean over completions and repeats, as ``overall`` takes
     it."""
-    return mean(mean(float(q["baseline_correct"]) for q in c["questions"]) for c in completions)
+    return mean(_before(c, c["questions"]) for c in completions)
+
+
+def _before(completion: dict[str, Any], rows: list[dict[str, Any]]) -> float:
+    """The unadapted model's accuracy on these questions; where the file does not tell it question by question (ours do
+    not), the completion's."""
+    known = [float(q["baseline_correct"]) for q in rows if q["baseline_correct"] is not None]
+    return mean(known) if known else float(completion["stats"]["baseline_mean"])
 
 
 def export_results(run: Path, stage_name: str) -> dict[str, Any]:
