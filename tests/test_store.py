@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from seal.cli import main
 from seal.config import RunConfig, load_config
 from seal.records import Attempt, Recipe, SealError
 from seal.store import Stage, Store, write_whole
@@ -112,3 +115,42 @@ def test_flags_go_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("rounds = = 5")
     with pytest.raises(SealError, match="not TOML"):
         load_config(tmp_path / "bad.toml")
+
+
+FORMAT_1 = Path(__file__).parent / "data/run-format-1"
+"""A run of November 2026, of a tiny model: what every later version reads."""
+
+
+def test_a_run_of_format_1_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(FORMAT_1, tmp_path / "small"))
+    assert main(["report", str(run), "--json", str(tmp_path / "x.json")]) == 0
+    rows = {r["setting"]: r["accuracy"] for r in json.loads((tmp_path / "x.json").read_text())["rows"]}
+    told = json.loads((FORMAT_1 / "results.json").read_text())["settings"]
+    assert rows == {s["setting"]: pytest.approx(sum(s["scores"]) / len(s["scores"]), abs=1e-4) for s in told}
+    assert main(["check", "reward", str(run)]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "out.json")]) == 0
+    stage = Stage(run / "seal/round-1")
+    assert len(stage.attempts()) == 18 and {a.status for a in stage.attempts()} <= {
+        "ok",
+        "bad edit",
+        "diverged",
+    }
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_run_of_a_newer_format_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(FORMAT_1, tmp_path / "small"))
+    (run / "run.json").write_text('{"format": 2}')
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    config = json.loads((run / "config.json").read_text())
+    commands = [
+        ["report", str(run)],
+        ["eval", f"--runs={tmp_path}", "--name=small", f"--rounds={config['rounds']}"],
+    ]
+    for words in commands:
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "newer version of SEAL (run format 2, this one knows 1)" in said and said.count("\n") == 1
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"} == files
+    (run / "run.json").write_text("[]")
+    assert main(["report", str(run)]) == 2 and "names no format" in capsys.readouterr().err
