@@ -18,7 +18,6 @@ OLDER = {
     "arc-atlas",
     "arc-choices",
     "arc-real",
-    "arc-unfiltered",
     "continual",
     "continual-long",
     "displacement",
