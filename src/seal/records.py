@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from seal.lora.records import Example, LoraError, Prompt, Query, Recipe, Sampling, Written
 
@@ -291,3 +291,102 @@ class Result:
     """Mean score over those that could; ``None`` where nothing was to be trained."""
     cut: float = 0.0
     """Share of edits that the limit of tokens cut off."""
+
+
+# ------------------------------------------------------------------------------ records as they lie on disk, key by key
+
+Json = dict[str, Any]
+"""A JSON object whose keys are somebody else's, or a model's own settings."""
+
+
+class Passage(TypedDict):
+    """A piece of a document, under its title."""
+
+    id: str
+    source: str
+    title: str
+    context: str
+
+
+class Question(TypedDict):
+    """A question of a quiz."""
+
+    question: str
+    answer: str
+    kind: NotRequired[str]
+    """*known*: answered rightly without the passage; else *new*."""
+    half: NotRequired[str]
+    """*practice*, which may choose edits, or *proof*, which may not."""
+
+
+class Quiz(TypedDict):
+    """The quiz of a passage: how many questions were drafted, how many of them are sound, and those."""
+
+    id: str
+    drafted: int
+    sound: int
+    questions: list[Question]
+
+
+Answers = TypedDict(
+    "Answers",
+    {"before": list[str], "after": list[str], "open book": list[str], "right": dict[str, list[bool]]},
+)
+"""What a model says to a passage's quiz, and which of it is right: without the passage, after it was taught, with it in view."""
+
+Card = TypedDict(
+    "Card",
+    {
+        "settings": Json, "read": dict[str, int], "written": dict[str, int], "known already": int, "dropped": list[str],
+        "quiz": dict[str, int], "training": dict[str, int], "seconds": NotRequired[float],
+        "accuracy": NotRequired[dict[str, "Told"]], "gain": NotRequired["Told"], "silent": NotRequired[dict[str, float]],
+        "by kind": NotRequired[dict[str, dict[str, float]]], "got worse": NotRequired[list[dict[str, str]]],
+        "keep": NotRequired[bool | None],
+    },
+)  # fmt: skip
+"""Of a taught adapter: what was read and written, what the model knows now, what got worse, what it cost."""
+
+
+class Told(TypedDict):
+    mean: float
+    low: float
+    high: float
+
+
+"""A mean with its 95 % interval."""
+
+Row = TypedDict(
+    "Row",
+    {
+        "setting": str, "accuracy": float, "low": float, "high": float, "n_passages": int, "n_questions": int,
+        "silent": float, "tokens": int, "seconds": float, "bad": float, "cut": float, "if_trained": float | None,
+        "kinds": dict[str, Told], "note": str, "scores": list[list[float]],
+        "kind scores": dict[str, list[list[float | None]]],
+    },
+)  # fmt: skip
+"""A setting of the table of writers, over runs."""
+
+
+class Difference(TypedDict):
+    """Of two settings, paired over tasks and runs."""
+
+    a: str
+    b: str
+    mean: float
+    low: float
+    high: float
+    per_seed: list[float]
+
+
+class Table(TypedDict):
+    """The table of writers over the runs of one experiment, with every score that it is computed from."""
+
+    command: str
+    date: str
+    machine: str
+    seeds: list[int]
+    rounds: int
+    tasks: list[Any]
+    groups: list[Any]
+    rows: list[Row]
+    differences: list[Difference]

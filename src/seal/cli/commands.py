@@ -7,10 +7,10 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from seal.config import first_of
-from seal.records import SealError
+from seal.records import Card, Json, SealError, Table
 
 
 def must_be_new(*paths: Path | str | None) -> None:
@@ -48,7 +48,7 @@ def print_lines(lines: list[list[str]], bold: str = "SEAL round") -> None:
     Console(width=None if sys.stdout.isatty() else width).print(table)
 
 
-def print_table(summary: dict[str, Any]) -> None:
+def print_table(summary: Table) -> None:
     """The table of writers and the paired differences, on the terminal."""
     from seal.report.tables import difference_lines, table_lines
 
@@ -203,7 +203,7 @@ def report(args: Namespace) -> int:
         print_lines([sheet.head, *sheet.rows])
         print(*(f"  {line}" for line in (*sheet.differences, *sheet.notes)), sep="\n")
     else:
-        print_table(sheet.record)
+        print_table(cast(Table, sheet.record))
     texts = {
         out: form(sheet)
         for out, form in ((args.html, sheet_page), (args.md, markdown), (args.latex, latex))
@@ -277,7 +277,7 @@ def learn(args: Namespace) -> int:
     return code
 
 
-def _recipe(args: Namespace) -> dict[str, Any]:
+def _recipe(args: Namespace) -> Json:
     """What the flags say of the recipe; α goes with the rank."""
     given = {
         n: v for n in ("learning_rate", "epochs", "rank", "batch_size") if (v := getattr(args, n)) is not None
@@ -319,7 +319,7 @@ def edits(args: Namespace) -> int:
     return _report_card(args.out, card)
 
 
-def _report_card(out: Path, card: dict[str, Any]) -> int:
+def _report_card(out: Path, card: Card) -> int:
     """The card on the terminal; 1 if the quiz does not show that it helped."""
     print((out / "README.md").read_text("utf-8").split("---\n", 2)[-1].strip())
     print(f"\ncard: {out / 'README.md'}")

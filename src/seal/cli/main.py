@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seal.cli.flags import FILE_COMMANDS
-from seal.records import LoraError, SealError, Stopped
+from seal.records import Json, LoraError, SealError, Stopped
 
 SETTINGS = """\
 Settings come from a TOML file named after @, then from flags over it, dotted where they are nested:
@@ -150,9 +150,9 @@ OWN = {
 """Flags of a command that are no settings."""
 
 
-def _own_flags(command: str, rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def _own_flags(command: str, rest: Sequence[str]) -> tuple[Json, list[str]]:
     """The command's own flags (``@ FILE``, ``--dry-run``, and those of :data:`OWN`) and the rest."""
-    own: dict[str, Any] = {
+    own: Json = {
         "config": None,
         "dry_run": False,
         "control": False,
@@ -221,7 +221,7 @@ def _ready_for_models() -> None:
     standard.getLogger("huggingface_hub").setLevel(standard.ERROR)
 
 
-def _train(config: Any, own: dict[str, Any]) -> int:
+def _train(config: Any, own: Json) -> int:
     from seal.loop.verbs import train
     from seal.report.tables import round_rewards
 
@@ -239,7 +239,7 @@ def _train(config: Any, own: dict[str, Any]) -> int:
     return 0
 
 
-def _eval(config: Any, own: dict[str, Any]) -> int:
+def _eval(config: Any, own: Json) -> int:
     from seal.cli.commands import command_line, must_be_new, print_table
     from seal.loop.verbs import evaluate, results_path
     from seal.report.pages import write_report
@@ -259,7 +259,7 @@ def _eval(config: Any, own: dict[str, Any]) -> int:
     return 0
 
 
-def _demo(config: Any, own: dict[str, Any]) -> int:
+def _demo(config: Any, own: Json) -> int:
     from seal.cli.commands import must_be_new
     from seal.loop.verbs import train
 
@@ -270,14 +270,14 @@ def _demo(config: Any, own: dict[str, Any]) -> int:
     return _eval(config, own)
 
 
-def _try(config: Any, own: dict[str, Any]) -> int:
+def _try(config: Any, own: Json) -> int:
     from seal.loop.show import show_task
 
     show_task(config, own["task"], own["policy"])
     return 0
 
 
-def _continual(config: Any, own: dict[str, Any]) -> int:
+def _continual(config: Any, own: Json) -> int:
     from datetime import date
 
     from seal.cli.commands import must_be_new, report_continual

@@ -14,13 +14,12 @@ from collections import Counter
 from pathlib import Path
 from statistics import fmean as mean
 from statistics import stdev
-from typing import Any
 
 from seal.config import DomainConfig, EvalConfig, RunConfig, WriteConfig
 from seal.domains import load_domain
 from seal.loop.evaluate import from_attempts, run_record
 from seal.loop.selection import best_of
-from seal.records import BASE, EXTERNAL, Attempt, Result, SealError, Task
+from seal.records import BASE, EXTERNAL, Attempt, Json, Result, SealError, Task
 from seal.store import Stage, Store, read_attempts, read_json, record_text, write_whole
 
 
@@ -86,7 +85,7 @@ def _import(source: Path, out: Path) -> Path:
     return out
 
 
-def _told_apart(articles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _told_apart(articles: list[Json]) -> list[Json]:
     """Articles that share title and context get a number, so that each keeps its own place."""
     seen: Counter[tuple[str, str]] = Counter()
     found = []
@@ -97,12 +96,12 @@ def _told_apart(articles: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _questions(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _questions(rows: list[Json]) -> list[dict[str, str]]:
     first = min(q["rep"] for q in rows)
     return [{"question": q["question"], "answer": q["answer"]} for q in rows if q["rep"] == first]
 
 
-def _config(data: dict[str, Any], out: Path, n: int, n_edits: int, n_seeds: int) -> RunConfig:
+def _config(data: Json, out: Path, n: int, n_edits: int, n_seeds: int) -> RunConfig:
     """The settings that the file tells, as ours; every passage stands in ``eval``."""
     lora = data.get("lora_params") or {}
     recipe = {"rank": lora.get("rank", 32), "alpha": lora.get("alpha", 64), "epochs": lora.get("epochs", 10)}
@@ -128,7 +127,7 @@ def _config(data: dict[str, Any], out: Path, n: int, n_edits: int, n_seeds: int)
     )
 
 
-def _attempts(task: Task, completions: list[dict[str, Any]]) -> list[Attempt]:
+def _attempts(task: Task, completions: list[Json]) -> list[Attempt]:
     found = []
     for number, completion in enumerate(completions):
         for rep in sorted({q["rep"] for q in completion["questions"]}):
@@ -155,27 +154,27 @@ def _attempts(task: Task, completions: list[dict[str, Any]]) -> list[Attempt]:
     return found
 
 
-def _baseline(completions: list[dict[str, Any]]) -> float:
+def _baseline(completions: list[Json]) -> float:
     """The unadapted model's accuracy on an article: mean over completions and repeats, as ``overall`` takes
     it."""
     return mean(_before(c, c["questions"]) for c in completions)
 
 
-def _before(completion: dict[str, Any], rows: list[dict[str, Any]]) -> float:
+def _before(completion: Json, rows: list[Json]) -> float:
     """The unadapted model's accuracy on these questions; where the file does not tell it question by question (ours do
     not), the completion's."""
     known = [float(q["baseline_correct"]) for q in rows if q["baseline_correct"] is not None]
     return mean(known) if known else float(completion["stats"]["baseline_mean"])
 
 
-def export_results(run: Path, stage_name: str) -> dict[str, Any]:
+def export_results(run: Path, stage_name: str) -> Json:
     """A stage's attempts (``seal/round-1``, ``eval/no-RL``) as one of SEAL's result files.
 
     Raises:
         SealError: the folder has no such stage, or its tasks are not passages with questions.
     """
     config, tasks, attempts, before = _stage(run, stage_name)
-    articles: list[dict[str, Any]] = []
+    articles: list[Json] = []
     for task in tasks:
         mine = [a for a in attempts if a.task == task.id and a.reward is not None]
         if not mine:
@@ -228,7 +227,7 @@ def export_results(run: Path, stage_name: str) -> dict[str, Any]:
     }
 
 
-def _completion(task: Task, attempts: list[Attempt], before: list[str]) -> dict[str, Any]:
+def _completion(task: Task, attempts: list[Attempt], before: list[str]) -> Json:
     scores = [a.after for a in attempts]
     base = attempts[0].before
     questions = [
@@ -261,7 +260,7 @@ def _sd(values: list[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def export_dataset(run: Path, stage_name: str) -> list[dict[str, Any]]:
+def export_dataset(run: Path, stage_name: str) -> list[Json]:
     """A stage's passages with the edits written for them, as one of SEAL's datasets."""
     config, tasks, attempts, _ = _stage(run, stage_name)
     domain = load_domain(config["domain"]["name"], config["domain"]["options"])
@@ -279,7 +278,7 @@ def export_dataset(run: Path, stage_name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _stage(run: Path, name: str) -> tuple[dict[str, Any], list[Task], list[Attempt], dict[str, list[str]]]:
+def _stage(run: Path, name: str) -> tuple[Json, list[Task], list[Attempt], dict[str, list[str]]]:
     config = read_json(run / "config.json")
     domain = load_domain(config["domain"]["name"], config["domain"]["options"])
     path = run / name / "attempts.jsonl"

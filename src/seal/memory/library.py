@@ -16,14 +16,13 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from seal.lora.adapter import Adapter
 from seal.lora.files import load_peft, save_peft
 from seal.lora.model import Model, must_match
 from seal.lora.train import Job, Trained, train_adapters
 from seal.progress import progress
-from seal.records import Example, Recipe, SealError
+from seal.records import Example, Json, Recipe, SealError
 from seal.store import Stage, read_json, write_whole
 
 
@@ -91,9 +90,9 @@ class Library:
             / f"{Path(name).stem[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
         )
 
-    def told(self, name: str) -> dict[str, Any]:
+    def told(self, name: str) -> Json:
         """What the training of an edit's adapter was: steps, tokens, losses."""
-        found: dict[str, Any] = read_json(self.place(name) / "seal.json")
+        found: Json = read_json(self.place(name) / "seal.json")
         return found
 
     def adapters(self, model: Model, names: Iterable[str] | None = None) -> dict[str, Adapter]:

@@ -38,7 +38,7 @@ from seal.lora.train import train_adapters
 from seal.memory.router import Router
 from seal.memory.strategies import Memory, Rows, strategy
 from seal.progress import progress
-from seal.records import Edit, Example, Query, SealError, Task, Wanted, seed_of
+from seal.records import Edit, Example, Json, Query, SealError, Task, Wanted, seed_of
 from seal.store import Stage, Store
 
 GATE = (1.0, 0.7, 0.4)
@@ -111,7 +111,7 @@ class Continual:
         found: dict[str, float] = self.stage.once("baseline", compute)
         return found
 
-    def run(self, name: str) -> dict[str, Any]:
+    def run(self, name: str) -> Json:
         """One strategy over all steps; what is on disk is not repeated. Its record, with the matrix of every
         sequence."""
         c, way = self.config.continual, strategy(name)
@@ -134,7 +134,7 @@ class Continual:
         steps = [stage.read(f"step-{i}") for i in range(c.length)]
         return {"strategy": name, "steps": steps}
 
-    def _step(self, way: Any, sequences: Sequence[Stream], i: int) -> dict[str, Any]:
+    def _step(self, way: Any, sequences: Sequence[Stream], i: int) -> Json:
         """Train the next adapter of every sequence, and keep it."""
         recipe = self.config.inner.recipe
         own = self._own() if way.own else ()
@@ -205,7 +205,7 @@ class Continual:
 
     # ------------------------------------------------------------------------------------------------- asking
 
-    def _asked(self, apart: bool, sequences: Sequence[Stream], i: int) -> dict[str, Any]:
+    def _asked(self, apart: bool, sequences: Sequence[Stream], i: int) -> Json:
         """The row of the matrix after step ``i`` (of the passages asked), and after the last what else is
         lost."""
         c = self.config.continual
@@ -213,7 +213,7 @@ class Continual:
         first = 0 if last or (i + 1) % c.ask_every == 0 else i
         asked = [s.tasks[first : i + 1] for s in sequences]
         queries = [[q for t in tasks for q in self.domain.queries(t)] for tasks in asked]
-        told: dict[str, Any] = {"first": first}
+        told: Json = {"first": first}
         if apart:
             answers, told["routed right"] = self._routed(sequences, queries, asked)
         else:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import Markup
 
-from seal.records import NO_RL, SealError, seal_round
+from seal.records import NO_RL, Json, SealError, Table, seal_round
 from seal.report.export import figures_of
 from seal.report.figures import PALETTE, accuracy_figure, plain_axes, svg
 from seal.report.pages import md_table, page
@@ -37,7 +37,7 @@ class Sheet:
     title: str
     source: str
     """Command, date, machine."""
-    record: dict[str, Any]
+    record: Json | Table
     """Everything, as JSON."""
     head: list[str]
     rows: list[list[str]]
@@ -48,7 +48,11 @@ class Sheet:
 
     def figure(self) -> Any:
         """The table as a picture."""
-        return _beside(self.record) if "experiments" in self.record else accuracy_figure(self.record)
+        return (
+            _beside(self.record)
+            if "experiments" in self.record
+            else accuracy_figure(cast(Table, self.record))
+        )
 
 
 def sheet_of(folders: Sequence[Path], command: str) -> Sheet:
@@ -112,7 +116,7 @@ def _comparison(named: Mapping[str, Sequence[Path]], command: str) -> Sheet:
         {name: json.loads(experiment_of(records[0]))[0] or {} for name, records in runs.items()}
     )
     first, *others = runs
-    differences: list[dict[str, Any]] = []
+    differences: list[Json] = []
     lines, notes = [], []
     for name in others:
         for setting in (LAST, NO_RL.label):
@@ -173,7 +177,7 @@ def _alias(setting: str, rounds: int) -> str:
     return LAST if setting == seal_round(rounds).label else setting
 
 
-def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], setting: str) -> dict[str, Any] | None:
+def _paired(a: Sequence[Json], b: Sequence[Json], setting: str) -> Json | None:
     """The difference over the seeds that both have, on the same tasks; ``None`` where there is no such
     pair."""
     scores: list[list[Any]] = [[], []]
@@ -199,7 +203,7 @@ def _paired(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], setting: s
     return {"mean": round(d.mean, 4), "low": round(d.low, 4), "high": round(d.high, 4), "seeds": seeds}
 
 
-def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Json]:
     """Of each experiment the settings, as dotted names, that are not the same in all."""
     flat = {name: dict(_flat(s)) for name, s in settings.items()}
     keys = dict.fromkeys(k for f in flat.values() for k in f)

@@ -12,13 +12,13 @@ from typing import Any
 
 from seal.domains import load_domain
 from seal.domains.knowledge.features import mean_features
-from seal.records import SealError, settings_of
+from seal.records import Json, SealError, settings_of
 from seal.report.figures import accuracy_figure, changes_figure, reward_figure
 from seal.report.tables import load_runs, round_rewards, summarise, texts_of
 from seal.store import Stage, read_json, write_whole
 
 
-def figures_of(folder: Path) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
+def figures_of(folder: Path) -> dict[str, tuple[Any, list[Json]]]:
     """A run's figures by name, each with its data as rows.
 
     Raises:
@@ -66,7 +66,7 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     return written
 
 
-def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+def csv_text(rows: Sequence[Json]) -> str:
     """Rows as CSV; the columns are all their keys."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
@@ -91,10 +91,11 @@ def metrics_of(folder: Path) -> Iterator[tuple[int, str, float]]:
         records = load_runs([folder])
         summary = summarise(records, "")
         known = settings_of(summary["rounds"])
-        for row in summary["rows"]:
-            name = known[row["setting"]].key if row["setting"] in known else row["setting"]
-            for key in ("accuracy", "low", "high"):
-                yield last, f"held-out/{name}/{key}", float(row[key])
+        for told in summary["rows"]:
+            name = known[told["setting"]].key if told["setting"] in known else told["setting"]
+            yield last, f"held-out/{name}/accuracy", told["accuracy"]
+            yield last, f"held-out/{name}/low", told["low"]
+            yield last, f"held-out/{name}/high", told["high"]
 
 
 Metrics = Sequence[tuple[int, str, float]]
@@ -123,9 +124,9 @@ def tensorboard(metrics: Metrics, config: Mapping[str, Any], out: Path) -> None:
         raise SealError(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def flat(config: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], at: str = "") -> Json:
     """Dotted keys."""
-    found: dict[str, Any] = {}
+    found: Json = {}
     for key, value in config.items():
         found |= flat(value, f"{at}{key}.") if isinstance(value, Mapping) and value else {f"{at}{key}": value}
     return found

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from seal.records import NO_RL, control, settings_of
+from seal.records import NO_RL, Table, control, settings_of
 
 PALETTE = (
     "#0b6e99", "#d98c21", "#7a9e3f", "#a64d79", "#5b5ea6", "#b5651d", "#2f8f83", "#c0392b", "#6b7280", "#111827", "#8e6c8a",
@@ -35,7 +35,7 @@ def plain_axes(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def accuracy_figure(summary: dict[str, Any]) -> Any:
+def accuracy_figure(summary: Table) -> Any:
     """Accuracy by writer with 95 % intervals; one mark per kind of question beside."""
     rows = summary["rows"]
     figure, axes = plain_axes(8.5, 0.42 * len(rows) + 1.3)
@@ -59,8 +59,8 @@ def accuracy_figure(summary: dict[str, Any]) -> Any:
         )
         if len(kinds) > 1:
             for kind, mark in zip(kinds, "ovsD", strict=False):
-                value = row["kinds"].get(kind, {}).get("mean")
-                if value is not None:
+                if kind in row["kinds"]:
+                    value = row["kinds"][kind]["mean"]
                     axes.plot(
                         value,
                         y,

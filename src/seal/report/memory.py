@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from seal.records import SealError
+from seal.records import Json, SealError
 from seal.report.figures import PALETTE
 from seal.report.pages import page
 from seal.stats import interval
@@ -22,7 +22,7 @@ from seal.store import read_json, write_whole
 Floats = NDArray[np.float64]
 
 
-def matrix(steps: Sequence[dict[str, Any]]) -> Floats:
+def matrix(steps: Sequence[Json]) -> Floats:
     """(S, L, L): the score of passage j after step i; not a number where it was not asked, or not learnt
     yet."""
     n_sequences, length = len(steps[0]["scores"]), len(steps)
@@ -32,7 +32,7 @@ def matrix(steps: Sequence[dict[str, Any]]) -> Floats:
     return found
 
 
-def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
+def summarise(records: Sequence[Json], command: str) -> Json:
     """One table over runs (seeds of the loop): a row per strategy. A sequence is the unit (a passage, where
     there is one sequence alone), and runs are crossed with units.
 
@@ -97,9 +97,9 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
     }
 
 
-def _by_seed(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by_seed(records: Sequence[Json]) -> list[Json]:
     """Runs of one seed over the same passages are one: their strategies stand in one table."""
-    joined: dict[int, dict[str, Any]] = {}
+    joined: dict[int, Json] = {}
     for record in records:
         same = joined.get(record["seed"])
         if same is None:
@@ -127,7 +127,7 @@ def gain_by_age(whole: Floats, untouched: Floats) -> list[float | None]:
     return found
 
 
-def read_released(path: Path) -> tuple[dict[str, Any], list[list[float | None]]]:
+def read_released(path: Path) -> tuple[Json, list[list[float | None]]]:
     """A row and the matrix of a result file of SEAL's continual experiment: ``mean_over_sequences`` is (K +
     1, K), the untouched model first; what is above the diagonal was not asked. It holds no single sequences,
     so there are no intervals.
@@ -151,7 +151,7 @@ def read_released(path: Path) -> tuple[dict[str, Any], list[list[float | None]]]
     whole[np.triu_indices(length, 1)] = np.nan
     own, last = np.diagonal(whole), whole[-1]
     gain = float(own.mean() - untouched.mean())
-    row: dict[str, Any] = {"setting": path.stem, "n_sequences": n_sequences, "length": length}
+    row: Json = {"setting": path.stem, "n_sequences": n_sequences, "length": length}
     means = {
         "untouched": untouched.mean(),
         "diagonal": own.mean(),
@@ -176,7 +176,7 @@ def _mean(values: Any) -> float:
     return round(float(np.mean(list(values))), 4)
 
 
-def told(values: Floats, within: tuple[float, float] | None) -> dict[str, Any]:
+def told(values: Floats, within: tuple[float, float] | None) -> Json:
     """Mean and interval of (R, S) scores, with the scores and their bounds, so that both can be computed
     again."""
     found = interval(values.tolist(), within=within)
@@ -184,7 +184,7 @@ def told(values: Floats, within: tuple[float, float] | None) -> dict[str, Any]:
     return {**told, "within": within and list(within), "scores": values.round(4).tolist()}
 
 
-def _kept(untouched: Floats, diagonal: Floats, final: Floats) -> dict[str, Any] | None:
+def _kept(untouched: Floats, diagonal: Floats, final: Floats) -> Json | None:
     """Share of the gain right after the own edit that is left at the end: a ratio of means, its interval by
     linearisation over runs and sequences. ``None`` where nothing was gained, or where there is one of them
     alone."""
@@ -195,7 +195,7 @@ def _kept(untouched: Floats, diagonal: Floats, final: Floats) -> dict[str, Any] 
     return told(ratio + ((final - untouched) - ratio * (diagonal - untouched)) / gain, None)
 
 
-def table_lines(summary: dict[str, Any]) -> list[list[str]]:
+def table_lines(summary: Json) -> list[list[str]]:
     """The table as text cells, header first."""
     lines = [
         [
@@ -243,7 +243,7 @@ def _figure(width: float, height: float, lines: int = 1, columns: int = 1) -> tu
     return plt.subplots(lines, columns, figsize=(width, height), layout="constrained", squeeze=False)
 
 
-def heat_maps(summary: dict[str, Any]) -> Any:
+def heat_maps(summary: Json) -> Any:
     """One map per strategy: rows are steps, columns passages."""
     rows = summary["rows"]
     columns = min(4, len(rows))
@@ -286,7 +286,7 @@ def heat_maps(summary: dict[str, Any]) -> Any:
     return figure
 
 
-def age_curves(summary: dict[str, Any]) -> Any:
+def age_curves(summary: Json) -> Any:
     """Gain over the untouched model by the number of edits since a passage's own, with the published curve
     for comparison."""
     figure, axes = _figure(8.2, 4.6)
@@ -319,7 +319,7 @@ def binned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
     return [(0.0, points[0][1]), *((float(g[:, 0].mean()), float(g[:, 1].mean())) for g in groups)]
 
 
-def write_page(path: Path, summary: dict[str, Any]) -> Path:
+def write_page(path: Path, summary: Json) -> Path:
     """Table and pictures as one self-contained page."""
     head, *rows = table_lines(summary)
     drawn = {
@@ -346,7 +346,7 @@ def _png(figure: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def draw(summary: dict[str, Any], path: Path) -> None:
+def draw(summary: Json, path: Path) -> None:
     """The heat maps as a file; the curves beside it, under the name with ``-ages``."""
     from matplotlib import pyplot as plt
 
@@ -358,9 +358,7 @@ def draw(summary: dict[str, Any], path: Path) -> None:
         plt.close(figure)
 
 
-def with_released(
-    summary: dict[str, Any], others: Sequence[tuple[dict[str, Any], list[list[float | None]]]]
-) -> dict[str, Any]:
+def with_released(summary: Json, others: Sequence[tuple[Json, list[list[float | None]]]]) -> Json:
     """The summary with rows and matrices of result files beside."""
     return summary | {
         "rows": [*summary["rows"], *(row for row, _ in others)],

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from seal.domains import Domain, load_domain
 from seal.domains.knowledge.features import mean_features
-from seal.records import NO_RL, Task, seal_round
+from seal.records import NO_RL, Json, Table, Task, seal_round
 from seal.report.figures import accuracy_figure, changes_figure, reward_figure, svg
 from seal.report.tables import (
     difference_lines,
@@ -53,7 +53,7 @@ def write_report(folder: Path) -> Path:
 
 def _example(
     folder: Path, domain: Domain, tasks: Sequence[Task], texts: dict[str, list[list[str]]]
-) -> dict[str, Any] | None:
+) -> Json | None:
     """One task with its first edit before and after the loop: of those where it made a difference, the one
     whose gain is the median."""
     rounds = [w for w in writers_of(rounds_in(texts)) if w.kind == "seal"]
@@ -89,12 +89,12 @@ def rounds_in(texts: dict[str, list[list[str]]]) -> int:
 
 
 def _markdown(
-    summary: dict[str, Any],
+    summary: Table,
     rewards: Sequence[dict[str, float]],
     changes: dict[str, dict[str, float]],
-    example: dict[str, Any] | None,
-    config: dict[str, Any],
-    environment: dict[str, Any],
+    example: Json | None,
+    config: Json,
+    environment: Json,
 ) -> str:
     head, *rows = table_lines(summary)
     out = [
@@ -178,11 +178,11 @@ def page(template: str, **values: Any) -> str:
 
 
 def _html(
-    summary: dict[str, Any],
+    summary: Table,
     figures: Sequence[tuple[str, Any]],
-    example: dict[str, Any] | None,
-    config: dict[str, Any],
-    environment: dict[str, Any],
+    example: Json | None,
+    config: Json,
+    environment: Json,
 ) -> str:
     head, *rows = table_lines(summary)
     if example:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seal.records import SealError
+from seal.records import Json, SealError
 from seal.store import read_rows
 
 Scores = NDArray[np.float64]
@@ -84,7 +84,7 @@ def in_better_half(reliability: float, n_siblings: int) -> float:
     return float((kept > middle).mean() + (kept == middle).mean() / 2)
 
 
-def report(tasks: Sequence[Scores]) -> dict[str, Any]:
+def report(tasks: Sequence[Scores]) -> Json:
     """What ``seal check reward`` prints: components, spread as the paper's files give it, and reliabilities."""
     found = components(tasks)
     tasks = [y for y in tasks if min(y.shape) >= 2]
@@ -182,7 +182,7 @@ def read_scores(path: Path, kind: str = "accuracy") -> list[Scores]:
         ) from error
 
 
-def rewarded(row: dict[str, Any], kind: str) -> list[float]:
+def rewarded(row: Json, kind: str) -> list[float]:
     """The scores of an attempt's questions; a bad edit, or one that diverged, has no likelihoods, and is
     worth nothing."""
     if kind == "accuracy":

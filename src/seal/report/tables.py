@@ -12,12 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import RunConfig, experiment
-from seal.records import EXTERNAL, FIXED, NO_RL, PASSAGE_MATCHED, SealError, Setting, control, seal_round
+from seal.records import (
+    EXTERNAL,
+    FIXED,
+    NO_RL,
+    PASSAGE_MATCHED,
+    Difference,
+    Json,
+    Row,
+    SealError,
+    Setting,
+    Table,
+    Told,
+    control,
+    seal_round,
+)
 from seal.stats import Interval, difference, interval
 from seal.store import Stage, must_be_readable, read_json
 
 
-def experiment_of(record: dict[str, Any]) -> str:
+def experiment_of(record: Json) -> str:
     """What seeds of one experiment have in common: settings (those that an earlier version did not know are
     at their defaults) and tasks."""
     settings = record.get("of")
@@ -27,7 +41,7 @@ def experiment_of(record: dict[str, Any]) -> str:
     return json.dumps([settings, record.get("tasks")], sort_keys=True)
 
 
-def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def load_runs(folders: Sequence[Path]) -> list[Json]:
     """The results of several runs.
 
     Raises:
@@ -53,7 +67,7 @@ def load_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return records
 
 
-def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
+def summarise(records: Sequence[Json], command: str) -> Table:
     """One table over runs: rows with 95 % intervals, by kind of question too, and the paired differences. It
     holds the scores of every run on every task, so that all of it can be computed again."""
     first = records[0]
@@ -61,7 +75,7 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
     groups = first.get("groups") or tasks
     names = [s["setting"] for s in first["settings"]]
     by_name = {n: [next(s for s in r["settings"] if s["setting"] == n) for r in records] for n in names}
-    rows = []
+    rows: list[Row] = []
     for name, settings in by_name.items():
         whole = interval(_scores(settings), groups)
         kinds = {k: _of_kind([s["kinds"][k] for s in settings], groups) for k in settings[0]["kinds"]}
@@ -97,15 +111,7 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
         (NO_RL.label, NO_RL.label, PASSAGE_MATCHED.label),
     ]
     differences = [
-        {"a": label, "b": b, **_interval(difference(_scores(by_name[a]), _scores(by_name[b]), groups))}
-        | {
-            "per_seed": [
-                _round(_mean(x) - _mean(y))
-                for x, y in zip(_scores(by_name[a]), _scores(by_name[b]), strict=True)
-            ]
-        }
-        for label, a, b in pairs
-        if a in by_name and b in by_name
+        _difference(label, by_name[a], b, by_name[b], groups) for label, a, b in pairs if {a, b} <= {*by_name}
     ]
     return {
         "command": command,
@@ -117,6 +123,23 @@ def summarise(records: Sequence[dict[str, Any]], command: str) -> dict[str, Any]
         "groups": groups,
         "rows": rows,
         "differences": differences,
+    }
+
+
+def _difference(
+    label: str, mine: Sequence[Json], other: str, theirs: Sequence[Json], groups: Sequence[Any]
+) -> Difference:
+    """Of the setting ``mine`` to that of the name ``other``, over runs and tasks, and by run."""
+    x, y = _scores(mine), _scores(theirs)
+    told = _interval(difference(x, y, groups))
+    each = [_round(_mean(a) - _mean(b)) for a, b in zip(x, y, strict=True)]
+    return {
+        "a": label,
+        "b": other,
+        "mean": told["mean"],
+        "low": told["low"],
+        "high": told["high"],
+        "per_seed": each,
     }
 
 
@@ -141,7 +164,7 @@ def _over(values: Sequence[float | None]) -> float | None:
     return _round(_mean(known)) if known else None
 
 
-def _scores(settings: Sequence[dict[str, Any]]) -> list[list[float]]:
+def _scores(settings: Sequence[Json]) -> list[list[float]]:
     return [s["scores"] for s in settings]
 
 
@@ -153,11 +176,11 @@ def _round(value: float) -> float:
     return round(value, 4)
 
 
-def _interval(value: Interval) -> dict[str, float]:
+def _interval(value: Interval) -> Told:
     return {"mean": _round(value.mean), "low": _round(value.low), "high": _round(value.high)}
 
 
-def table_lines(summary: dict[str, Any]) -> list[list[str]]:
+def table_lines(summary: Table) -> list[list[str]]:
     """The table as text cells, header first."""
     kinds = list(dict.fromkeys(k for r in summary["rows"] for k in r["kinds"]))
     show = kinds if len(kinds) > 1 else []
@@ -180,7 +203,7 @@ def table_lines(summary: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
-def difference_lines(summary: dict[str, Any]) -> list[str]:
+def difference_lines(summary: Table) -> list[str]:
     """The paired differences, one sentence each."""
     return [
         f"{d['a']} − {d['b']}: {d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
@@ -193,7 +216,7 @@ def writers_of(rounds: int) -> list[Setting]:
     return [NO_RL, EXTERNAL, control("random"), *(seal_round(r) for r in range(1, rounds + 1))]
 
 
-def texts_of(folder: Path, summary: dict[str, Any]) -> dict[str, list[list[str]]]:
+def texts_of(folder: Path, summary: Table) -> dict[str, list[list[str]]]:
     """The edits that the policies wrote for the evaluation tasks."""
     texts = {}
     for setting in writers_of(summary["rounds"]):

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from seal.domains.knowledge.prompts import ASK, ASK_FREE, ASK_OPEN
 from seal.lora.adapter import Adapter
@@ -17,7 +16,7 @@ from seal.lora.records import ModelSpec, Sampling
 from seal.lora.sample import ask
 from seal.memory.library import Library
 from seal.memory.router import Router
-from seal.records import Prompt, SealError
+from seal.records import Passage, Prompt, SealError
 from seal.store import Stage, read_json
 
 ANSWER_TOKENS = 64
@@ -38,7 +37,7 @@ class Taught:
     model: str
     adapters: dict[str, Path]
     """In PEFT's format; those of a library that are not on disk are made again when they are asked."""
-    passages: list[dict[str, Any]]
+    passages: list[Passage]
     library: Library | None = None
 
     def load(self, model: Model) -> dict[str, Adapter]:
@@ -99,7 +98,7 @@ class Talk:
         folder: Path | None,
         model: str | None = None,
         device: str = "cpu",
-        documents: list[dict[str, Any]] | None = None,
+        documents: list[Passage] | None = None,
     ) -> None:
         taught = open_taught(folder) if folder else Taught("", {}, [])
         name = model or taught.model
@@ -118,7 +117,7 @@ class Talk:
         named = [p["title"] for p in self.passages if p["title"].casefold() in question.casefold()]
         return max(named, key=len, default="")
 
-    def passage(self, question: str, topic: str) -> dict[str, Any] | None:
+    def passage(self, question: str, topic: str) -> Passage | None:
         """The passage that fits the question best."""
         return self.passages[self.router.best(f"{topic} {question}")] if self.router else None
 

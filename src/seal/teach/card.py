@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from seal.stats import difference, interval
+from seal.records import Answers, Card, Json, Passage, Quiz, Told
+from seal.stats import Interval, difference, interval
 from seal.store import write_whole
 
 SETTINGS = ("before", "after", "open book")
@@ -17,15 +18,15 @@ ENOUGH = 5
 
 
 def card_of(
-    settings: dict[str, Any],
-    passages: Sequence[dict[str, Any]],
-    quiz: Sequence[dict[str, Any]],
-    answers: Sequence[dict[str, Any]],
+    settings: Json,
+    passages: Sequence[Passage],
+    quiz: Sequence[Quiz],
+    answers: Sequence[Answers],
     counts: dict[str, int],
-    trained: dict[str, dict[str, Any]],
+    trained: dict[str, Json],
     skipped: Collection[str] = (),
     dropped: Collection[str] = (),
-) -> dict[str, Any]:
+) -> Card:
     """Everything the card says, as JSON. Accuracy is over the proof half of the quiz, which nothing was
     chosen by; where a document's adapter was dropped, what counts as *after* is the answer without it."""
     answers = [
@@ -34,7 +35,7 @@ def card_of(
         else a
         for p, a in zip(passages, answers, strict=False)
     ]
-    card: dict[str, Any] = {
+    card: Card = {
         "settings": settings,
         "read": {"documents": len({p["source"] for p in passages}), "passages": len(passages)},
         "written": counts,
@@ -55,7 +56,10 @@ def card_of(
     if scores["after"]:
         card["accuracy"] = {s: _interval(interval([scores[s]])) for s in SETTINGS}
         card["gain"] = _interval(difference([scores["after"]], [scores["before"]]))
-        card["silent"] = {s: round(_silent(answers, s), 4) for s in ("before", "after")}
+        card["silent"] = {
+            "before": round(_silent(answers, "before"), 4),
+            "after": round(_silent(answers, "after"), 4),
+        }
         card["by kind"] = {
             kind: {s: round(sum(x) / len(x), 4) for s in SETTINGS if (x := _of_kind(quiz, answers, s, kind))}
             for kind in ("new", "known")
@@ -67,30 +71,28 @@ def card_of(
     return card
 
 
-def _proof(record: dict[str, Any]) -> list[int]:
+def _proof(record: Quiz) -> list[int]:
     return [i for i, q in enumerate(record["questions"]) if q["half"] == "proof"]
 
 
-def _scores(quiz: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]], setting: str) -> list[float]:
+def _scores(quiz: Sequence[Quiz], answers: Sequence[Answers], setting: str) -> list[float]:
     """One score per passage that has a question in its proof half."""
     rows = [[a["right"][setting][i] for i in _proof(q)] for q, a in zip(quiz, answers, strict=False)]
     return [sum(r) / len(r) for r in rows if r]
 
 
-def _of_kind(
-    quiz: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]], setting: str, kind: str
-) -> list[bool]:
+def _of_kind(quiz: Sequence[Quiz], answers: Sequence[Answers], setting: str, kind: str) -> list[bool]:
     pairs = zip(quiz, answers, strict=False)
     return [a["right"][setting][i] for q, a in pairs for i in _proof(q) if q["questions"][i]["kind"] == kind]
 
 
-def _silent(answers: Sequence[dict[str, Any]], setting: str) -> float:
+def _silent(answers: Sequence[Answers], setting: Literal["before", "after"]) -> float:
     texts = [t for a in answers for t in a[setting]]
     return sum(not t.strip() for t in texts) / max(1, len(texts))
 
 
 def _worse(
-    passages: Sequence[dict[str, Any]], quiz: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
+    passages: Sequence[Passage], quiz: Sequence[Quiz], answers: Sequence[Answers]
 ) -> list[dict[str, str]]:
     """Questions that were answered rightly before, and are not now."""
     return [
@@ -107,21 +109,21 @@ def _worse(
     ]
 
 
-def _interval(value: Any) -> dict[str, float]:
+def _interval(value: Interval) -> Told:
     return {"mean": round(value.mean, 4), "low": round(value.low, 4), "high": round(value.high, 4)}
 
 
-def write_card(out: Path, card: dict[str, Any]) -> dict[str, Any]:
+def write_card(out: Path, card: Card) -> Card:
     """Write ``card.json`` and ``README.md`` under ``out``, where they are not yet; the card that is there
     now."""
     if not (out / "card.json").exists():
         write_whole(out / "README.md", markdown(card, out))
         write_whole(out / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
-    found: dict[str, Any] = json.loads((out / "card.json").read_text("utf-8"))
+    found: Card = json.loads((out / "card.json").read_text("utf-8"))
     return found
 
 
-def markdown(card: dict[str, Any], out: Path) -> str:
+def markdown(card: Card, out: Path) -> str:
     """The card as people read it (and as the hub shows it)."""
     s, read, written = card["settings"], card["read"], card["written"]
     lines = [
@@ -156,14 +158,11 @@ def markdown(card: dict[str, Any], out: Path) -> str:
     ]
     if "accuracy" in card:
         quiz = card["quiz"]
-        verdicts = {
+        verdict = {
             True: "It is worth keeping.",
             False: "The quiz does not show that it helped: think before you keep it.",
-        }
-        verdict = verdicts.get(
-            card["keep"],
-            f"Fewer than {ENOUGH} passages have a proof: too few to tell, and the intervals say nothing.",
-        )
+            None: f"Fewer than {ENOUGH} passages have a proof: too few to tell, and the intervals say nothing.",
+        }[card["keep"]]
         known = card["by kind"]["known"].get("after")
         gain = card["gain"]
         lines += [

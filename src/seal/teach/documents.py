@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seal.records import SealError
+from seal.records import Passage, SealError
 
 MAX_MEGABYTES = 50
 """A larger file is refused: it is data, not something to be read."""
@@ -34,9 +34,7 @@ class Section:
     text: str
 
 
-def read_documents(
-    paths: Sequence[str], budget: int, count: Callable[[str], int]
-) -> Iterator[dict[str, Any]]:
+def read_documents(paths: Sequence[str], budget: int, count: Callable[[str], int]) -> Iterator[Passage]:
     """The passages of files, folders (searched through) and ``-`` (standard input), one document in memory at
     a time. A passage has at most ``budget`` tokens by ``count``; of passages that are the same, the first.
 

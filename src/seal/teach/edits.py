@@ -20,7 +20,7 @@ from seal.domains.knowledge import Knowledge
 from seal.loop.inner import understand
 from seal.lora.load import load_model
 from seal.memory.library import Library
-from seal.records import BadEdit, Edit, Recipe, SealError, Task
+from seal.records import Answers, BadEdit, Card, Edit, Passage, Quiz, Recipe, SealError, Task
 from seal.store import Stage, claim, read_json
 from seal.teach.learn import CHUNK, is_known, settle, teach
 
@@ -29,11 +29,11 @@ from seal.teach.learn import CHUNK, is_known, settle, teach
 class Stored:
     """A passage with what was made of it."""
 
-    passage: dict[str, Any]
+    passage: Passage
     texts: list[str]
     """Its self-edits, those that were kept; none if it was not taught."""
-    quiz: dict[str, Any]
-    answers: dict[str, Any] | None
+    quiz: Quiz
+    answers: Answers | None
     known: bool
     """Whether it was left out because the model knew it already."""
 
@@ -69,9 +69,7 @@ def read_store(folder: Path) -> tuple[LearnConfig, list[Stored]]:
         for start in range(0, len(passages), CHUNK):
             some, chunk = passages[start : start + CHUNK], folder / f"chunks/{start // CHUNK:04d}"
             texts = read_json(chunk / ("kept.json" if config.keep is not None else "edits.json"))
-            empty: list[dict[str, Any]] = [
-                {"id": p["id"], "drafted": 0, "sound": 0, "questions": []} for p in some
-            ]
+            empty: list[Quiz] = [{"id": p["id"], "drafted": 0, "sound": 0, "questions": []} for p in some]
             quiz = read_json(chunk / "quiz.json") if config.questions else empty
             answers = read_json(chunk / "answers.json") if config.questions else [None] * len(some)
             for p, t, q, a in zip(some, texts, quiz, answers, strict=True):
@@ -167,7 +165,7 @@ def rebuild(
     model: str | None = None,
     device: str = "cpu",
     **recipe: Any,
-) -> dict[str, Any]:
+) -> Card:
     """Teach again from the stored edits: without some passages, or to another ``model``, or by another
     ``recipe``. Returns the card.
 

@@ -38,7 +38,20 @@ from seal.lora.records import Sampling
 from seal.lora.sample import ask
 from seal.memory.library import Lesson, Library
 from seal.progress import progress
-from seal.records import BadEdit, Edit, Example, Prompt, Recipe, SealError, Task, seed_of
+from seal.records import (
+    Answers,
+    BadEdit,
+    Card,
+    Edit,
+    Example,
+    Passage,
+    Prompt,
+    Quiz,
+    Recipe,
+    SealError,
+    Task,
+    seed_of,
+)
 from seal.store import Stage, claim, read_json, write_whole
 from seal.teach.card import card_of, write_card
 from seal.teach.documents import read_documents
@@ -50,7 +63,7 @@ SURE = 3
 """Practice questions below which no passage counts as known."""
 
 
-def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str, Any]:
+def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> Card:
     """Teach ``config.model`` the documents; everything is written under ``out``. Returns the card.
 
     Raises:
@@ -80,9 +93,7 @@ def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> dict[str,
         return teach(config, policy, writer, passages, out)
 
 
-def teach(
-    config: LearnConfig, policy: Model, writer: Model, passages: Sequence[dict[str, Any]], out: Path
-) -> dict[str, Any]:
+def teach(config: LearnConfig, policy: Model, writer: Model, passages: Sequence[Passage], out: Path) -> Card:
     """The work on a folder that is settled: quiz, edits, adapters, answers, card, each only where it is not
     on disk yet."""
     start = time.monotonic()
@@ -127,16 +138,14 @@ def teach(
     return write_card(out, card)
 
 
-def is_known(quiz: dict[str, Any], share: float) -> bool:
+def is_known(quiz: Quiz, share: float) -> bool:
     """Whether a passage need not be taught: so many of its practice questions are answered without it. The
     proof has no say."""
     practice = [q["kind"] == "known" for q in quiz["questions"] if q["half"] == "practice"]
     return len(practice) >= SURE and sum(practice) / len(practice) >= share
 
 
-def unhelpful(
-    passages: Sequence[dict[str, Any]], quiz: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
-) -> list[str]:
+def unhelpful(passages: Sequence[Passage], quiz: Sequence[Quiz], answers: Sequence[Answers]) -> list[str]:
     """Documents after whose adapter no more practice questions are answered rightly than before it."""
     gain: dict[str, int] = {}
     for passage, record, answer in zip(passages, quiz, answers, strict=False):
@@ -149,14 +158,14 @@ def unhelpful(
     return sorted(name for name, n in gain.items() if n <= 0)
 
 
-def passages_for(policy: Model, documents: Sequence[str], most_tokens: int) -> list[dict[str, Any]]:
+def passages_for(policy: Model, documents: Sequence[str], most_tokens: int) -> list[Passage]:
     """The passages of documents, each as many tokens at most, and no more than a third of what the model can
     read at once."""
     budget = min(most_tokens, policy.context // 3)
     return list(read_documents(documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
 
 
-def settle(config: LearnConfig, passages: Sequence[dict[str, Any]], out: Path) -> None:
+def settle(config: LearnConfig, passages: Sequence[Passage], out: Path) -> None:
     """Write down what the folder is made of; it is never continued with other settings or other documents."""
     text = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in passages)
     passed = hashlib.sha256(" ".join(p["id"] for p in passages).encode()).hexdigest()[:16]
@@ -186,12 +195,10 @@ def settle(config: LearnConfig, passages: Sequence[dict[str, Any]], out: Path) -
         )
 
 
-def _quiz(
-    policy: Model, passages: Sequence[dict[str, Any]], config: LearnConfig, stage: Stage
-) -> list[dict[str, Any]]:
+def _quiz(policy: Model, passages: Sequence[Passage], config: LearnConfig, stage: Stage) -> list[Quiz]:
     if not config.questions:
         return [{"id": p["id"], "drafted": 0, "sound": 0, "questions": []} for p in passages]
-    found: list[dict[str, Any]] = stage.once(
+    found: list[Quiz] = stage.once(
         "quiz", lambda: draft_quiz(policy, passages, config.questions, config.seed)
     )
     return found
@@ -201,8 +208,8 @@ def _edits(
     policy: Model,
     writer: Model,
     domain: Knowledge,
-    passages: Sequence[dict[str, Any]],
-    quiz: Sequence[dict[str, Any]],
+    passages: Sequence[Passage],
+    quiz: Sequence[Quiz],
     config: LearnConfig,
     stage: Stage,
 ) -> list[list[str]]:
@@ -262,7 +269,7 @@ def _best(
 
 
 def _rows(
-    domain: Knowledge, passage: dict[str, Any], asked: set[str], texts: Sequence[str], counts: dict[str, int]
+    domain: Knowledge, passage: Passage, asked: set[str], texts: Sequence[str], counts: dict[str, int]
 ) -> Iterator[Example]:
     """The training rows of a passage, each once: the passage, and what its edits say. A row of an edit that
     holds a question of the quiz, of this passage or any other, is left out: the quiz would prove nothing."""
@@ -297,10 +304,10 @@ def _asks(row: str, asked: set[str]) -> bool:
 def _answers(
     policy: Model,
     adapters: dict[str, Adapter],
-    passages: Sequence[dict[str, Any]],
+    passages: Sequence[Passage],
     stage: Stage,
     config: LearnConfig,
-) -> list[dict[str, Any]]:
+) -> list[Answers]:
     """What the model answers to each passage's quiz: without the passage before and after, and with it in
     view; and the verdicts."""
     quiz = stage.read("quiz") if config.questions else []
@@ -308,7 +315,7 @@ def _answers(
         return []
     mine = [adapters.get(p["source"] if config.per_document else "") for p in passages]
 
-    def compute() -> list[dict[str, Any]]:
+    def compute() -> list[Answers]:
         sampling = Sampling(ANSWER_TOKENS, stop="\n")
         closed, shown = (
             [_asked(p, q, template) for p, q in zip(passages, quiz, strict=True)]
@@ -329,16 +336,16 @@ def _answers(
             for q, b, a, r in zip(quiz, before, after, reading, strict=True)
         ]
 
-    found: list[dict[str, Any]] = stage.once("answers", compute)
+    found: list[Answers] = stage.once("answers", compute)
     return found
 
 
-def _asked(passage: dict[str, Any], quiz: dict[str, Any], template: str) -> list[Prompt]:
+def _asked(passage: Passage, quiz: Quiz, template: str) -> list[Prompt]:
     slots = {"title": passage["title"], "context": passage["context"]}
     return [Prompt(template.format(**slots, question=q["question"])) for q in quiz["questions"]]
 
 
-def _right(quiz: dict[str, Any], answers: Sequence[str]) -> list[bool]:
+def _right(quiz: Quiz, answers: Sequence[str]) -> list[bool]:
     return [
         string_rule(q["question"], q["answer"], a) for q, a in zip(quiz["questions"], answers, strict=True)
     ]

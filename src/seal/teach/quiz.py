@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from seal.domains.grading import normalize, string_rule
 from seal.domains.knowledge.prompts import ASK, ASK_OPEN, QUIZ, WRITE
 from seal.lora.model import Model
 from seal.lora.records import EMBEDDED, Sampling
 from seal.lora.sample import ask, generate
-from seal.records import Prompt, seed_of
+from seal.records import Passage, Prompt, Question, Quiz, seed_of
 
 MAX_ANSWER_WORDS = 12
 MAX_QUESTION_CHARS = 300
@@ -29,8 +28,8 @@ DRAFTS = 10
 
 
 def draft_quiz(
-    policy: Model, passages: Sequence[dict[str, Any]], n: int, seed: object, drafts: int = DRAFTS
-) -> list[dict[str, Any]]:
+    policy: Model, passages: Sequence[Passage], n: int, seed: object, drafts: int = DRAFTS
+) -> list[Quiz]:
     """``n`` sound questions at most for each passage, from ``drafts`` samples of the model.
 
     Returns:
@@ -48,7 +47,7 @@ def draft_quiz(
         for questions, answers in zip(drafted, shown, strict=True)
     ]
     blind = _answers(policy, passages, sound, ASK)
-    found = []
+    found: list[Quiz] = []
     for passage, before, questions, answers in zip(passages, drafted, sound, blind, strict=True):
         for q, a in zip(questions, answers, strict=True):
             q["kind"] = "known" if string_rule(q["question"], q["answer"], a) else "new"
@@ -69,8 +68,8 @@ def _template(policy: Model) -> str:
 
 def _answers(
     policy: Model,
-    passages: Sequence[dict[str, Any]],
-    quiz: Sequence[Sequence[dict[str, Any]]],
+    passages: Sequence[Passage],
+    quiz: Sequence[Sequence[Question]],
     template: str,
 ) -> list[list[str]]:
     prompts = [
@@ -83,9 +82,9 @@ def _answers(
     return ask(policy, [None] * len(prompts), prompts, Sampling(ANSWER_TOKENS, stop="\n"))
 
 
-def _different(texts: Sequence[str], context: str) -> list[dict[str, Any]]:
+def _different(texts: Sequence[str], context: str) -> list[Question]:
     """The questions of several drafts, each once, without those that stand in the passage itself."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Question] = {}
     context = normalize(context)
     for text in texts:
         for question, answer in parse_quiz(text):

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from seal.records import NO_RL, LoraError, SealError, seal_round, settings_of
+from seal.records import NO_RL, Json, LoraError, SealError, seal_round, settings_of
 from seal.report.memory import summarise
 from seal.stats import Interval, difference
 from seal.ui import charts
@@ -330,7 +330,7 @@ class Pages:
         """Two runs, setting by setting, paired over tasks."""
         runs = [r for r in self.folder.runs() if (r.path / "results.json").exists()]
         names = [request.query_params.get(k, "") for k in ("a", "b")]
-        rows: list[dict[str, Any]] = []
+        rows: list[Json] = []
         note = ""
         if all(names):
             a, b = (self.folder.run(n).file("results.json") or {} for n in names)
@@ -376,7 +376,7 @@ class Pages:
         return self.folder.run(request.query_params.get("name", ""))
 
 
-def _paged(request: Request, total: int, size: int = PAGE) -> tuple[dict[str, Any], range]:
+def _paged(request: Request, total: int, size: int = PAGE) -> tuple[Json, range]:
     """Which page is asked for, the addresses of its neighbours, and the places of its rows."""
     last = max(1, -(-total // size))
     page = max(1, min(last, _number(request.query_params.get("page"), 1)))
@@ -393,7 +393,7 @@ def _number(text: str | None, otherwise: int) -> int:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else otherwise
 
 
-def _task_row(file: AttemptsFile, task: str, title: str) -> dict[str, Any]:
+def _task_row(file: AttemptsFile, task: str, title: str) -> Json:
     briefs = [file.briefs[i] for i in file.by_task[task]]
     rewards = [float(b.reward) for b in briefs if b.reward is not None]
     return {
@@ -417,9 +417,7 @@ def _before(run: Run, stage: str, file: AttemptsFile, task: str) -> list[str]:
     return answers[order] if isinstance(answers, list) and order < len(answers) else []
 
 
-def _answers(
-    attempt: dict[str, Any], questions: list[dict[str, Any]], before: list[str]
-) -> list[dict[str, Any]]:
+def _answers(attempt: Json, questions: list[Json], before: list[str]) -> list[Json]:
     """Each question with the answers before and after, and whether the latter is right."""
     found = []
     for i, score in enumerate(attempt["scores"]):

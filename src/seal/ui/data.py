@@ -19,7 +19,7 @@ from typing import Any, Literal
 from seal.domains import load_domain
 from seal.domains.base import SPLITS, Domain
 from seal.domains.knowledge.features import features
-from seal.records import SealError, Task
+from seal.records import Json, SealError, Task
 from seal.stats import Interval, interval
 from seal.store import is_claimed, must_be_readable
 
@@ -28,7 +28,7 @@ DEPTH = 3
 DESCRIBED = 48
 """Tasks whose edits are read to tell how alike siblings are."""
 Kind = Literal["loop", "continual", "taught"]
-WHOLE: dict[str, Any] = {
+WHOLE: Json = {
     "scores": [],
     "answers": [],
     "loss": [0.0, 0.0],
@@ -116,7 +116,7 @@ class AttemptsFile:
                     self.end += len(line)
         return self
 
-    def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
+    def rows(self, places: Sequence[int]) -> list[Json]:
         """The attempts at these places, whole."""
         with self.path.open("rb") as file:
             found = []
@@ -185,7 +185,7 @@ class Run:
         self.home, self.path = home, path
         self.name = str(path.relative_to(home.root))
         self.problem = ""
-        self.config: dict[str, Any] = {}
+        self.config: Json = {}
         self.kind: Kind = "taught" if (path / "learn.json").exists() else "loop"
         try:
             data = json.loads(
@@ -285,7 +285,7 @@ class Run:
         tasks = min(int(c["tasks_per_round"]), int(split)) if split else int(c["tasks_per_round"])
         return tasks * edits * int(c["inner"]["seeds"])
 
-    def summary(self, stage: str) -> dict[str, Any]:
+    def summary(self, stage: str) -> Json:
         """A stage in numbers: attempts, mean reward with interval, unadapted accuracy, silence, bad edits,
         time, likeness of siblings."""
         file = self.attempts(stage)

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from seal.records import SealError
+from seal.records import Json, SealError
 from seal.store import is_claimed
 
 MAX_BYTES = 2_000_000
@@ -92,7 +92,7 @@ class Classroom:
         `seal learn`'s."""
         return self.root / ".taught" / out.name
 
-    def state(self, folder: Path, name: str) -> dict[str, Any]:
+    def state(self, folder: Path, name: str) -> Json:
         """What there is of a taught folder by now: passages with their edits and quiz, and the card."""
         process = self.processes.get(folder)
         busy = (process is not None and process.poll() is None) or is_claimed(folder)
@@ -167,7 +167,7 @@ def _same_origin(request: Request) -> None:
         raise Refused("this came from another page, and is not done")
 
 
-def _quiz(questions: list[dict[str, Any]], answers: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _quiz(questions: list[Json], answers: Json | None) -> list[Json]:
     rows = []
     for i, q in enumerate(questions):
         row = {"question": q["question"], "gold": q["answer"]}
@@ -187,7 +187,7 @@ def _json(path: Path) -> Any:
         return []
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[Json]:
     try:
         return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
     except (OSError, ValueError):

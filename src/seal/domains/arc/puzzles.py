@@ -11,7 +11,7 @@ from typing import Any
 
 from seal.domains.arc import families, grids
 from seal.domains.base import SPLITS
-from seal.records import SealError, Task
+from seal.records import Json, SealError, Task
 
 CURATED = Path(__file__).with_name("curated.json")
 """Puzzles that the embedded model cannot answer in context and can after some test-time training
@@ -44,7 +44,7 @@ def embedded_tasks(split: str, n: int) -> list[Task]:
     return [embedded_task(split, i) for i in known[:n]]
 
 
-def read_tasks(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_tasks(source: str) -> tuple[Json, Json]:
     """Training and evaluation tasks by id; a source without such a division gives them all as the first.
 
     Raises:
@@ -81,14 +81,14 @@ def read_tasks(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {key: _sound(path, key, record) for key, record in records.items()}, {}
 
 
-def _folder(path: Path) -> dict[str, Any]:
+def _folder(path: Path) -> Json:
     files = sorted(path.glob("*.json"))
     if not files:
         raise SealError(f"there is no task file (*.json) in {path}")
     return {f.stem: _sound(f, f.stem, _load(f)) for f in files}
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Json:
     try:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -102,7 +102,7 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _sound(path: Path, key: str, record: Any) -> dict[str, Any]:
+def _sound(path: Path, key: str, record: Any) -> Json:
     """A task as it should be, or one sentence on where it is not."""
     for part in ("train", "test"):
         pairs = record.get(part) if isinstance(record, dict) else None

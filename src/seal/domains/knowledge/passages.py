@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from seal.records import SealError
+from seal.records import Json, SealError
 
 # ------------------------------------------------------------------------------------------------------ files
 
@@ -29,7 +29,7 @@ class _Passage(BaseModel):
     questions: Annotated[list[_Question], Field(min_length=1)]
 
 
-def read_passages(path: Path) -> list[dict[str, Any]]:
+def read_passages(path: Path) -> list[Json]:
     """Passages of a JSON file, SEAL's flat list or SQuAD's nested form, each with an id made of title and
     context. The questions of records that share both are one passage's; paragraphs of SQuAD without an
     answerable question are left out.
@@ -54,7 +54,7 @@ def read_passages(path: Path) -> list[dict[str, Any]]:
     return _sound(path, rows)
 
 
-def _from_hub(name: str) -> list[dict[str, Any]]:
+def _from_hub(name: str) -> list[Json]:
     """A data set of the hub (or a local folder of one) whose rows are SQuAD's: title, context, question,
     answers."""
     try:
@@ -83,11 +83,11 @@ def _from_hub(name: str) -> list[dict[str, Any]]:
     return _sound(Path(name), records)
 
 
-def _sound(path: Path, rows: Any) -> list[dict[str, Any]]:
+def _sound(path: Path, rows: Any) -> list[Json]:
     """Records as passages, those that share title and context as one."""
     if not isinstance(rows, list) or not rows:
         raise SealError(f"{path} holds no list of passages ({{title, context, questions}})")
-    passages: dict[str, dict[str, Any]] = {}
+    passages: dict[str, Json] = {}
     for number, row in enumerate(rows):
         try:
             passage = _Passage.model_validate(row).model_dump(exclude_unset=True)
@@ -105,7 +105,7 @@ def _sound(path: Path, rows: Any) -> list[dict[str, Any]]:
     return list(passages.values())
 
 
-def _squad(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _squad(data: Mapping[str, Any]) -> list[Json]:
     rows = [
         {
             "title": article["title"].replace("_", " "),
