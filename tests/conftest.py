@@ -38,7 +38,7 @@ def unbroken(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "whole"
 
 
-# ----------------------------------------------------------------------------------- what was skipped, and whether it may be
+# -------------------------------------------------------------------- what was skipped, and whether it may be
 
 EXPECTED = (
     "no NVIDIA GPU here",
@@ -50,7 +50,8 @@ EXPECTED = (
     "the released files are not here",
     "tensorboard is not installed",
 )
-"""Reasons that a machine may have. Whatever `make` installs is no reason; where CI says so (``CI=true``), nor is a Chromium."""
+"""Reasons that a machine may have. Whatever `make` installs is no reason; where CI says so (``CI=true``), nor
+is a Chromium."""
 _skipped: Counter[str] = Counter()
 
 

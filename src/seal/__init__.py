@@ -42,11 +42,21 @@ _HOME = {
     "seal.config": ("RunConfig", "load_config"),
     "seal.domains.base": ("Domain",),
     "seal.records": (
-        "Attempt", "BadEdit", "Edit", "Example", "Grade", "Prompt", "Query", "Recipe", "Result", "SealError", "Task",
+        "Attempt",
+        "BadEdit",
+        "Edit",
+        "Example",
+        "Grade",
+        "Prompt",
+        "Query",
+        "Recipe",
+        "Result",
+        "SealError",
+        "Task",
         "Wanted",
     ),
     "seal.loop.verbs": ("evaluate", "train"),
-}  # fmt: skip
+}
 """Where each public name lives. A room is imported when one of its names is first asked for (PEP 562)."""
 
 __all__ = [

@@ -182,7 +182,8 @@ class RunConfig(Part):
             )
         if trial.proxy and outer.select != "best_of":
             raise ValueError(
-                f"trial.proxy chooses without a trial, and outer.select = {outer.select} asks what a trial gave"
+                f"trial.proxy chooses without a trial, and outer.select = {outer.select} asks what a trial "
+                "gave"
             )
         if outer.rule != "sft":
             if outer.select != "best_of":
@@ -305,7 +306,8 @@ def experiment(config: RunConfig) -> dict[str, Any]:
 
 
 class LearnConfig(Part):
-    """Everything a folder of ``seal learn`` depends on, but for the documents. Its fields are the command's flags."""
+    """Everything a folder of ``seal learn`` depends on, but for the documents. Its fields are the command's
+    flags."""
 
     model: str = "atlas"
     """Hub name or folder of a causal LM; ``atlas`` is the embedded one."""
@@ -319,8 +321,8 @@ class LearnConfig(Part):
     """Another writer of edits: an endpoint (``http://host/v1#model``), or a JSON file of ``{title, context,
     completions}``."""
     prompt: str = "rewrite"
-    """The prompt variant for edits (implications, rewrite, self-qa, …), or a template, or its file, with {title} and
-    {context}."""
+    """The prompt variant for edits (implications, rewrite, self-qa, …), or a template, or its file, with
+    {title} and {context}."""
     edits: Annotated[int, Field(ge=1, le=64)] = 5
     """Self-edits per passage."""
     keep: Annotated[int, Field(ge=1)] | None = None

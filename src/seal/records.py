@@ -83,8 +83,8 @@ DRAWN = Sampling(temperature=1.0)
 
 @dataclass(frozen=True)
 class Wanted:
-    """A self-edit whose rows the model is to write itself: ``n`` samples after each prompt, of which the domain then makes the
-    rows (:meth:`seal.domains.base.Domain.compose`)."""
+    """A self-edit whose rows the model is to write itself: ``n`` samples after each prompt, of which the
+    domain then makes the rows (:meth:`seal.domains.base.Domain.compose`)."""
 
     text: str
     prompts: tuple[Prompt, ...]
@@ -136,7 +136,8 @@ class Attempt:
         )  # fmt: skip
 
     def refused(self, reason: str) -> Attempt:
-        """Of an edit that cannot be used. Its reward is 0 although the model answers as before: a bad edit must not pay."""
+        """Of an edit that cannot be used. Its reward is 0 although the model answers as before: a bad edit
+        must not pay."""
         return replace(self, status="bad edit", reason=reason)
 
     def trained(self, rows: int, steps: int, tokens: int, loss: tuple[float, float]) -> Attempt:
@@ -262,9 +263,19 @@ def control(name: str) -> Setting:
 def settings_of(rounds: int) -> dict[str, Setting]:
     """Every row that a run of so many rounds may have, by its label: for whoever reads a ``results.json``."""
     fixed = (
-        BASE, OPEN, RETRIEVAL, ORACLE, EXTERNAL, NO_RL, FIXED, PASSAGE_10, PASSAGE_MATCHED, PASSAGE_SATURATED, ON_BASE,
+        BASE,
+        OPEN,
+        RETRIEVAL,
+        ORACLE,
+        EXTERNAL,
+        NO_RL,
+        FIXED,
+        PASSAGE_10,
+        PASSAGE_MATCHED,
+        PASSAGE_SATURATED,
+        ON_BASE,
         UNEDITED,
-    )  # fmt: skip
+    )
     rounds_ = [seal_round(r) for r in range(1, rounds + 1)]
     return {s.label: s for s in (*fixed, *map(control, ("random", "worst", "others")), *rounds_)}
 
@@ -293,7 +304,7 @@ class Result:
     """Share of edits that the limit of tokens cut off."""
 
 
-# ------------------------------------------------------------------------------ records as they lie on disk, key by key
+# -------------------------------------------------------------------- records as they lie on disk, key by key
 
 Json = dict[str, Any]
 """A JSON object whose keys are somebody else's, or a model's own settings."""
@@ -332,18 +343,28 @@ Answers = TypedDict(
     "Answers",
     {"before": list[str], "after": list[str], "open book": list[str], "right": dict[str, list[bool]]},
 )
-"""What a model says to a passage's quiz, and which of it is right: without the passage, after it was taught, with it in view."""
+"""What a model says to a passage's quiz, and which of it is right: without the passage, after it was taught,
+with it in view."""
 
 Card = TypedDict(
     "Card",
     {
-        "settings": Json, "read": dict[str, int], "written": dict[str, int], "known already": int, "dropped": list[str],
-        "quiz": dict[str, int], "training": dict[str, int], "seconds": NotRequired[float],
-        "accuracy": NotRequired[dict[str, "Told"]], "gain": NotRequired["Told"], "silent": NotRequired[dict[str, float]],
-        "by kind": NotRequired[dict[str, dict[str, float]]], "got worse": NotRequired[list[dict[str, str]]],
+        "settings": Json,
+        "read": dict[str, int],
+        "written": dict[str, int],
+        "known already": int,
+        "dropped": list[str],
+        "quiz": dict[str, int],
+        "training": dict[str, int],
+        "seconds": NotRequired[float],
+        "accuracy": NotRequired[dict[str, "Told"]],
+        "gain": NotRequired["Told"],
+        "silent": NotRequired[dict[str, float]],
+        "by kind": NotRequired[dict[str, dict[str, float]]],
+        "got worse": NotRequired[list[dict[str, str]]],
         "keep": NotRequired[bool | None],
     },
-)  # fmt: skip
+)
 """Of a taught adapter: what was read and written, what the model knows now, what got worse, what it cost."""
 
 
@@ -358,12 +379,24 @@ class Told(TypedDict):
 Row = TypedDict(
     "Row",
     {
-        "setting": str, "accuracy": float, "low": float, "high": float, "n_passages": int, "n_questions": int,
-        "silent": float, "tokens": int, "seconds": float, "bad": float, "cut": float, "if_trained": float | None,
-        "kinds": dict[str, Told], "note": str, "scores": list[list[float]],
+        "setting": str,
+        "accuracy": float,
+        "low": float,
+        "high": float,
+        "n_passages": int,
+        "n_questions": int,
+        "silent": float,
+        "tokens": int,
+        "seconds": float,
+        "bad": float,
+        "cut": float,
+        "if_trained": float | None,
+        "kinds": dict[str, Told],
+        "note": str,
+        "scores": list[list[float]],
         "kind scores": dict[str, list[list[float | None]]],
     },
-)  # fmt: skip
+)
 """A setting of the table of writers, over runs."""
 
 

@@ -1,4 +1,5 @@
-"""The seams that capabilities hang on: a test that talks, rows that the model writes itself, a model that is scripted."""
+"""The seams that capabilities hang on: a test that talks, rows that the model writes itself, a model that is
+scripted."""
 
 from __future__ import annotations
 

@@ -457,7 +457,8 @@ def export_merged(args: Namespace) -> int:
 
 
 def export(args: Namespace) -> int:
-    """``seal export``: a stage of a run as one of SEAL's files, its numbers for a tracker, or a merged model."""
+    """``seal export``: a stage of a run as one of SEAL's files, its numbers for a tracker, or a merged
+    model."""
     of_stage, of_model = args.kind in ("results", "dataset"), args.kind == "merged"
     if not of_model and (args.model or args.dtype or args.push):
         raise SealError("--model, --dtype and --push are of --kind merged")

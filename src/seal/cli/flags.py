@@ -32,7 +32,8 @@ Flags = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def flags_of(model: type[BaseModel], names: Sequence[str], defaults: bool = True) -> list[Flags]:
-    """Flags for fields of a model: their types, what they are for, and their defaults. ``None`` is what was not given."""
+    """Flags for fields of a model: their types, what they are for, and their defaults. ``None`` is what was
+    not given."""
     found: list[Flags] = []
     for name in names:
         field = model.model_fields[name]
@@ -146,7 +147,8 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
     ),
     "ask": (
         "ask a taught model without the documents: one question, or one after another",
-        "`seal ask QUESTION --adapter taught --compare` shows the answers with and without what it was taught. Without a\n"
+        "`seal ask QUESTION --adapter taught --compare` shows the answers with and without what it was "
+        "taught. Without a\n"
         "question it is a chat: each line is a question by itself.",
         [(("question",), {"nargs": "?"}), *TALK],
     ),
@@ -168,11 +170,15 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
     ),
     "check": (
         "can it be trusted? a domain without a model, graders against known verdicts, a reward against luck",
-        "`seal check my_domain.py:MyDomain`: gold answers must grade 1, silence 0, hostile edits break nothing.\n"
-        "`seal check graders FILE`: how far the graders agree with known verdicts (accuracy, kappa, bias in points, by length of\n"
+        "`seal check my_domain.py:MyDomain`: gold answers must grade 1, silence 0, hostile edits break "
+        "nothing.\n"
+        "`seal check graders FILE`: how far the graders agree with known verdicts (accuracy, kappa, bias in "
+        "points, by length of\n"
         "the answer); FILE holds JSON lines (also .gz): {question, gold, answer, right}.\n"
-        "`seal check reward SOURCE`: how much of a reward is the edit and how much is luck (seed, questions), and how far\n"
-        "selection can be trusted; SOURCE is a run whose edits were tried under several seeds (--inner.seeds 3), or one of\n"
+        "`seal check reward SOURCE`: how much of a reward is the edit and how much is luck (seed, "
+        "questions), and how far\n"
+        "selection can be trusted; SOURCE is a run whose edits were tried under several seeds (--inner.seeds "
+        "3), or one of\n"
         "SEAL's result files.",
         [
             (
@@ -219,10 +225,13 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         ],
     ),
     "export": (
-        "a run's stage as one of SEAL's files, its numbers for TensorBoard, or a taught adapter merged into its model",
-        "--kind results, dataset: a stage of a run as one of SEAL's files (its results, or its passages with the edits).\n"
+        "a run's stage as one of SEAL's files, its numbers for TensorBoard, or a taught adapter merged into "
+        "its model",
+        "--kind results, dataset: a stage of a run as one of SEAL's files (its results, or its passages with "
+        "the edits).\n"
         "--kind tensorboard: the run's numbers, as a local folder; nothing is sent.\n"
-        "--kind merged: a taught adapter added to the weights of its model, as a folder that any `from_pretrained` reads: for\n"
+        "--kind merged: a taught adapter added to the weights of its model, as a folder that any "
+        "`from_pretrained` reads: for\n"
         "what takes whole models only (llama.cpp's convert_hf_to_gguf.py, Ollama); see docs/documents.md.",
         [
             (

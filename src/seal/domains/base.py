@@ -60,7 +60,7 @@ class Domain(ABC):
     def grade(self, task: Task, answers: Sequence[str]) -> Grade:
         """The score of one answer per query. Gold answers grade 1, silence grades 0."""
 
-    # ---- A judge, and what is cut off. For those whose answers a model grades, or whose edits end otherwise than by lines.
+    # ---- A judge, and what is cut off. For those whose answers a model grades, or whose edits are no lines.
 
     judge: Judge | None = None
     """A model that grades, where the domain has one; whoever loads models sets it
@@ -81,15 +81,17 @@ class Domain(ABC):
     # ---- A test that talks. For those whose second question depends on the first answer.
 
     def test(self, task: Task) -> Generator[Sequence[Query], Sequence[str], Grade | None]:
-        """The whole test: yields queries, receives an answer to each, and so on; returns the grade, or ``None`` for what
-        :meth:`grade_all` makes of the answers. By default :meth:`queries` are asked once."""
+        """The whole test: yields queries, receives an answer to each, and so on; returns the grade, or
+        ``None`` for what :meth:`grade_all` makes of the answers. By default :meth:`queries` are asked
+        once."""
         yield self.queries(task)
         return None
 
-    # ---- Rows that the model writes itself. For those whose ``parse`` gives a ``Wanted``: prompts, and how many samples.
+    # ---- Rows that the model writes itself. For those whose ``parse`` gives a ``Wanted``.
 
     def compose(self, task: Task, edit: Wanted, samples: Sequence[Sequence[str]]) -> Edit | BadEdit:
-        """The rows that an edit makes of what the model wrote: ``edit.n`` samples for each of ``edit.prompts``."""
+        """The rows that an edit makes of what the model wrote: ``edit.n`` samples for each of
+        ``edit.prompts``."""
         raise SealError(
             f"parse of the domain {type(self).__name__} gives Wanted, and it has no method compose"
         )

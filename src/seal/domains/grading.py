@@ -6,7 +6,10 @@ import re
 import string
 import unicodedata
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _NUMBERS = {w: str(i) for i, w in enumerate(_ONES.split())} | {
     w: str(10 * i) for i, w in enumerate(_TENS.split(), 2)

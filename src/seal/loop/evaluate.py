@@ -122,7 +122,8 @@ class Evaluation:
         return results
 
     def _passage_alone(self, tokens: float) -> list[Result]:
-        """Training on the passage as it stands: as long as the paper does, as long as edits take, and as long as it helps."""
+        """Training on the passage as it stands: as long as the paper does, as long as edits take, and as long
+        as it helps."""
         plain = self.texts_of(self.domain.plain)
         if not plain:
             return []
@@ -172,8 +173,8 @@ class Evaluation:
         return [] if any(t is None for t in texts) else [[t] for t in texts if t is not None]
 
     def fixed(self) -> str | None:
-        """The one edit for all tasks that the first round's trials on the training tasks speak for, where edits are
-        choices."""
+        """The one edit for all tasks that the first round's trials on the training tasks speak for, where
+        edits are choices."""
         if not self.config.rounds:
             return None
         return self.domain.fixed(self.store.stage("seal/round-1").attempts())
@@ -182,8 +183,8 @@ class Evaluation:
         return self.answered(BASE, self.base, self.stage(NO_RL))
 
     def answered(self, setting: Setting, model: Model, stage: Stage) -> Result:
-        """What a model answers by itself. Of a trained policy that is what it learnt of the tasks by imitating edits, not from
-        an edit."""
+        """What a model answers by itself. Of a trained policy that is what it learnt of the tasks by
+        imitating edits, not from an edit."""
         start = time.monotonic()
         grades = InnerLoop(self.domain, self.config.inner).before(model, self.tasks, stage)
         return _from_grades(setting, [grades[t.id] for t in self.tasks], stage.read("before"), start)
@@ -201,7 +202,8 @@ class Evaluation:
         return replace(_from_grades(setting, grades, answers, start), note=note)
 
     def policy_edits(self, setting: Setting, policy: Model, adapt: Model | None = None) -> Result:
-        """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless said)."""
+        """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless
+        said)."""
         e, stage = self.config.eval, self.stage(setting)
         n = max(e.edits_per_task, e.siblings)
         seed = seed_of("eval", self.config.seed)  # for every policy the same draws

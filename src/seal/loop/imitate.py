@@ -1,5 +1,5 @@
-"""How the policy learns from a round: imitate what was kept (ReST-EM), or through TRL prefer the best edit (DPO, IPO) or weigh
-them all (GRPO)."""
+"""How the policy learns from a round: imitate what was kept (ReST-EM), or through TRL prefer the best edit
+(DPO, IPO) or weigh them all (GRPO)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ Outcome = tuple[Adapter | None, dict[str, Any]]
 
 
 def imitate(
-    policy: Model, prompts: Mapping[str, Prompt], kept: Sequence[Selected], attempts: Sequence[Attempt], config: RunConfig,
+    policy: Model,
+    prompts: Mapping[str, Prompt],
+    kept: Sequence[Selected],
+    attempts: Sequence[Attempt],
+    config: RunConfig,
     round_: Round,
-) -> None:  # fmt: skip
-    """Finetune the policy by the round's outcome, merge, and save it under the round. With nothing learnt it stays as it is."""
+) -> None:
+    """Finetune the policy by the round's outcome, merge, and save it under the round. With nothing learnt it
+    stays as it is."""
     adapter, record = learn_from(policy, prompts, kept, attempts, config, round_)
     if adapter is not None:  # a finetune that diverged is not merged
         policy.merge(adapter)
@@ -38,9 +43,13 @@ def imitate(
 
 
 def learn_from(
-    policy: Model, prompts: Mapping[str, Prompt], kept: Sequence[Selected], attempts: Sequence[Attempt], config: RunConfig,
+    policy: Model,
+    prompts: Mapping[str, Prompt],
+    kept: Sequence[Selected],
+    attempts: Sequence[Attempt],
+    config: RunConfig,
     round_: Round,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """An adapter by the config's rule; ``prompts`` are those of the round's tasks, in their order."""
     outer, seed = config.outer, round_.seed("outer")
     if outer.rule == "sft":

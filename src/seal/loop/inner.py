@@ -49,8 +49,8 @@ MAX_SAMPLES = 256
 
 @dataclass(frozen=True)
 class Trial:
-    """One thing to try: an edit (or a bad one, or one that wants the model to write its rows) of a task, under a training
-    seed."""
+    """One thing to try: an edit (or a bad one, or one that wants the model to write its rows) of a task,
+    under a training seed."""
 
     task: Task
     edit: int
@@ -86,12 +86,17 @@ def fingerprints(domain: Domain) -> dict[str, str]:
 
 
 class Workers(Protocol):
-    """Who works on the waves of a stage: this process (:data:`HERE`), or others (:class:`seal.loop.workers.RayWorkers`)."""
+    """Who works on the waves of a stage: this process (:data:`HERE`), or others
+    (:class:`seal.loop.workers.RayWorkers`)."""
 
     def waves(
-        self, inner: InnerLoop, model: Model, waves: Mapping[int, Sequence[Trial]], before: Mapping[str, Grade],
+        self,
+        inner: InnerLoop,
+        model: Model,
+        waves: Mapping[int, Sequence[Trial]],
+        before: Mapping[str, Grade],
         room: Room,
-    ) -> Iterator[tuple[int, list[Attempt]]]:  # fmt: skip
+    ) -> Iterator[tuple[int, list[Attempt]]]:
         """Number and attempts of each wave, as they are done."""
         ...
 
@@ -100,9 +105,13 @@ class _Here:
     """This process, one wave after the other."""
 
     def waves(
-        self, inner: InnerLoop, model: Model, waves: Mapping[int, Sequence[Trial]], before: Mapping[str, Grade],
+        self,
+        inner: InnerLoop,
+        model: Model,
+        waves: Mapping[int, Sequence[Trial]],
+        before: Mapping[str, Grade],
         room: Room,
-    ) -> Iterator[tuple[int, list[Attempt]]]:  # fmt: skip
+    ) -> Iterator[tuple[int, list[Attempt]]]:
         return ((n, inner.wave(model, wave, before, room)) for n, wave in waves.items())
 
 
@@ -111,7 +120,8 @@ HERE = _Here()
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """The inner loop of a domain: edits in, attempts out. It holds no state; what is done lies in the stage."""
+    """The inner loop of a domain: edits in, attempts out. It holds no state; what is done lies in the
+    stage."""
 
     domain: Domain
     config: InnerConfig
@@ -132,8 +142,8 @@ class InnerLoop:
         stage: Stage,
         seed: object,
     ) -> list[Attempt]:
-        """Train, ask and grade every edit; one attempt per (task, edit, training seed), in that order. Sibling edits share
-        their training seeds."""
+        """Train, ask and grade every edit; one attempt per (task, edit, training seed), in that order.
+        Sibling edits share their training seeds."""
         numbered = [dict(enumerate(texts)) for texts in texts_P_E]
         return self.work_through(
             model, tasks, self.trials(tasks, numbered, seed, range(self.config.seeds)), stage
@@ -142,8 +152,8 @@ class InnerLoop:
     def trials(
         self, tasks: Sequence[Task], texts_P: Sequence[Mapping[int, str]], seed: object, numbers: range
     ) -> list[Trial]:
-        """The trials of some numbered edits of every task, under the training seeds of these numbers, which siblings
-        share."""
+        """The trials of some numbered edits of every task, under the training seeds of these numbers, which
+        siblings share."""
         found = []
         for task, texts in zip(tasks, texts_P, strict=True):
             for edit, text in texts.items():
@@ -156,8 +166,8 @@ class InnerLoop:
     def work_through(
         self, model: Model, tasks: Sequence[Task], trials: Sequence[Trial], stage: Stage
     ) -> list[Attempt]:
-        """An attempt per trial, in order. Waves that the stage already holds are not repeated; workers may be at several at
-        once, and one that is done before its turn waits on disk."""
+        """An attempt per trial, in order. Waves that the stage already holds are not repeated; workers may be
+        at several at once, and one that is done before its turn waits on disk."""
         size = self.config.wave
         before = self.before(model, tasks, stage)
         attempts = stage.resumed(size, len(trials))
@@ -185,8 +195,8 @@ class InnerLoop:
         return attempts
 
     def room(self, model: Model, stage: Stage) -> Room:
-        """How many adapters go side by side: what fits, unless the config says. Kept with the stage, because a run that is
-        resumed ends bit-identical only if the same adapters meet in the same passes."""
+        """How many adapters go side by side: what fits, unless the config says. Kept with the stage, because
+        a run that is resumed ends bit-identical only if the same adapters meet in the same passes."""
         config = self.config
 
         def compute() -> dict[str, int]:
@@ -250,8 +260,8 @@ class InnerLoop:
         )
 
     def _composed(self, model: Model, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials with their rows: where an edit wants some that the model writes itself, they are written now. What is
-        drawn depends on the edit alone."""
+        """The trials with their rows: where an edit wants some that the model writes itself, they are written
+        now. What is drawn depends on the edit alone."""
         wanting = [i for i, t in enumerate(trials) if isinstance(t.parsed, Wanted)]
         wanted = [t.parsed for t in trials if isinstance(t.parsed, Wanted)]
         seeds = [seed_of("wanted", trials[i].task.id, trials[i].edit, trials[i].parsed.text) for i in wanting]
@@ -278,7 +288,8 @@ class InnerLoop:
 
 
 class Test:
-    """One task's test going on (:meth:`seal.domains.base.Domain.test`): what is asked now, and what was said so far."""
+    """One task's test going on (:meth:`seal.domains.base.Domain.test`): what is asked now, and what was said
+    so far."""
 
     __test__ = False  # pytest's word for what it collects
 
@@ -342,13 +353,15 @@ def must_be_graded(grades: Sequence[Grade | None]) -> list[Grade]:
     known = [g for g in grades if g is not None]
     if len(known) < len(grades):
         raise SealError(
-            f"the judge left {len(grades) - len(known)} of {len(grades)} tasks ungraded; run the same command again to go on"
+            f"the judge left {len(grades) - len(known)} of {len(grades)} tasks ungraded; run the same "
+            "command again to go on"
         )
     return known
 
 
 def answering(domain: Domain, config: InnerConfig) -> Sampling:
-    """How answers are drawn: greedy, up to the domain's end of an answer (a base model goes on with questions of its own)."""
+    """How answers are drawn: greedy, up to the domain's end of an answer (a base model goes on with questions
+    of its own)."""
     return Sampling(config.answer_tokens, stop=domain.stop)
 
 
@@ -359,7 +372,8 @@ def prompts_of(queries: Sequence[Query]) -> list[Prompt]:
 def understand(
     domain: Domain, task: Task, text: str, recipe: Recipe
 ) -> tuple[Edit | BadEdit | Wanted, Recipe]:
-    """An edit and the recipe it asks for; an edit without rows, or whose settings are out of bounds, is a bad one."""
+    """An edit and the recipe it asks for; an edit without rows, or whose settings are out of bounds, is a bad
+    one."""
     parsed = domain.parse(task, text)
     if isinstance(parsed, Wanted):
         if not 0 < len(parsed.prompts) * parsed.n <= MAX_SAMPLES:
@@ -386,8 +400,8 @@ def checked(parsed: Edit | BadEdit, recipe: Recipe) -> tuple[Edit | BadEdit, Rec
 
 
 def samples_of(model: Model, wanted: Sequence[Wanted], seeds: Sequence[int]) -> list[list[list[str]]]:
-    """What the model writes to what each of these edits wants written: for every prompt ``n`` texts. Those that want the same
-    kind of sample are written together."""
+    """What the model writes to what each of these edits wants written: for every prompt ``n`` texts. Those
+    that want the same kind of sample are written together."""
     found: list[list[list[str]]] = [[[] for _ in w.prompts] for w in wanted]
     for kind in dict.fromkeys(w.sampling for w in wanted):
         places = [

@@ -1,6 +1,7 @@
 """THE LOOP: rounds of write, try, select, imitate. Synchronous, and with no tensor in it.
 
-P tasks, E edits of each. A control (:mod:`seal.loop.selection`) is the same loop on another branch of the run.
+P tasks, E edits of each. A control (:mod:`seal.loop.selection`) is the same loop on another branch of the
+run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from seal.store import Store
 
 
 def run(config: RunConfig, store: Store, branch: Branch = SEAL, workers: Workers = HERE) -> ModelSpec:
-    """The outer loop of SEAL: write edits, try them, imitate those that helped. Continues where the store left off.
+    """The outer loop of SEAL: write edits, try them, imitate those that helped. Continues where the store
+    left off.
 
     Returns:
         the policy after the last round, to be loaded.

@@ -21,16 +21,22 @@ AT_ONCE = 128
 
 
 def try_pooled(
-    inner: InnerLoop, model: Model, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]], stage: Stage, seed: object,
+    inner: InnerLoop,
+    model: Model,
+    tasks: Sequence[Task],
+    texts_P_E: Sequence[Sequence[str]],
+    stage: Stage,
+    seed: object,
     full: bool = False,
-) -> list[Attempt]:  # fmt: skip
+) -> list[Attempt]:
     """One attempt per task, all of the same finetune; ``full``: of every weight, not an adapter.
 
-    Edits that cannot be used are left out, and settings that an edit asks for are not heard: there is one recipe. A task whose
-    edits are all bad is asked all the same: what others taught may help it.
+    Edits that cannot be used are left out, and settings that an edit asks for are not heard: there is one
+    recipe. A task whose edits are all bad is asked all the same: what others taught may help it.
 
     Raises:
-        SealError: training diverged, the judge left a task ungraded, or an edit wants rows that the model writes.
+        SealError: training diverged, the judge left a task ungraded, or an edit wants rows that the model
+            writes.
     """
     if done := stage.resumed(len(tasks), len(tasks)):
         return done

@@ -29,9 +29,13 @@ from seal.store import Round, Stage
 
 
 def try_siblings(
-    inner: InnerLoop, policy: Model, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str]], config: RunConfig,
+    inner: InnerLoop,
+    policy: Model,
+    tasks: Sequence[Task],
+    texts_P_E: Sequence[Sequence[str]],
+    config: RunConfig,
     round_: Round,
-) -> list[Attempt]:  # fmt: skip
+) -> list[Attempt]:
     """Attempts as a selection is to see them: of a race its finalists'."""
     stage, seed = round_.stage, round_.seed()
     if source := config.trial.proxy:
@@ -53,7 +57,8 @@ def untried(
     texts_P_E: Sequence[Sequence[str]],
     rewards_P_E: Sequence[Sequence[float]],
 ) -> list[Attempt]:
-    """Edits as attempts that nobody made, for a selection that looks at no outcome: only bad edits are known as such."""
+    """Edits as attempts that nobody made, for a selection that looks at no outcome: only bad edits are known
+    as such."""
     found = []
     for task, texts, rewards in zip(tasks, texts_P_E, rewards_P_E, strict=False):
         for edit, (text, reward) in enumerate(zip(texts, rewards, strict=True)):
@@ -104,9 +109,9 @@ def race(
     budget: int,
     round_: Round,
 ) -> list[Attempt]:
-    """Leg by leg the worse half of each task's edits is left out, and the others run again under new seeds, which siblings
-    share. All attempts of those that ran to the end. The first leg lies in the round's stage itself, the others in
-    ``leg-2``, … below it."""
+    """Leg by leg the worse half of each task's edits is left out, and the others run again under new seeds,
+    which siblings share. All attempts of those that ran to the end. The first leg lies in the round's stage
+    itself, the others in ``leg-2``, … below it."""
     alive, first, stage = list(texts_P), 0, round_.stage
     done: list[Attempt] = []
     for leg, (n, seeds) in enumerate(plan_race(max(map(len, texts_P), default=0), budget)):

@@ -161,8 +161,8 @@ def _baseline(completions: list[Json]) -> float:
 
 
 def _before(completion: Json, rows: list[Json]) -> float:
-    """The unadapted model's accuracy on these questions; where the file does not tell it question by question (ours do
-    not), the completion's."""
+    """The unadapted model's accuracy on these questions; where the file does not tell it question by question
+    (ours do not), the completion's."""
     known = [float(q["baseline_correct"]) for q in rows if q["baseline_correct"] is not None]
     return mean(known) if known else float(completion["stats"]["baseline_mean"])
 

@@ -128,15 +128,17 @@ def sft_examples(kept: Sequence[Selected], prompts: Mapping[str, Prompt]) -> tup
     return tuple(Example(s.text, ends=not s.cut, prompt=prompts[s.task].text, chat=True) for s in kept)
 
 
-# ----------------------------------------------------------------------------------- branches: SEAL and its controls
+# ---------------------------------------------------------------------------- branches: SEAL and its controls
 
 Select = Callable[[Sequence[Attempt], Sequence[Selected], OuterConfig, int], list[Selected]]
-"""(a round's attempts, what SEAL kept in that round, the settings, the round's seed) → what is to be imitated."""
+"""(a round's attempts, what SEAL kept in that round, the settings, the round's seed) → what is to be
+imitated."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One outer loop within a run: SEAL's own, or a control, which is the same budget and the same imitation of other edits."""
+    """One outer loop within a run: SEAL's own, or a control, which is the same budget and the same imitation
+    of other edits."""
 
     name: str
     folder: str
@@ -165,7 +167,8 @@ WORST = Branch(
 OTHERS = Branch(
     "others", "control-others", lambda _, seal, outer, seed: exchanged(seal, seed), looks=False, writes=False
 )
-"""SEAL's own kept edits, each after the prompt of another task: does it matter that an edit belongs to its passage?"""
+"""SEAL's own kept edits, each after the prompt of another task: does it matter that an edit belongs to its
+passage?"""
 CONTROLS = {branch.name: branch for branch in (RANDOM, WORST, OTHERS)}
 
 

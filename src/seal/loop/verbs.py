@@ -1,4 +1,5 @@
-"""The loop as verbs: ``seal.train(config)`` and ``seal.evaluate(config)``. The command says the same with flags."""
+"""The loop as verbs: ``seal.train(config)`` and ``seal.evaluate(config)``. The command says the same with
+flags."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from seal.store import Store, environment, read_json, record_text, write_whole
 
 
 def train(config: RunConfig, controls: Sequence[str] = ()) -> Path:
-    """The outer loop, then those of its ``controls`` (*random*, *worst*, *others*). Continues where the run folder left off.
+    """The outer loop, then those of its ``controls`` (*random*, *worst*, *others*). Continues where the run
+    folder left off.
 
     Returns:
         the run folder.
@@ -37,7 +39,8 @@ def train(config: RunConfig, controls: Sequence[str] = ()) -> Path:
 def _must_go_together(config: RunConfig, controls: Sequence[str]) -> None:
     if config.model.quantize and config.rounds:
         raise SealError(
-            "model.quantize: the outer loop merges into the weights, which 4-bit ones do not allow; take --rounds 0 or none"
+            "model.quantize: the outer loop merges into the weights, which 4-bit ones do not allow; take "
+            "--rounds 0 or none"
         )
     if unknown := next((c for c in controls if c not in CONTROLS), None):
         raise SealError(f"--controls: there is no control {unknown!r}; there are: {', '.join(CONTROLS)}")
@@ -83,7 +86,8 @@ def evaluate(config: RunConfig, split: str = "eval") -> list[Result]:
         None,
     ):
         raise SealError(
-            f"{path} was made before the {missed} control was trained: move it and the report away, and run this again"
+            f"{path} was made before the {missed} control was trained: move it and the report away, and run "
+            "this again"
         )
     return found
 

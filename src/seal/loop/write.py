@@ -154,8 +154,8 @@ def finished(
 
 
 def cut_off(stage: Stage, tasks: Sequence[str]) -> dict[tuple[str, int], str]:
-    """Of a stage's edits that the limit of tokens cut off: task and number → all that was written. ``tasks`` are the ids, in
-    the order of the stage."""
+    """Of a stage's edits that the limit of tokens cut off: task and number → all that was written. ``tasks``
+    are the ids, in the order of the stage."""
     rows = zip(tasks, stage.read("cut") or (), strict=False)
     return {(t, e): whole for t, row in rows for e, whole in enumerate(row) if whole is not None}
 

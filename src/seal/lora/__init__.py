@@ -1,4 +1,5 @@
-"""K LoRA adapters side by side on one frozen model: trained, sampled, asked and scored. Knows nothing of SEAL, and is usable alone.
+"""K LoRA adapters side by side on one frozen model: trained, sampled, asked and scored. Knows nothing of
+SEAL, and is usable alone.
 
 Its ``README.md`` shows it in eight lines. A module is imported when one of its names is first asked for.
 """
@@ -34,10 +35,29 @@ _HOME = {
 }
 
 __all__ = [
-    "Adapter", "Decoder", "Example", "Job", "LoraError", "Model", "ModelSpec", "Prompt", "Query", "Recipe", "Sampling", "Trained",
-    "ask", "complete", "divergence", "fake", "generate", "load_model", "load_peft", "log_likelihood", "save_peft",
+    "Adapter",
+    "Decoder",
+    "Example",
+    "Job",
+    "LoraError",
+    "Model",
+    "ModelSpec",
+    "Prompt",
+    "Query",
+    "Recipe",
+    "Sampling",
+    "Trained",
+    "ask",
+    "complete",
+    "divergence",
+    "fake",
+    "generate",
+    "load_model",
+    "load_peft",
+    "log_likelihood",
+    "save_peft",
     "train_adapters",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:

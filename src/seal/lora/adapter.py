@@ -14,8 +14,8 @@ from seal.lora.records import LoraError, Recipe
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A trained LoRA adapter (one is equal to itself alone): for each adapted module's path, A (R, in) and B (out, R), in fp32 on the
-    CPU."""
+    """A trained LoRA adapter (one is equal to itself alone): for each adapted module's path, A (R, in) and B
+    (out, R), in fp32 on the CPU."""
 
     rank: int
     alpha: float

@@ -64,11 +64,12 @@ def slots_of(model: Model, adapters: Sequence[Adapter | None]) -> Slots | None:
 
 
 class Decoder:
-    """Text, a token at a time, for requests that come and go: :meth:`add`, :meth:`step`, :meth:`cancel`. A context: within it the
-    model is the decoder's, and adapters may be attached.
+    """Text, a token at a time, for requests that come and go: :meth:`add`, :meth:`step`, :meth:`cancel`. A
+    context: within it the model is the decoder's, and adapters may be attached.
 
-    Requests that are added between two steps are read together and then written side by side, each through its own adapter;
-    those of one adapter need not be neighbours. Rows that have ended leave, and so do adapters all of whose rows have.
+    Requests that are added between two steps are read together and then written side by side, each through
+    its own adapter; those of one adapter need not be neighbours. Rows that have ended leave, and so do
+    adapters all of whose rows have.
     """
 
     def __init__(self, model: Model) -> None:
@@ -101,8 +102,8 @@ class Decoder:
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, int]]:
-        """One token more of every request: (its number, the token). A request whose end has come is in :attr:`written`
-        afterwards, and an end is no token."""
+        """One token more of every request: (its number, the token). A request whose end has come is in
+        :attr:`written` afterwards, and an end is no token."""
         for sampling in dict.fromkeys(r.sampling for r in self._new):
             mine = [r for r in self._new if r.sampling == sampling]
             self._cohorts.append(_Cohort(self.model, mine, sampling))
@@ -119,7 +120,8 @@ class Decoder:
         return tokens
 
     def cancel(self, number: int) -> None:
-        """A request is no longer wanted: nothing more of it is written. Unknown and finished ones are no matter."""
+        """A request is no longer wanted: nothing more of it is written. Unknown and finished ones are no
+        matter."""
         self._new = [r for r in self._new if r.number != number]
         for cohort in self._cohorts:
             cohort.cancel(number)

@@ -1,4 +1,5 @@
-"""A model that is scripted: a function of the user's says what is written and answered, so that a domain runs without weights.
+"""A model that is scripted: a function of the user's says what is written and answered, so that a domain runs
+without weights.
 
 ::
 
@@ -9,8 +10,8 @@
 
     seal try --domain.name my_domain.py:MyDomain --model.name fake:say.py
 
-Beneath it lies a random model of a few thousand weights, so that training, likelihoods and everything on disk are real, and mean
-nothing.
+Beneath it lies a random model of a few thousand weights, so that training, likelihoods and everything on disk
+are real, and mean nothing.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def load_model(spec: ModelSpec | str | Path, rank: int = 0) -> Model:
-    """Load a causal LM, with the engine that writes and answers for it. A context manager: at its end the memory is given
-    back.
+    """Load a causal LM, with the engine that writes and answers for it. A context manager: at its end the
+    memory is given back.
 
     Args:
         spec: which, and how. A name alone is loaded as it stands, with the threads that torch has.
@@ -52,7 +52,8 @@ def _load(spec: ModelSpec) -> Model:
     where: str | Path = DATA / spec.name if spec.name in EMBEDDED else spec.name
     if spec.name in EMBEDDED and not Path(where).is_dir():
         raise LoraError(
-            f"the model {spec.name!r} is not in this package: run `make {spec.name}` in the repository to train it"
+            f"the model {spec.name!r} is not in this package: run `make {spec.name}` in the repository to "
+            "train it"
         )
     n_devices = spread(spec.device)[1]
     native = native_bf16(spec.device) if spec.bf16 == "auto" and n_devices == 1 else spec.bf16 is True
@@ -69,7 +70,8 @@ def _load(spec: ModelSpec) -> Model:
         raise LoraError(f"the model {spec.name!r} cannot be loaded: {_why(error, Path(where))}") from error
     if len(tokenizer) > (rows := weights.get_input_embeddings().weight.shape[0]):
         raise LoraError(
-            f"the tokenizer of {spec.name!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do not belong "
+            f"the tokenizer of {spec.name!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do "
+            "not belong "
             "together"
         )
     elsewhere = {str(d) for d in getattr(weights, "hf_device_map", {}).values()} & {"cpu", "disk"}
@@ -97,7 +99,8 @@ def _how(spec: ModelSpec) -> dict[str, Any]:
     if n_devices > 1:
         if spec.bf16 is True:
             raise LoraError(
-                f"bf16 over fp32 weights is a second copy, which {spec.device} does not hold: take --model.dtype bfloat16"
+                f"bf16 over fp32 weights is a second copy, which {spec.device} does not hold: take "
+                "--model.dtype bfloat16"
             )
         if find_spec("accelerate") is None:
             raise LoraError(

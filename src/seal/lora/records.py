@@ -116,15 +116,18 @@ class Sampling:
 
 
 class ModelSpec(BaseModel):
-    """Which model, on what, and how: everything that loading one depends on (:func:`seal.lora.load.load_model`)."""
+    """Which model, on what, and how: everything that loading one depends on
+    (:func:`seal.lora.load.load_model`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = "atlas"
-    """Hub name or local folder of a causal LM; ``atlas`` (passages) and ``grids`` (puzzles) are the models that ship
-    with the package; ``fake:FILE.py`` is scripted: a function in a file that says what is written and answered."""
+    """Hub name or local folder of a causal LM; ``atlas`` (passages) and ``grids`` (puzzles) are the models
+    that ship with the package; ``fake:FILE.py`` is scripted: a function in a file that says what is written
+    and answered."""
     device: str = "cpu"
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``cuda*4``: spread over four, for a model that one does not hold."""
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``cuda*4``: spread over four, for a model that one does not
+    hold."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen weights."""
     bf16: bool | Literal["auto"] = False
@@ -136,12 +139,12 @@ class ModelSpec(BaseModel):
     """Who writes edits and answers: ``transformers``; ``vllm``, in this process; or a running ``vllm serve``
     (``http://host:8000/v1``)."""
     quantize: Literal["4bit"] | None = None
-    """Hold the frozen weights in 4 bits (NF4, through bitsandbytes); such a model can be adapted but not merged
-    into."""
+    """Hold the frozen weights in 4 bits (NF4, through bitsandbytes); such a model can be adapted but not
+    merged into."""
 
     def at(self, name: str | Path) -> ModelSpec:
-        """The same for other weights, such as those that a round has saved. A server keeps the model that it was
-        started with, so it is not asked for them; and what is scripted stays as it is."""
+        """The same for other weights, such as those that a round has saved. A server keeps the model that it
+        was started with, so it is not asked for them; and what is scripted stays as it is."""
         if self.name.startswith("fake:"):
             return self
         engine = "transformers" if self.engine.startswith("http") else self.engine

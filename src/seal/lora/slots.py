@@ -108,7 +108,8 @@ class Slots:
         work = torch.empty(len(chosen), self.flat.shape[1], dtype=dtype, device=self.flat.device)
         torch._foreach_copy_(list(work.unbind()), [self.flat[slot] for slot in chosen])
         scale = torch.stack([self.scale[slot] for slot in chosen]).to(dtype)
-        pieces = {  # each where its module is, which for a model on several devices is not where the slots are
+        # each where its module is, which for a model on several devices is not where the slots are
+        pieces = {
             n: (_leaf(a, self.modules[n], grad), _leaf(b, self.modules[n], grad))
             for n, (a, b) in self.pieces(work).items()
         }

@@ -1,4 +1,5 @@
-"""A library of edits on disk: an edit is its rows, recipe and seed, a few kilobytes; its adapter is a cache of it.
+"""A library of edits on disk: an edit is its rows, recipe and seed, a few kilobytes; its adapter is a cache
+of it.
 
 ::
 
@@ -96,7 +97,8 @@ class Library:
         return found
 
     def adapters(self, model: Model, names: Iterable[str] | None = None) -> dict[str, Adapter]:
-        """The adapters of these edits (of all), by name. Those that are not on disk are trained now, side by side.
+        """The adapters of these edits (of all), by name. Those that are not on disk are trained now, side by
+        side.
 
         Raises:
             SealError: training diverged.

@@ -8,8 +8,8 @@ from seal.domains.retrieval import Retriever
 
 
 class Router:
-    """An index (BM25) over titles and what stands under each: a passage, or the rows that taught it. A question that fits none half
-    as well as the worst of their own titles does is nobody's."""
+    """An index (BM25) over titles and what stands under each: a passage, or the rows that taught it. A
+    question that fits none half as well as the worst of their own titles does is nobody's."""
 
     def __init__(self, titles: Sequence[str], texts: Sequence[str]) -> None:
         self.index = Retriever([f"{title} {text}" for title, text in zip(titles, texts, strict=True)])

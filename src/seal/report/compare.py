@@ -124,7 +124,8 @@ def _comparison(named: Mapping[str, Sequence[Path]], command: str) -> Sheet:
             if pair is not None:
                 differences.append({"a": name, "b": first, "setting": setting, **pair})
                 seeds = ", ".join(map(str, pair["seeds"]))
-                line = f"{setting}: {name} − {first}: {pair['mean']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+                told = f"{pair['mean']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+                line = f"{setting}: {name} − {first}: {told}"
                 lines.append(f"{line} (seeds in common: {seeds})")
         if not any(d["a"] == name for d in differences):
             notes.append(

@@ -10,8 +10,18 @@ from typing import Any
 from seal.records import NO_RL, Table, control, settings_of
 
 PALETTE = (
-    "#0b6e99", "#d98c21", "#7a9e3f", "#a64d79", "#5b5ea6", "#b5651d", "#2f8f83", "#c0392b", "#6b7280", "#111827", "#8e6c8a",
-)  # fmt: skip
+    "#0b6e99",
+    "#d98c21",
+    "#7a9e3f",
+    "#a64d79",
+    "#5b5ea6",
+    "#b5651d",
+    "#2f8f83",
+    "#c0392b",
+    "#6b7280",
+    "#111827",
+    "#8e6c8a",
+)
 """Of every chart; the first of them mean SEAL, its control, and a third thing."""
 ACCENT, SECOND, THIRD = PALETTE[:3]
 INK, MUTED = "#1b1f24", "#8a929c"

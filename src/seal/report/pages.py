@@ -167,7 +167,8 @@ def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def page(template: str, **values: Any) -> str:
-    """A self-contained page by a template of ``templates/``; whatever it is given is escaped, but for ``Markup``."""
+    """A self-contained page by a template of ``templates/``; whatever it is given is escaped, but for
+    ``Markup``."""
     places = Environment(
         loader=PackageLoader("seal.report", "templates"),
         autoescape=True,
@@ -193,7 +194,14 @@ def _html(
             }
         }
     return page(
-        "run.html", title=config["name"], summary=summary, head=head, rows=rows, differences=difference_lines(summary),
-        pictures=[(caption, Markup(svg(figure))) for caption, figure in figures], example=example, config=config,
+        "run.html",
+        title=config["name"],
+        summary=summary,
+        head=head,
+        rows=rows,
+        differences=difference_lines(summary),
+        pictures=[(caption, Markup(svg(figure))) for caption, figure in figures],
+        example=example,
+        config=config,
         environment=environment,
-    )  # fmt: skip
+    )

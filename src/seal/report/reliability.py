@@ -85,7 +85,8 @@ def in_better_half(reliability: float, n_siblings: int) -> float:
 
 
 def report(tasks: Sequence[Scores]) -> Json:
-    """What ``seal check reward`` prints: components, spread as the paper's files give it, and reliabilities."""
+    """What ``seal check reward`` prints: components, spread as the paper's files give it, and
+    reliabilities."""
     found = components(tasks)
     tasks = [y for y in tasks if min(y.shape) >= 2]
     n_edits, n_seeds = tasks[0].shape[:2]

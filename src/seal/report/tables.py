@@ -226,8 +226,9 @@ def texts_of(folder: Path, summary: Table) -> dict[str, list[list[str]]]:
 
 
 def round_rewards(folder: Path, branch: str, rounds: int) -> list[dict[str, float]]:
-    """For each round of the outer loop: mean reward of all edits tried with its interval over tasks, of the best edit of each
-    task; the accuracy after the edits (``after``) and of the unadapted model (``before``); and the share of bad edits."""
+    """For each round of the outer loop: mean reward of all edits tried with its interval over tasks, of the
+    best edit of each task; the accuracy after the edits (``after``) and of the unadapted model (``before``);
+    and the share of bad edits."""
     found = []
     for r in range(1, rounds + 1):
         stage = Stage(folder / branch / f"round-{r}")

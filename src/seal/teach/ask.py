@@ -148,7 +148,8 @@ class Talk:
             yield f"open book ({found['title']})", self._one(None, shown)
 
     def _adapter(self, question: str, topic: str) -> Adapter | None:
-        """The one adapter, or that of the document the question is about: none where it is about nothing that was taught."""
+        """The one adapter, or that of the document the question is about: none where it is about nothing that
+        was taught."""
         if "" in self.adapters or self.router is None:
             return next(iter(self.adapters.values()))
         place = self.router.pick(f"{topic} {question}")

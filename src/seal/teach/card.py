@@ -161,7 +161,8 @@ def markdown(card: Card, out: Path) -> str:
         verdict = {
             True: "It is worth keeping.",
             False: "The quiz does not show that it helped: think before you keep it.",
-            None: f"Fewer than {ENOUGH} passages have a proof: too few to tell, and the intervals say nothing.",
+            None: f"Fewer than {ENOUGH} passages have a proof: too few to tell, and the intervals say "
+            "nothing.",
         }[card["keep"]]
         known = card["by kind"]["known"].get("after")
         gain = card["gain"]

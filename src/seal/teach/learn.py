@@ -5,11 +5,11 @@ what it knows now.
 
     OUT/learn.json            the settings, and what the documents were
         passages.jsonl        what was read
-        chunks/0000/          quiz and self-edits of so many passages at a time, the reward of each edit where the best are kept
+        chunks/0000/          quiz and self-edits of so many passages at a time
         library/              what the adapters are made of: rows, recipe, seed
         adapter/              PEFT's folder (or ``adapters/NAME``, one per document)
         dropped.json          documents whose adapter is not used, because it did not help
-        README.md card.json   what was read and written, what the model knows now, what got worse, what it cost
+        README.md card.json   what was read and written, what it knows now, what got worse, what it cost
 
 What is on disk is done: the same command goes on where it was cut off.
 """
@@ -83,7 +83,8 @@ def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> Card:
     writer = load_model(config.spec.at(config.policy)) if config.policy else policy
     if config.policy and len(writer.tokenizer) != len(policy.tokenizer):
         raise SealError(
-            f"the policy {config.policy} is not of the same kind as the model {config.model}: their tokenizers differ"
+            f"the policy {config.policy} is not of the same kind as the model {config.model}: their "
+            "tokenizers differ"
         )
     passages = passages_for(policy, documents, config.passage_tokens)
     if out.exists() and not out.is_dir():

@@ -336,7 +336,10 @@ class Pages:
             a, b = (self.folder.run(n).file("results.json") or {} for n in names)
             prints = [(self.folder.run(n).file("tasks/fingerprints.json") or {}).get("eval") for n in names]
             if a.get("tasks") != b.get("tasks") or (all(prints) and prints[0] != prints[1]):
-                note = "The two runs were not tested on the same tasks, so their differences are not paired and not shown."
+                note = (
+                    "The two runs were not tested on the same tasks, so their differences are not paired and not "
+                    "shown."
+                )
             settings = {s["setting"]: s for s in b.get("settings", ())}
             for s in a.get("settings", ()):
                 if other := settings.get(s["setting"]):

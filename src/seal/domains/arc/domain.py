@@ -233,7 +233,8 @@ class Arc(Domain):
         shown = "\n\n".join(
             f"Input:\n{self.write(p.input)}\nOutput:\n{self.write(p.output)}" for p in _pairs(task, "train")
         )
-        cap = f"At most {self.max_steps} steps of {self.batch_size} puzzles; there can be up to {self.limit} puzzles."
+        size = f"{self.max_steps} steps of {self.batch_size} puzzles"
+        cap = f"At most {size}; there can be up to {self.limit} puzzles."
         return Prompt(ASK_EDIT.format(demonstrations=shown, cap=cap))
 
     def parse(self, task: Task, text: str) -> Edit | BadEdit:
