@@ -46,12 +46,12 @@ def test_torch_stays_with_the_trainers(path: Path) -> None:
 
 
 def test_the_loop_can_be_read_in_five_minutes() -> None:
-    assert len((SOURCE / "loop/outer.py").read_text().splitlines()) <= 125
+    assert len((SOURCE / "loop/outer.py").read_text().splitlines()) <= 100
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_no_module_outgrows_its_page(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 560
+    assert len(path.read_text().splitlines()) <= 500
 
 
 BLOCK = """

@@ -13,7 +13,8 @@ from seal.cli import main
 from seal.config import InnerConfig, RunConfig
 from seal.domains.base import Domain
 from seal.loop.evaluate import Evaluation
-from seal.loop.inner import MAX_SAMPLES, MAX_TURNS, InnerLoop
+from seal.loop.exam import MAX_TURNS
+from seal.loop.inner import MAX_SAMPLES, InnerLoop
 from seal.loop.outer import run
 from seal.loop.pooled import try_pooled
 from seal.lora.fake import fake

@@ -12,16 +12,8 @@ from typing import Any
 
 from seal.config import InnerConfig, RunConfig, experiment
 from seal.domains.base import Domain
-from seal.loop.inner import (
-    HERE,
-    InnerLoop,
-    Workers,
-    answering,
-    fingerprints,
-    must_be_graded,
-    open_domain,
-    prompts_of,
-)
+from seal.loop.exam import answering, must_be_graded, prompts_of
+from seal.loop.inner import HERE, InnerLoop, Workers, fingerprints, open_domain
 from seal.loop.pooled import try_pooled
 from seal.loop.selection import CONTROLS, SEAL, Branch
 from seal.loop.write import finished, from_another, write_edits

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from seal.loop.inner import InnerLoop, Test, answering, marked, must_be_graded, prompts_of, understand
+from seal.loop.exam import Test, answering, marked, must_be_graded, prompts_of
+from seal.loop.inner import InnerLoop, understand
 from seal.lora.adapter import Adapter
 from seal.lora.model import Model
 from seal.lora.sample import ask

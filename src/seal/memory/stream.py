@@ -17,16 +17,8 @@ from typing import Any
 
 from seal.config import RunConfig
 from seal.domains.base import Domain
-from seal.loop.inner import (
-    answering,
-    checked,
-    fingerprints,
-    graded,
-    open_domain,
-    prompts_of,
-    samples_of,
-    understand,
-)
+from seal.loop.exam import answering, graded, prompts_of
+from seal.loop.inner import checked, fingerprints, open_domain, samples_of, understand
 from seal.loop.write import write_edits
 from seal.lora.adapter import Adapter, compact, join
 from seal.lora.files import load_many, save_many
