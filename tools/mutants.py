@@ -30,7 +30,7 @@ MUTANTS = Path(__file__).with_suffix(".json")
 PLACES = {
     "stats.py": ["test_stats.py"],
     "config.py": ["test_store.py", "test_presets.py"],
-    "records.py": ["loop/test_restem.py", "loop/test_crash.py"],
+    "records.py": ["loop/test_inner.py", "loop/test_restem.py", "loop/test_crash.py"],
     "store.py": ["loop/test_crash.py", "test_store.py"],
     "domains/arc/domain.py": ["domains/test_leaks.py", "domains/test_arc.py"],
     "domains/arc/grids.py": ["domains/test_grids.py", "domains/test_leaks.py"],

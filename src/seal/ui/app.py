@@ -156,10 +156,9 @@ class Pages:
         writers = [
             (s["setting"], means_of(tuple(s["scores"]), groups), s) for s in results.get("settings", ())
         ]
-        known = settings_of(int(results.get("rounds") or 0))
-        rounds_of = {NO_RL.label: 0} | {
-            seal_round(r).label: r for r in range(1, int(results.get("rounds") or 0) + 1)
-        }
+        n_rounds = min(MOST_ROUNDS, int(results.get("rounds") or 0))
+        known = settings_of(n_rounds)
+        rounds_of = {NO_RL.label: 0} | {seal_round(r).label: r for r in range(1, n_rounds + 1)}
         by_round = [(rounds_of[n], i) for n, i, _ in writers if n in rounds_of]
         curves["accuracy"] = charts.lines(
             {"SEAL (0: no RL)": by_round} if len(by_round) > 1 else {}, "held-out accuracy by round", "round"
