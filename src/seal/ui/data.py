@@ -278,7 +278,7 @@ class Run:
     def planned(self, stage: str) -> int | None:
         """How many attempts a round is to have; ``None`` where that is not known beforehand."""
         c, trial = self.config, self.config.get("trial") or {}
-        if round_of(stage) is None or trial.get("race") or (c.get("outer") or {}).get("select") == "proxy_of":
+        if round_of(stage) is None or trial.get("race") or trial.get("proxy"):
             return None
         edits = min(int(c["edits_per_task"]), int(trial.get("filter") or c["edits_per_task"]))
         split = (c["domain"].get("options", {}).get("sizes") or {}).get("train")
