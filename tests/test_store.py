@@ -154,3 +154,17 @@ def test_a_run_of_a_newer_format_is_one_sentence(tmp_path: Path, capsys: pytest.
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"} == files
     (run / "run.json").write_text("[]")
     assert main(["report", str(run)]) == 2 and "names no format" in capsys.readouterr().err
+
+
+def test_a_run_with_settings_that_are_gone_goes_on_where_they_changed_nothing(tmp_path: Path) -> None:
+    config = RunConfig(runs=str(tmp_path), name="x")
+    Store(config).stage("seal/round-1").put("texts", [])
+    path = tmp_path / "x/config.json"
+    data = json.loads(path.read_text())
+    data["trial"] |= {"drafted": 0, "filter": None, "prior": 0.0}
+    data["outer"] |= {"replay": 0.0, "anchor": 0.0}
+    path.write_text(json.dumps(data))
+    Store(config)
+    path.write_text(json.dumps(data | {"outer": data["outer"] | {"anchor": 0.5}}))
+    with pytest.raises(SealError, match=r"another config \(outer.anchor: 0.5 there"):
+        Store(config)

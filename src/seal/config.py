@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seal.lora.records import EMBEDDED, ModelSpec
-from seal.records import Recipe, SealError
+from seal.records import Json, Recipe, SealError
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -294,6 +294,25 @@ def parse_flags(flags: Sequence[str]) -> list[tuple[str, Any]]:
             parsed = value
         pairs.append((SHORT.get(key, key), parsed))
     return pairs
+
+
+GONE: dict[tuple[str, str], object] = {
+    ("trial", "drafted"): 0,
+    ("trial", "filter"): None,
+    ("trial", "prior"): 0.0,
+    ("outer", "replay"): 0.0,
+    ("outer", "anchor"): 0.0,
+}
+"""Settings of earlier versions, with the defaults that they had: at those they changed nothing."""
+
+
+def of_earlier(data: Json) -> Json:
+    """A config of whatever version, without the settings that are gone where they stood at their defaults."""
+    parts = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
+    for (part, name), default in GONE.items():
+        if isinstance(parts.get(part), dict) and parts[part].get(name, ()) == default:
+            del parts[part][name]
+    return parts
 
 
 def experiment(config: RunConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from pydantic import ValidationError
 
-from seal.config import RunConfig
+from seal.config import RunConfig, of_earlier
 from seal.lora.records import ModelSpec
 from seal.records import Attempt, SealError, Stopped, seed_of
 
@@ -367,6 +367,9 @@ GLANCE = 0.3
 
 def _whole(found: Any) -> Any:
     """A config as it was written, with the defaults of settings that have come since."""
+    if not isinstance(found, dict):
+        return found
+    found = of_earlier(found)
     try:
         return json.loads(RunConfig.model_validate(found).model_dump_json())
     except ValidationError:

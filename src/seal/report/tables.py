@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from seal.config import RunConfig, experiment
+from seal.config import RunConfig, experiment, of_earlier
 from seal.records import (
     EXTERNAL,
     FIXED,
@@ -37,7 +37,7 @@ def experiment_of(record: Json) -> str:
     settings = record.get("of")
     if settings:
         with suppress(ValueError):  # of a version whose settings are no longer known
-            settings = experiment(RunConfig.model_validate(settings))
+            settings = experiment(RunConfig.model_validate(of_earlier(settings)))
     return json.dumps([settings, record.get("tasks")], sort_keys=True)
 
 

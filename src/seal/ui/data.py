@@ -280,7 +280,7 @@ class Run:
         c, trial = self.config, self.config.get("trial") or {}
         if round_of(stage) is None or trial.get("race") or trial.get("proxy"):
             return None
-        edits = min(int(c["edits_per_task"]), int(trial.get("filter") or c["edits_per_task"]))
+        edits = int(c["edits_per_task"])
         split = (c["domain"].get("options", {}).get("sizes") or {}).get("train")
         tasks = min(int(c["tasks_per_round"]), int(split)) if split else int(c["tasks_per_round"])
         return tasks * edits * int(c["inner"]["seeds"])
