@@ -1,4 +1,15 @@
-"""The inner loop's invariants, in fp32 on a tiny model, with PEFT and torch.optim.AdamW as the oracle."""
+"""The invariants of K adapters side by side, in fp32 on a tiny model, with PEFT and torch.optim.AdamW as the oracle.
+
+- one job equals the same job by PEFT; a fresh adapter is PEFT's; an exported one gives the same logits there;
+- K together equal K alone, to rounding, whatever the number of slots and the size of a pass; ranks may differ;
+- permuting jobs permutes adapters and nothing else; the same jobs give the same bits;
+- each adapter has its own seed, order of rows, learning rate, schedule, budget, clipping, and the mean over its own
+  tokens as its loss;
+- an adapter that has finished is not touched again; one that diverges harms no neighbour; a job without loss tokens
+  changes nothing; the base weights are bit-identical afterwards;
+- an adapter beneath is as if merged, and stays bit-identical;
+- answers side by side equal answers alone; a sample depends on its seed and not on its neighbours.
+"""
 
 from __future__ import annotations
 
