@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,24 @@ def test_reading_a_run_takes_no_torch() -> None:
     ]
     what = "name.split('.')[0] in ('torch', 'transformers')"
     without(what, "\n".join(f"import {m}" for m in modules))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "RUN"],
+        ["check", "reward", "RUN"],
+        ["export", "RUN", "--out", "OUT"],
+        ["check", "knowledge"],
+        ["ui", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_commands_that_only_read_take_no_torch(words: list[str], tmp_path: Path) -> None:
+    run = shutil.copytree(ROOT / "tests/data/run-format-1", tmp_path / "small")
+    words = [{"RUN": str(run), "OUT": str(tmp_path / "out.json")}.get(w, w) for w in words]
+    what = "name.split('.')[0] in ('torch', 'transformers')"
+    without(
+        what,
+        f"from seal.cli import main\ntry: code = main({words!r})\nexcept SystemExit as e: code = e.code\nassert code == 0",
+    )

@@ -40,6 +40,7 @@ PLACES = {
     "domains/knowledge/division.py": ["domains/test_leaks.py"],
     "domains/knowledge/domain.py": ["domains/test_leaks.py", "domains/test_domain.py"],
     "loop/evaluate.py": ["loop/test_evaluate.py"],
+    "loop/results.py": ["loop/test_evaluate.py"],
     "loop/imitate.py": ["loop/test_rounds.py"],
     "loop/inner.py": ["loop/test_inner.py", "loop/test_cut.py", "loop/test_seams.py"],
     "loop/outer.py": ["loop/test_rounds.py", "loop/test_cut.py"],

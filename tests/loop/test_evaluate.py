@@ -17,7 +17,8 @@ import pytest
 from seal.config import RunConfig
 from seal.domains.knowledge import Knowledge
 from seal.loop import evaluate
-from seal.loop.evaluate import Evaluation, from_attempts, run_record
+from seal.loop.evaluate import Evaluation
+from seal.loop.results import from_attempts, run_record
 from seal.lora.records import ModelSpec
 from seal.records import Attempt, Grade, SealError, Setting, Task
 from seal.report.tables import load_runs, summarise

@@ -3,18 +3,17 @@ writes."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import date
 from typing import Any
 
-from seal.config import InnerConfig, RunConfig, experiment
+from seal.config import InnerConfig, RunConfig
 from seal.domains.base import Domain
 from seal.loop.exam import answering, must_be_graded, prompts_of
 from seal.loop.inner import HERE, InnerLoop, Workers, fingerprints, open_domain
 from seal.loop.pooled import try_pooled
+from seal.loop.results import from_attempts, from_grades
 from seal.loop.selection import CONTROLS, SEAL, Branch
 from seal.loop.write import finished, from_another, write_edits
 from seal.lora.decoder import fits
@@ -35,8 +34,6 @@ from seal.records import (
     PASSAGE_SATURATED,
     RETRIEVAL,
     UNEDITED,
-    Attempt,
-    Grade,
     Query,
     Result,
     SealError,
@@ -46,7 +43,7 @@ from seal.records import (
     seal_round,
     seed_of,
 )
-from seal.store import Stage, Store, machine
+from seal.store import Stage, Store
 
 RETRIEVED = 3
 """Passages that retrieval puts in view, where they fit."""
@@ -179,7 +176,7 @@ class Evaluation:
         imitating edits, not from an edit."""
         start = time.monotonic()
         grades = InnerLoop(self.domain, self.config.inner).before(model, self.tasks, stage)
-        return _from_grades(setting, [grades[t.id] for t in self.tasks], stage.read("before"), start)
+        return from_grades(setting, [grades[t.id] for t in self.tasks], stage.read("before"), start)
 
     def shown(self, setting: Setting, queries: Sequence[Sequence[Query]], note: str = "") -> Result:
         """What the base model answers with something in view."""
@@ -191,7 +188,7 @@ class Evaluation:
 
         answers = self.stage(setting).once("answers", compute)
         grades = must_be_graded(self.domain.grade_all(self.tasks, answers))
-        return replace(_from_grades(setting, grades, answers, start), note=note)
+        return replace(from_grades(setting, grades, answers, start), note=note)
 
     def policy_edits(self, setting: Setting, policy: Model, adapt: Model | None = None) -> Result:
         """The edits a policy writes, each tried on the model that ``adapt`` names (the policy itself, unless
@@ -250,83 +247,3 @@ def trained_controls(store: Store, rounds: int) -> list[Branch]:
     """The controls that a run has."""
     last = f"round-{rounds}/policy"
     return [b for b in CONTROLS.values() if rounds and (store.folder / b.folder / last).exists()]
-
-
-def _from_grades(
-    setting: Setting, grades: Sequence[Grade], answers: Sequence[Sequence[str]], start: float
-) -> Result:
-    kinds = {k: [_mean_of_kind(g.scores, g.kinds, k) for g in grades] for k in _kinds(grades)}
-    all_answers = [a for row in answers for a in row]
-    silent = sum(not a.strip() for a in all_answers) / max(1, len(all_answers))
-    seconds = (time.monotonic() - start) / max(1, len(grades))
-    return Result(
-        setting.label, [g.score for g in grades], kinds, len(all_answers), silent, 0.0, round(seconds, 4)
-    )
-
-
-def from_attempts(
-    setting: Setting, tasks: Sequence[Task], attempts: Sequence[Attempt], note: str = ""
-) -> Result:
-    """Attempts averaged within their task; ungraded ones are left out.
-
-    Raises:
-        SealError: a task has no graded attempt.
-    """
-    by_task: dict[str, list[Attempt]] = {t.id: [] for t in tasks}
-    attempts = [a for a in attempts if a.reward is not None]
-    for attempt in attempts:
-        by_task[attempt.task].append(attempt)
-    if empty := next((i for i, group in by_task.items() if not group), None):
-        raise SealError(
-            f"{setting.label}: every edit of the task {empty} is ungraded or failed, so it has no score"
-        )
-    groups = list(by_task.values())
-    kinds = {
-        k: [_mean([_mean_of_kind(a.scores, a.kinds, k) for a in g]) for g in groups] for k in _kinds(attempts)
-    }
-    trained = [a.after for a in attempts if a.status != "bad edit"]
-    return Result(
-        setting.label,
-        [sum(a.after for a in g) / len(g) for g in groups],
-        kinds,
-        sum(len(a.scores) for a in attempts if a.edit == 0 and a.seed == by_task[a.task][0].seed),
-        sum(a.silent for a in attempts) / len(attempts),
-        sum(a.tokens for a in attempts) / len(attempts),
-        round(sum(a.seconds for a in attempts) / len(attempts), 4),
-        note,
-        1 - len(trained) / len(attempts),
-        sum(trained) / len(trained) if trained else None,
-    )
-
-
-def _kinds(graded: Sequence[Grade] | Sequence[Attempt]) -> list[str]:
-    return sorted({k for g in graded for k in g.kinds})
-
-
-def _mean_of_kind(scores: Sequence[float], kinds: Sequence[str], kind: str) -> float | None:
-    return _mean([s for s, k in zip(scores, kinds, strict=True) if k == kind])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Of those that there are; ``None`` where there is none."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-def run_record(
-    config: RunConfig, results: Sequence[Result], tasks: Sequence[str], groups: Sequence[str], seconds: float
-) -> dict[str, Any]:
-    """What one run's ``results.json`` holds: every setting with its score per task; ``tasks`` are their
-    names, ``groups`` what they belong to (:meth:`seal.Domain.group`)."""
-    return {
-        "command": " ".join(["seal", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "seed": config.seed,
-        "rounds": config.rounds,
-        "wall_seconds": round(seconds),
-        "of": experiment(config),
-        "tasks": list(tasks),
-        "groups": list(groups),
-        "settings": [vars(r) for r in results],
-    }

@@ -17,7 +17,7 @@ from statistics import stdev
 
 from seal.config import DomainConfig, EvalConfig, RunConfig, WriteConfig
 from seal.domains import load_domain
-from seal.loop.evaluate import from_attempts, run_record
+from seal.loop.results import from_attempts, run_record
 from seal.loop.selection import best_of
 from seal.records import BASE, EXTERNAL, Attempt, Json, Result, SealError, Task
 from seal.store import Stage, Store, read_attempts, read_json, record_text, write_whole

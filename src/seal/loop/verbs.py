@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import RunConfig
-from seal.loop.evaluate import Evaluation, run_record, trained_controls
+from seal.loop.evaluate import Evaluation, trained_controls
 from seal.loop.inner import HERE, Workers
 from seal.loop.outer import run
+from seal.loop.results import run_record
 from seal.loop.selection import CONTROLS, SEAL
 from seal.records import Result, SealError, control
 from seal.store import Store, environment, read_json, record_text, write_whole
