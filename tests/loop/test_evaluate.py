@@ -20,7 +20,7 @@ from seal.loop import evaluate
 from seal.loop.evaluate import Evaluation
 from seal.loop.results import from_attempts, run_record
 from seal.lora.records import ModelSpec
-from seal.records import Attempt, Grade, SealError, Setting, Task
+from seal.records import Attempt, Grade, SealError, Setting, Task, seal_round, settings_of
 from seal.report.tables import load_runs, summarise
 from seal.store import Store, write_whole
 
@@ -329,3 +329,10 @@ def test_a_run_of_an_earlier_version_stands_beside_a_new_one(tmp_path: Path) -> 
     old["settings"][0]["kinds"] = {"all": [0.2]}
     with pytest.raises(SealError, match="same kinds of questions"):
         summarise([new, old], "c")
+
+
+def test_every_row_has_one_folder_and_one_name_as_they_always_were() -> None:
+    known = settings_of(12)
+    assert len({s.key for s in known.values()}) == len(known) == 12 + 12 + 3
+    assert all(s.key == s.label.replace(", ", "-").replace(" ", "-") for s in known.values())
+    assert known["SEAL round 11"] == seal_round(11) and known["worst control"].kind == "control"
