@@ -46,7 +46,7 @@ PLACES = {
     "loop/outer.py": ["loop/test_rounds.py", "loop/test_cut.py"],
     "loop/race.py": ["loop/test_inner.py", "loop/test_trials.py"],
     "loop/selection.py": ["loop/test_restem.py", "loop/test_rounds.py", "loop/test_cut.py"],
-    "loop/write.py": ["loop/test_inner.py", "loop/test_cut.py"],
+    "loop/write.py": ["loop/test_rounds.py", "loop/test_inner.py", "loop/test_cut.py"],
     "lora/adapter.py": ["memory/test_continual.py", "lora/test_train.py", "lora/test_speed.py"],
     "lora/attention.py": ["lora/test_masks.py"],
     "lora/decoder.py": [
@@ -126,6 +126,15 @@ def run(changes: Sequence[dict[str, str]], tests: Sequence[str]) -> tuple[bool, 
     return done.returncode == 0, failed[0].split(" - ")[0].split(" ")[1] if failed else ""
 
 
+def again(whole: dict[str, Any], part: dict[str, Any], ids: Sequence[str]) -> dict[str, Any]:
+    """A record of all, with those of ``ids`` as a later run of these alone found them."""
+    survived = [i for i in whole["survived"] if i not in ids] + part["survived"]
+    killed = {i: t for i, t in whole["killed by"].items() if i not in ids} | part["killed by"]
+    told = {k: part[k] for k in ("command", "date", "seconds")} | {"ids": list(ids)}
+    figures = {"mutants": len(killed) + len(survived), "killed": len(killed), "survived": survived}
+    return whole | figures | {"killed by": killed, "again": [*whole.get("again", ()), told]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -168,6 +177,8 @@ def main() -> None:
     print(f"{record['killed']} of {record['mutants']} killed; survived: {', '.join(survived) or 'none'}")
     if absent:
         print(f"what these replace is not in the code (it has moved, or is gone): {', '.join(absent)}")
+    if args.json and args.only and args.json.exists():
+        record = again(json.loads(args.json.read_text("utf-8")), record, list(real))
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     sys.exit(1 if survived else 0)

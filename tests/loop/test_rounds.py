@@ -112,7 +112,9 @@ def test_the_random_control_tries_nothing_and_imitates_as_many(
     """As many edits of each task as SEAL kept, drawn without a look at what they earn, on tasks and draws of
     the same seeds."""
     recorder = Recorder(monkeypatch)
-    settings = config(tmp_path, outer={"keep": 2})
+    settings = config(
+        tmp_path, outer={"select": "improved"}
+    )  # three of four edits, where one is kept by default
     store = Store(settings)
     loop.run(settings, store)
     seal_wrote, seal_kept = list(recorder.wrote), [kept for _, kept in recorder.learnt]
@@ -122,7 +124,7 @@ def test_the_random_control_tries_nothing_and_imitates_as_many(
     assert [name for name, *_ in recorder.wrote] == ["base", "control/round-1", "control/round-2"]
     assert [(t, s) for _, t, s in recorder.wrote] == [(t, s) for _, t, s in seal_wrote]
     drawn = [kept for _, kept in recorder.learnt]
-    assert [len(k) for k in drawn] == [len(k) for k in seal_kept] == [12, 12, 12]
+    assert [len(k) for k in drawn] == [len(k) for k in seal_kept] == [18, 18, 18]
     assert any(k.text.endswith(("edit 0", "edit 1")) for kept in drawn for k in kept)
 
 
