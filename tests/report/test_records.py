@@ -15,7 +15,6 @@ from seal.store import record_text
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 OLDER = {
-    "arc-atlas",
     "arc-choices",
     "arc-real",
     "continual",
