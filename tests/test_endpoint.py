@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -36,12 +36,20 @@ class Server:
         self.status, self.body = 200, ""
         self.fail = lambda body: False
         self.reply = lambda prompt: "yes"
+        self.raw: Callable[[dict[str, object]], tuple[int, str, str] | None] = lambda body: None
+        """Status, content type and body to answer with instead."""
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.requests.append({**body, "key": self.headers.get("Authorization")})
+                if (raw := server.raw(body)) is not None:
+                    self.send_response(raw[0])
+                    self.send_header("Content-Type", raw[1])
+                    self.end_headers()
+                    self.wfile.write(raw[2].encode())
+                    return
                 if server.failures or server.status != 200 or server.fail(body):
                     server.failures = max(0, server.failures - 1)
                     self.send_response(
@@ -78,6 +86,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     pytest.importorskip("openai")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("SEAL_API_KEY", "secret-key")
+    monkeypatch.setattr(endpoint, "GIVEN", {})
     found = Server()
     yield found
     found.http.shutdown()
@@ -128,7 +137,7 @@ def test_what_an_endpoint_says_is_bounded_and_text_and_what_is_no_verdict_is_ask
     assert EndpointJudge(server.name)([Item("q", "x", "y")]) == [False]
 
 
-def test_a_writer_that_fails_in_part_is_owed_not_recorded(
+def test_what_is_refused_of_one_prompt_is_final_for_that_prompt(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny.save(tmp_path / "model")
@@ -158,10 +167,11 @@ def test_a_writer_that_fails_in_part_is_owed_not_recorded(
         str(tmp_path / "out"),
         *flags,
     ]
-    assert main(given) == 2
-    assert "left 1 edits unwritten" in capsys.readouterr().err
-    server.fail = lambda body: False
+    server.body = "too long for me"
     assert main(given) == 0
+    told = capsys.readouterr().err
+    assert "refused 1 of 2 edits" in told and "HTTP 400: too long for me" in told and "'two'" in told
+    assert "again" not in told.split("refused 1", 1)[1].split("\n")[0]
 
 
 def test_an_endpoint_that_is_not_there_is_one_sentence_and_never_wrong(server: Server) -> None:
@@ -360,3 +370,138 @@ def test_verdicts_are_yes_or_no_or_none() -> None:
         None,
     ]
     assert "\nAnswer: two lines\n" in judge_prompt(Item("q", "g", "two\nlines"))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "told"),
+    [
+        (200, "text/html", "<html><body>Welcome to nginx</body></html>", "web page: is /v1 missing"),
+        (200, "text/event-stream", 'data: {"choices": []}\n\n', "stream"),
+        (200, "application/json", '{"choices": null, "error": {"message": "insufficient credits"}}', "credits"),
+        (200, "application/json", '{"choices": [], "error": "no such deployment"}', "no such deployment"),
+        (200, "application/json", "not json at all", "cannot be read"),
+        (200, "text/plain", "OK", "no completion: 'OK'"),
+        (403, "text/html", "<h1>Forbidden by the gateway</h1>", "HTTP 403: <h1>Forbidden by the gateway"),
+        (401, "application/json", '{"error": {"message": "bad key secret-key"}}', "bad key \\(key\\)"),
+        (500, "text/plain", "", "HTTP 500: nothing more is said"),
+    ],
+)
+def test_what_is_no_completion_is_told_in_the_servers_words(
+    server: Server, status: int, kind: str, body: str, told: str
+) -> None:
+    server.raw = lambda _: (status, kind, body)
+    with pytest.raises(SealError, match=told) as error:
+        Endpoint(server.name, retries=0).write(["a", "b"], 5)
+    assert "attribute" not in str(error.value) and "secret-key" not in str(error.value)
+
+
+def test_an_answer_without_choices_is_of_that_prompt_and_parts_of_a_message_are_joined(server: Server) -> None:
+    parts = [{"type": "text", "text": "half "}, {"type": "text", "text": "whole"}]
+    server.raw = lambda body: (
+        (200, "application/json", '{"choices": []}')
+        if "odd" in str(body)
+        else (200, "application/json", json.dumps({"choices": [{"message": {"content": parts}}]}))
+    )
+    one = Endpoint(server.name, retries=0)
+    assert one.write(["odd", "b"], 5) == [None, "half whole"]
+    assert one.refused == ["its answer holds no choices"]
+
+
+def test_the_cause_of_no_connection_is_told(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    port = server.http.server_port
+    for name, told in (
+        ("http://127.0.0.1:1/v1#m", "no connection to 127.0.0.1: .*refused"),
+        ("http://no.such.host.invalid/v1#m", "name is not known"),
+        (f"https://127.0.0.1:{port}/v1#m", "SSL"),
+    ):
+        monkeypatch.setenv("SEAL_API_KEY", "")
+        with pytest.raises(SealError, match=told) as error:
+            Endpoint(name, retries=0).write(["a"], 5)
+        assert "Connection error" not in str(error.value)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with pytest.raises(SealError, match="through the proxy http://127.0.0.1:1"):
+        Endpoint("http://some.host/v1#m", retries=0).write(["a"], 5)
+
+
+def test_a_client_that_cannot_be_made_is_one_sentence(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/none/at/all.pem")
+    with pytest.raises(SealError, match="SSL_CERT_FILE=/none/at/all.pem"):
+        Endpoint("https://some.host/v1#m")
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("SEAL_API_KEY", "")
+    with pytest.raises(SealError, match="socks|SOCKS|does not answer"):
+        Endpoint("http://some.host/v1#m", retries=0).write(["a"], 5)
+
+
+def test_models_that_want_other_settings_get_them(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def raw(body: dict[str, object]) -> tuple[int, str, str] | None:
+        if "max_tokens" in body:
+            message = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        elif body.get("temperature", 1) != 1:
+            message = "Unsupported value: 'temperature' does not support 0.5 with this model."
+        else:
+            return None
+        return 400, "application/json", json.dumps({"error": {"message": message}})
+
+    server.raw = raw
+    one = Endpoint(server.name, retries=0)
+    assert one.write(["a", "b"], 7, 0.5) == ["yes", "yes"]
+    assert server.requests[-1]["max_completion_tokens"] == 7
+    assert len(server.requests) == 4, "what was learnt of the model holds for the next prompt"
+    assert "no temperature but its own" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert Endpoint(server.name).write(["a"], 5) == ["yes"]
+    assert capsys.readouterr().err.count("are not kept") == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert Endpoint(server.name).write(["a"], 5) == ["yes"]
+    assert "home directory" in capsys.readouterr().err
+    one = Endpoint(server.name, tmp_path / "there.sqlite")
+    assert one.cache.db is not None
+    one.cache.db.close()
+    assert one.write(["a"], 5) == ["yes"], "nor when it fails later"
+
+
+def test_a_key_goes_to_the_host_that_it_was_given_for_and_not_in_plain_text(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Server()
+    Endpoint(server.name).write(["a"], 5)
+    Endpoint(other.name).write(["a"], 5)
+    assert server.requests[-1]["key"] == "Bearer secret-key"
+    assert other.requests[-1]["key"] == "Bearer none"
+    assert "SEAL_API_KEY was given for 127.0.0.1" in capsys.readouterr().err
+    monkeypatch.setenv("SEAL_API_KEY_MY_JUDGE_ORG", "its-own")
+    assert Endpoint("https://my.judge.org/v1#m").key == "its-own"
+    with pytest.raises(SealError, match="plain text") as error:
+        Endpoint("http://my.judge.org/v1#m")
+    assert "its-own" not in str(error.value)
+    monkeypatch.setenv("SEAL_API_KEY_MY_JUDGE_ORG", "")
+    assert Endpoint("http://my.judge.org/v1#m").key == ""
+    other.http.shutdown()
+
+
+def test_other_seeds_of_the_loop_are_other_draws(server: Server) -> None:
+    from seal.loop.write import from_another
+    from seal.records import Prompt, Task
+
+    def ask(seed: int) -> list[object]:
+        from_another(server.name, [Task("t", {})], [Prompt("p")], 2, seed)
+        return [r["seed"] for r in server.requests]
+
+    assert ask(0) == [0, 1]
+    assert ask(0) == [0, 1], "kept"
+    assert ask(1) == [0, 1, 2, 3]

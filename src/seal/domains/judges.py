@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class EndpointJudge:
 
     def __init__(self, name: str, cache: Path | None = None, retries: int = RETRIES) -> None:
         self.endpoint = Endpoint(name, cache, retries)
+        self._told = False
 
     def __call__(self, items: Sequence[Item]) -> list[bool | None]:
         """A verdict per item; ``None`` where none came, or none that is yes or no."""
@@ -62,6 +64,13 @@ class EndpointJudge:
             if asked
             else []
         )
+        if self.endpoint.refused and not self._told:
+            self._told = True
+            print(
+                f"seal: the judge refused {sum(t is None for t in texts)} of {len(texts)} answers, which stay "
+                f"ungraded; the first: {self.endpoint.refused[0]}",
+                file=sys.stderr,
+            )
         for i, text in zip(asked, texts, strict=True):
             verdicts[i] = None if text is None else verdict_of(text)
         return verdicts

@@ -79,7 +79,7 @@ class Evaluation:
         stage = self.stage(EXTERNAL)
 
         def compute() -> list[list[str]]:
-            texts, cut = finished(self.domain, from_another(source, self.tasks, prompts, n))
+            texts, cut = finished(self.domain, from_another(source, self.tasks, prompts, n, self.config.seed))
             stage.put("cut", cut)
             return texts
 

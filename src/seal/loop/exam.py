@@ -79,8 +79,8 @@ def must_be_graded(grades: Sequence[Grade | None]) -> list[Grade]:
     known = [g for g in grades if g is not None]
     if len(known) < len(grades):
         raise SealError(
-            f"the judge left {len(grades) - len(known)} of {len(grades)} tasks ungraded; run the same "
-            "command again to go on"
+            f"the judge gave no verdict on {len(grades) - len(known)} of {len(grades)} tasks, so they have no "
+            "score: take another judge, or leave those tasks out"
         )
     return known
 

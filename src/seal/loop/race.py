@@ -177,12 +177,13 @@ def _judged(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str
         for text in texts
     ]
     if is_endpoint(source):
-        replies = Endpoint(source).write(prompts, max_tokens=8, usable=lambda x: rating_of(x) is not None)
+        judge_ = Endpoint(source)
+        replies = judge_.write(prompts, max_tokens=8, usable=lambda x: rating_of(x) is not None)
         rated = [rating_of(r or "") for r in replies]
         if left := sum(r is None for r in rated):
             raise SealError(
-                f"trial.proxy: the judge left {left} of {len(rated)} edits unrated; run the same command "
-                "again to go on"
+                f"trial.proxy: the judge left {left} of {len(rated)} edits unrated: "
+                + (judge_.refused or ["it answers without a number from 0 to 9"])[0]
             )
         return _split([r or 0.0 for r in rated], texts_P_E)
     judge = load_model(ModelSpec(name=source.removeprefix("hf:")))

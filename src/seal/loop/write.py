@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,21 +63,35 @@ def from_policy(
 
 
 def from_another(
-    source: str, tasks: Sequence[Task], prompts: Sequence[Prompt], n: int
+    source: str, tasks: Sequence[Task], prompts: Sequence[Prompt], n: int, seed: int = 0
 ) -> list[list[Written]]:
     """Edits of another model: one behind an endpoint (``http://host/v1#model``), asked for ``n`` per prompt,
-    or a file of them.
+    or a file of them. A prompt that the endpoint refuses has an empty edit, which is a bad one. Other seeds
+    are other draws.
 
     Raises:
-        SealError: the file cannot be used, or the endpoint left an edit unwritten.
+        SealError: the file cannot be used, or the endpoint is gone.
     """
     if not is_endpoint(source):
         return [[Written(text) for text in row] for row in from_file(Path(source), tasks, n)]
     endpoint = Endpoint(source)
-    drawn = [endpoint.complete([p.text for p in prompts], MAX_TOKENS, 1.0, sample) for sample in range(n)]
+    drawn = [
+        endpoint.complete([p.text for p in prompts], MAX_TOKENS, 1.0, seed * n + sample)
+        for sample in range(n)
+    ]
     if failed := sum(t is None for texts in drawn for t in texts):
-        raise SealError(f"{source} left {failed} edits unwritten; run the same command again to go on")
-    return [[text for texts in drawn if (text := texts[i])] for i in range(len(tasks))]
+        print(
+            f"seal: {source} refused {failed} of {n * len(prompts)} edits, which stay empty; the first, of "
+            f"{_which(tasks, drawn)}: {endpoint.refused[0]}",
+            file=sys.stderr,
+        )
+    return [[texts[i] or Written("") for texts in drawn] for i in range(len(tasks))]
+
+
+def _which(tasks: Sequence[Task], drawn: Sequence[Sequence[Written | None]]) -> str:
+    """The first task that an edit is missing of."""
+    place = next(i for i in range(len(tasks)) if any(texts[i] is None for texts in drawn))
+    return repr(str(tasks[place].data.get("title", tasks[place].id)))
 
 
 def from_file(path: Path, tasks: Sequence[Task], n: int) -> list[list[str]]:
