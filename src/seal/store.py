@@ -17,6 +17,7 @@ nothing is overwritten.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -25,11 +26,12 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from seal.config import RunConfig, of_earlier
@@ -149,6 +151,10 @@ class Stage:
         """A JSON value that belongs to what is computed next: written anew where it is there, and not yet a
         place to stop at."""
         write_whole(self.folder / f"{name}.json", json.dumps(value, ensure_ascii=False, indent=1))
+
+    def drop(self, name: str) -> None:
+        """Do away with a folder of parts, once what they were parts of is there whole."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def once_folder(self, name: str, fill: Callable[[Path], None]) -> Path:
         """A folder, filled aside and renamed when it is complete."""
@@ -327,7 +333,18 @@ class Store:
             )
 
 
-def claim(folder: Path) -> AcquireReturnProxy[Any]:
+_locks = True
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""What a disk that knows no locks says."""
+
+
+def no_locks() -> None:
+    """From now on folders are not locked (``--no-lock``)."""
+    global _locks
+    _locks = False
+
+
+def claim(folder: Path) -> AbstractContextManager[Any]:
     """Hold a folder for this process as long as what is returned lives (or until its context ends): two
     writers would spoil it. The lock goes with the process.
 
@@ -336,10 +353,15 @@ def claim(folder: Path) -> AcquireReturnProxy[Any]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=GLANCE)
+        return FileLock(folder / ".lock").acquire(timeout=GLANCE) if _locks else nullcontext()
     except Timeout as error:
         raise SealError(f"{folder} is in use by another process") from error
-    except (OSError, NotImplementedError) as error:  # the second: of a disk that knows no locks
+    except (OSError, NotImplementedError) as error:  # the second is filelock's for a disk without locks
+        if isinstance(error, NotImplementedError) or error.errno in NO_LOCKS:
+            raise SealError(
+                f"the disk of {folder} knows no locks: --no-lock goes on without, and then it is yours to see "
+                "to it that no other process writes there"
+            ) from error
         why = getattr(error, "strerror", None) or error
         raise SealError(f"cannot make the folder {folder}: {why}") from error
 

@@ -199,11 +199,6 @@ def report(args: Namespace) -> int:
     if missing := next((p for p in targets if p != args.figures and not p.parent.is_dir()), None):
         raise SealError(f"cannot write {missing}: its folder is not there")
     sheet = sheet_of(args.runs, command_line())
-    if "experiments" in sheet.record:
-        print_lines([sheet.head, *sheet.rows])
-        print(*(f"  {line}" for line in (*sheet.differences, *sheet.notes)), sep="\n")
-    else:
-        print_table(cast(Table, sheet.record))
     texts = {
         out: form(sheet)
         for out, form in ((args.html, sheet_page), (args.md, markdown), (args.latex, latex))
@@ -225,6 +220,12 @@ def report(args: Namespace) -> int:
     for run in args.runs:
         if not (run / "report.html").exists():
             write_report(run)
+    if "experiments" in sheet.record:
+        print_lines([sheet.head, *sheet.rows])
+        print(*(f"  {line}" for line in (*sheet.differences, *sheet.notes)), sep="\n")
+    else:
+        print_table(cast(Table, sheet.record))
+    for run in args.runs:
         print(f"report: {run / 'report.html'}")
     return 0
 
@@ -239,7 +240,6 @@ def report_continual(
     records = [read_json(run / "continual.json") for run in runs]
     others = [read_released(Path(path)) for path in beside]
     summary = with_released(summarise(records, command_line()), others)
-    print_lines(table_lines(summary))
     if json_file:
         write_whole(Path(json_file), json.dumps(summary, indent=1) + "\n")
     if figure:
@@ -250,6 +250,8 @@ def report_continual(
     for run, record in zip(runs, records, strict=True):
         if not (run / "report.html").exists():
             write_page(run / "report.html", with_released(summarise([record], command_line()), others))
+    print_lines(table_lines(summary))
+    for run in runs:
         print(f"report: {run / 'report.html'}")
 
 

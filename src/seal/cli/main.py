@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,20 @@ Settings come from a TOML file named after @, then from flags over it, dotted wh
     seal train @ configs/atlas.toml --rounds 3 --inner.recipe.learning_rate 3e-3 --name my-run
 
 --dry-run prints what the settings come to and does nothing. Every setting is described in seal.config.
+--no-lock is for disks that know no locks: that nobody else writes the folder is then yours to see to.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it did its work, 2 if the user has something to put right, 130 if interrupted. On
-    SIGTERM it finishes the wave it is at, saves it, and ends with 0; on a second one it ends at once."""
+    SIGTERM it finishes the wave it is at, saves it, and ends with 143, as what a signal ended and is not
+    done; on a second one it ends at once."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of a terminal that is not UTF-8
+    if argv is None:
+        _heed_interrupts_once()
     try:
         return _run(words)
     except LoraError as error:  # SealError is one
@@ -35,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except Stopped:
         print("seal: stopped as asked, and saved; the same command goes on from here", file=sys.stderr)
-        return 0
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         goes_on = bool(words) and words[0] in (*COMMANDS, "learn")
         print("seal: interrupted" + "; the same command goes on where it stopped" * goes_on, file=sys.stderr)
@@ -111,6 +119,12 @@ GONE = {
 
 
 def _run(argv: list[str]) -> int:
+    if "--no-lock" in argv and argv[0] in (*COMMANDS, "learn", "edits"):
+        from seal import store
+
+        argv = [word for word in argv if word != "--no-lock"]
+        store.no_locks()
+        print("seal: no lock is taken: see to it that no other process writes the folder", file=sys.stderr)
     if argv[:1] and argv[0] in GONE:
         raise SealError(f"there is no command {argv[0]} any more: {GONE[argv[0]]}")
     with_settings = argv[:1] and argv[0] in COMMANDS and not {"-h", "--help"} & set(argv)
@@ -194,6 +208,17 @@ def _own_flags(command: str, rest: Sequence[str]) -> tuple[Json, list[str]]:
     return own, settings
 
 
+def _heed_interrupts_once() -> None:
+    """The first Ctrl-C ends the command; another one while it is ending changes nothing."""
+
+    def heed(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, heed)
+
+
 def _heed_sigterm() -> None:
     from seal.store import stop_when_saved
 
@@ -249,12 +274,12 @@ def _eval(config: Any, own: Json) -> int:
     must_be_new(own["json"])
     evaluate(config, own["split"])
     summary = summarise([read_json(results_path(config.folder, own["split"]))], command_line())
-    print_table(summary)
     if own["json"]:
         write_whole(Path(own["json"]), record_text(summary))
+    if own["split"] == "eval" and not (config.folder / "report.html").exists():
+        write_report(config.folder)
+    print_table(summary)
     if own["split"] == "eval":
-        if not (config.folder / "report.html").exists():
-            write_report(config.folder)
         print(f"report: {config.folder / 'report.html'}")
     return 0
 

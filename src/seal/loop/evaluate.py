@@ -15,7 +15,7 @@ from seal.loop.inner import HERE, InnerLoop, Workers, fingerprints, open_domain
 from seal.loop.pooled import try_pooled
 from seal.loop.results import from_attempts, from_grades
 from seal.loop.selection import CONTROLS, SEAL, Branch
-from seal.loop.write import finished, from_another, write_edits
+from seal.loop.write import WRITTEN, finished, from_another, write_edits
 from seal.lora.decoder import fits
 from seal.lora.load import load_model
 from seal.lora.model import Model
@@ -199,6 +199,7 @@ class Evaluation:
         texts = stage.once(
             "texts", lambda: write_edits(policy, self.domain, self.tasks, n, self.config.write, seed, stage)
         )
+        stage.drop(WRITTEN)
         return self.tried(setting, adapt or policy, self.first(texts), self.config.inner)
 
     def first(self, texts: list[list[str]]) -> list[list[str]]:

@@ -21,7 +21,7 @@ from seal.config import InnerConfig, RunConfig
 from seal.loop.inner import InnerLoop, Trial, open_domain
 from seal.lora.capacity import Room, spread
 from seal.lora.heap import tune_heap
-from seal.lora.load import load_model
+from seal.lora.load import allowed_cores, load_model
 from seal.lora.model import Model
 from seal.records import Attempt, Grade, LoraError, SealError
 
@@ -65,7 +65,7 @@ class RayWorkers:
     def __init__(self, config: RunConfig) -> None:
         self.ray = _ray()
         threads = config.model.threads
-        share = max(1, len(os.sched_getaffinity(0)) // config.workers) if threads == "auto" else threads
+        share = max(1, len(allowed_cores()) // config.workers) if threads == "auto" else threads
         config = config.model_copy(update={"model": config.model.model_copy(update={"threads": share})})
         n_cpus = share if config.cluster else 0  # here the operating system shares the cores out
         self._start(config)

@@ -121,6 +121,10 @@ def from_file(path: Path, tasks: Sequence[Task], n: int) -> list[list[str]]:
     return texts
 
 
+PART = 256
+"""Edits written, and kept, together: what a stop can lose of the writing."""
+
+
 def write_edits(
     policy: Model,
     domain: Domain,
@@ -132,7 +136,34 @@ def write_edits(
 ) -> list[list[str]]:
     """``n`` self-edits per task. Of one that ``config.max_tokens`` cut off, what is whole of it; the stage's
     ``cut.json`` holds what was written there (``null`` for the others). With ``config.resample`` those that
-    cannot be used are drawn again; the stage keeps the count."""
+    cannot be used are drawn again; the stage keeps the count. What is more than :data:`PART` edits is written
+    part by part, each on disk (``written/``) until the caller has it all."""
+    size = max(1, PART // n)
+    parts = [tasks[i : i + size] for i in range(0, len(tasks), size)]
+
+    def write(part: Sequence[Task]) -> dict[str, Any]:
+        return _write_part(policy, domain, part, n, config, seed)
+
+    if len(parts) == 1:
+        found = [write(parts[0])]
+    else:
+        found = [
+            stage.once(f"{WRITTEN}/{i:05d}", lambda part=part: write(part))  # type: ignore[misc]
+            for i, part in enumerate(parts)
+        ]
+    if config.resample:
+        stage.put("resampled", sum(f["resampled"] for f in found))
+    stage.put("cut", [row for f in found for row in f["cut"]])
+    return [row for f in found for row in f["texts"]]
+
+
+WRITTEN = "written"
+"""Where the parts of a stage's writing wait until all are there."""
+
+
+def _write_part(
+    policy: Model, domain: Domain, tasks: Sequence[Task], n: int, config: WriteConfig, seed: object
+) -> dict[str, Any]:
     prompts = [domain.prompt(t) for t in tasks]
     texts, cut = finished(domain, from_policy(policy, prompts, n, config, seed, domain.schema()))
     drawn = 0
@@ -153,10 +184,7 @@ def write_edits(
         for i, text, broken in zip(bad, again_finished, again_cut, strict=True):
             texts[i // n][i % n], cut[i // n][i % n] = text, broken
         drawn += len(bad)
-    if config.resample:
-        stage.put("resampled", drawn)
-    stage.put("cut", cut)
-    return texts
+    return {"texts": texts, "cut": cut, "resampled": drawn}
 
 
 def finished(
@@ -201,4 +229,5 @@ def write_round(
         return texts
 
     texts: list[list[str]] = round_.stage.once("texts", compute)
+    round_.stage.drop(WRITTEN)
     return texts

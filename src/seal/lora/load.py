@@ -154,10 +154,18 @@ def _check_device(name: str) -> None:
         )
 
 
+def allowed_cores() -> set[int]:
+    """The cores of this process's affinity; all there are on systems that have none (macOS, Windows)."""
+    found: set[int] = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    )
+    return found
+
+
 def usable_cores() -> int:
     """Physical cores that this process may use: its affinity and its container's quota, without
     hyperthreads."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    allowed = allowed_cores()
     siblings = set()
     for core in allowed:
         path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
