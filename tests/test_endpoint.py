@@ -377,7 +377,12 @@ def test_verdicts_are_yes_or_no_or_none() -> None:
     [
         (200, "text/html", "<html><body>Welcome to nginx</body></html>", "web page: is /v1 missing"),
         (200, "text/event-stream", 'data: {"choices": []}\n\n', "stream"),
-        (200, "application/json", '{"choices": null, "error": {"message": "insufficient credits"}}', "credits"),
+        (
+            200,
+            "application/json",
+            '{"choices": null, "error": {"message": "insufficient credits"}}',
+            "credits",
+        ),
         (200, "application/json", '{"choices": [], "error": "no such deployment"}', "no such deployment"),
         (200, "application/json", "not json at all", "cannot be read"),
         (200, "text/plain", "OK", "no completion: 'OK'"),
@@ -395,7 +400,9 @@ def test_what_is_no_completion_is_told_in_the_servers_words(
     assert "attribute" not in str(error.value) and "secret-key" not in str(error.value)
 
 
-def test_an_answer_without_choices_is_of_that_prompt_and_parts_of_a_message_are_joined(server: Server) -> None:
+def test_an_answer_without_choices_is_of_that_prompt_and_parts_of_a_message_are_joined(
+    server: Server,
+) -> None:
     parts = [{"type": "text", "text": "half "}, {"type": "text", "text": "whole"}]
     server.raw = lambda body: (
         (200, "application/json", '{"choices": []}')
@@ -419,24 +426,24 @@ def test_the_cause_of_no_connection_is_told(monkeypatch: pytest.MonkeyPatch, ser
             Endpoint(name, retries=0).write(["a"], 5)
         assert "Connection error" not in str(error.value)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    with pytest.raises(SealError, match="through the proxy http://127.0.0.1:1"):
+    with pytest.raises(SealError, match=r"through the proxy http://127.0.0.1:1"):
         Endpoint("http://some.host/v1#m", retries=0).write(["a"], 5)
 
 
-def test_a_client_that_cannot_be_made_is_one_sentence(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+def test_a_client_that_cannot_be_made_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/none/at/all.pem")
-    with pytest.raises(SealError, match="SSL_CERT_FILE=/none/at/all.pem"):
+    with pytest.raises(SealError, match=r"SSL_CERT_FILE=/none/at/all.pem"):
         Endpoint("https://some.host/v1#m")
     monkeypatch.delenv("SSL_CERT_FILE")
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
     monkeypatch.setenv("SEAL_API_KEY", "")
-    with pytest.raises(SealError, match="socks|SOCKS|does not answer"):
+    with pytest.raises(SealError, match=r"socks|SOCKS|does not answer"):
         Endpoint("http://some.host/v1#m", retries=0).write(["a"], 5)
 
 
-def test_models_that_want_other_settings_get_them(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_that_want_other_settings_get_them(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     def raw(body: dict[str, object]) -> tuple[int, str, str] | None:
         if "max_tokens" in body:
             message = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."

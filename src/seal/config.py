@@ -234,7 +234,7 @@ def load_config(path: str | Path | None, flags: Sequence[str] = ()) -> RunConfig
             table = table.setdefault(parent, {})
             if not isinstance(table, dict):
                 raise SealError(f"--{key}: {parent} is a value, not a table")
-        table[last] = value
+        table[last] = _merged(table.get(last), value)
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -246,6 +246,13 @@ def load_config(path: str | Path | None, flags: Sequence[str] = ()) -> RunConfig
         raise SealError(
             f"{f'--{key}' if mine or path is None else f'{path}: {key}'}: {first['msg']}" + _given(first)
         ) from error
+
+
+def _merged(there: Any, value: Any) -> Any:
+    """A table given as JSON is laid over the file's, key by key, as dotted flags are."""
+    if not isinstance(there, dict) or not isinstance(value, dict):
+        return value
+    return there | {k: _merged(there.get(k), v) for k, v in value.items()}
 
 
 def first_of(error: ValueError) -> str:

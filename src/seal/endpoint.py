@@ -232,9 +232,7 @@ def _key_for(address: SplitResult) -> str:
             )
         return ""
     if not key.isascii() or not key.isprintable():
-        raise SealError(
-            f"{own} holds a character that no key has (a line break, or one that is not ASCII)"
-        )
+        raise SealError(f"{own} holds a character that no key has (a line break, or one that is not ASCII)")
     if key and address.scheme == "http" and not _is_loopback(host):
         raise SealError(
             f"the key of {own} would go to {host} in plain text: take https://, or an empty "
@@ -384,9 +382,7 @@ class _Cache:
                 return
             try:
                 with self.db:
-                    self.db.execute(
-                        "insert or replace into answers values (?, ?)", (_hash(key), answer.text)
-                    )
+                    self.db.execute("insert or replace into answers values (?, ?)", (_hash(key), answer.text))
                     if answer.cut:
                         self.db.execute("insert or replace into cut values (?)", (_hash(key),))
             except sqlite3.Error as error:

@@ -36,7 +36,7 @@ from pydantic import ValidationError
 
 from seal.config import RunConfig, of_earlier
 from seal.lora.records import ModelSpec
-from seal.records import Attempt, SealError, Stopped, seed_of
+from seal.records import Attempt, Json, SealError, Stopped, seed_of
 
 T = TypeVar("T")
 _stop = threading.Event()
@@ -300,6 +300,7 @@ class Store:
             write_whole(path, json.dumps(wanted, indent=2))
         if not begun:
             write_whole(self.folder / "run.json", json.dumps({"format": FORMAT}))
+        _keep_source(self.folder, config.domain.options.get("source"))
         if environment is not None and not (self.folder / "environment.json").exists():
             write_whole(self.folder / "environment.json", json.dumps(environment, indent=2))
 
@@ -333,15 +334,65 @@ class Store:
             )
 
 
-_locks = True
+_unlocked = threading.Event()
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What a disk that knows no locks says."""
 
 
 def no_locks() -> None:
     """From now on folders are not locked (``--no-lock``)."""
-    global _locks
-    _locks = False
+    _unlocked.set()
+
+
+def read_config(folder: Path) -> Json:
+    """A run's settings, whatever version wrote them: those that have come since are at their defaults, and a
+    source that is no longer where it was is the run's own copy of it.
+
+    Raises:
+        SealError: there are none, or they are damaged.
+    """
+    must_be_readable(folder)
+    found = read_json(folder / "config.json")
+    known = isinstance(found, dict) and isinstance(found.get("domain"), dict) and "model" in found
+    found = _whole(found)
+    if not known or not isinstance(found.get("inner"), dict):
+        raise SealError(f"{folder / 'config.json'} is no run's config")
+    options = found.get("domain", {}).get("options", {})
+    source = options.get("source")
+    if isinstance(source, str) and not _is_file(source):
+        name = source.replace("\\", "/").rsplit("/", 1)[-1]
+        for own in (folder / name, folder / "tasks" / name):
+            if name and own.is_file():
+                options["source"] = str(own)
+                break
+    return found
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+MAX_SOURCE = 64_000_000
+"""Bytes of a source that is kept with the run; of a larger one the fingerprint alone."""
+
+
+def _keep_source(folder: Path, source: object) -> None:
+    """A copy of the file that the tasks come from: the run can then be moved, and read without it."""
+    if not isinstance(source, str) or not _is_file(source):
+        return
+    path, own = Path(source), folder / "tasks" / Path(source).name
+    if folder.resolve() in path.resolve().parents or own.exists() or path.stat().st_size > MAX_SOURCE:
+        return
+    try:
+        own.parent.mkdir(parents=True, exist_ok=True)
+        aside = own.with_name(f".{own.name}.part")
+        shutil.copyfile(path, aside)
+        aside.rename(own)
+    except OSError as error:
+        raise SealError(f"cannot write {own}: {error.strerror or error}") from error
 
 
 def claim(folder: Path) -> AbstractContextManager[Any]:
@@ -353,7 +404,7 @@ def claim(folder: Path) -> AbstractContextManager[Any]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock").acquire(timeout=GLANCE) if _locks else nullcontext()
+        return FileLock(folder / ".lock").acquire(timeout=GLANCE) if not _unlocked.is_set() else nullcontext()
     except Timeout as error:
         raise SealError(f"{folder} is in use by another process") from error
     except (OSError, NotImplementedError) as error:  # the second is filelock's for a disk without locks
@@ -411,8 +462,9 @@ def _difference(found: Any, wanted: Any, at: str = "") -> str:
     return "" if found == wanted else f"{at[:-1]}: {found!r} there, {wanted!r} here"
 
 
-def environment() -> dict[str, Any]:
-    """The machine and the versions that a number depends on."""
+def environment(threads: int | None = None) -> dict[str, Any]:
+    """The machine and the versions that a number depends on. ``threads`` are those of the model's settings,
+    which loading it applies."""
     from importlib.metadata import version
 
     import torch
@@ -422,7 +474,7 @@ def environment() -> dict[str, Any]:
         "machine": machine(),
         "python": platform.python_version(),
         "versions": {n: version(n) for n in names},
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -141,11 +141,11 @@ def check_reward(args: Namespace) -> int:
     """Variance components of a reward."""
     from seal.report.reliability import estimators, read_scores
     from seal.report.reliability import report as noise_report
-    from seal.store import read_json, write_whole
+    from seal.store import read_config, write_whole
 
     must_be_new(args.json)
-    config = args.source / "config.json"
-    own = read_json(config)["inner"]["reward"] if config.is_file() else "accuracy"
+    known = (args.source / "config.json").is_file()
+    own = read_config(args.source)["inner"]["reward"] if known else "accuracy"
     found = {"reward": args.reward or own} | noise_report(read_scores(args.source, args.reward or own))
     if args.source.is_dir():
         found |= {f"by {kind}": row for kind, row in estimators(args.source).items()}
@@ -478,8 +478,8 @@ def export(args: Namespace) -> int:
         write_whole(args.out, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     else:
         from seal.report.export import metrics_of, tensorboard
-        from seal.store import read_json
+        from seal.store import read_config
 
-        tensorboard(list(metrics_of(args.source)), read_json(args.source / "config.json"), args.out)
+        tensorboard(list(metrics_of(args.source)), read_config(args.source), args.out)
     print(args.out)
     return 0

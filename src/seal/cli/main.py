@@ -306,11 +306,12 @@ def _continual(config: Any, own: Json) -> int:
     from datetime import date
 
     from seal.cli.commands import must_be_new, report_continual
+    from seal.lora.load import threads_of
     from seal.memory.stream import Continual
     from seal.store import Store, environment, machine, write_whole
 
     must_be_new(own["json"], own["figure"])
-    store = Store(config, environment())
+    store = Store(config, environment(threads_of(config.model)))
     experiment = Continual(config, store)
     record = {
         "date": date.today().isoformat(),

@@ -17,10 +17,11 @@ from statistics import stdev
 
 from seal.config import DomainConfig, EvalConfig, RunConfig, WriteConfig
 from seal.domains import load_domain
+from seal.loop.inner import fingerprints
 from seal.loop.results import from_attempts, run_record
 from seal.loop.selection import best_of
 from seal.records import BASE, EXTERNAL, Attempt, Json, Result, SealError, Task
-from seal.store import Stage, Store, read_attempts, read_json, record_text, write_whole
+from seal.store import Stage, Store, read_attempts, read_config, record_text, write_whole
 
 
 def import_results(source: Path, out: Path) -> Path:
@@ -81,7 +82,8 @@ def _import(source: Path, out: Path) -> Path:
     untouched = Result(BASE.label, scores, {"all": list(scores)}, n_questions, silent, 0.0, 0.0)
     results, groups = [untouched, from_attempts(EXTERNAL, order, attempts)], [domain.group(t) for t in order]
     record = run_record(config, results, [t.id for t in order], groups, 0.0)
-    write_whole(out / "results.json", record_text(record | {"machine": f"imported from {source.name}"}))
+    record |= {"fingerprint": fingerprints(domain)["eval"], "machine": f"imported from {source.name}"}
+    write_whole(out / "results.json", record_text(record))
     return out
 
 
@@ -279,7 +281,7 @@ def export_dataset(run: Path, stage_name: str) -> list[Json]:
 
 
 def _stage(run: Path, name: str) -> tuple[Json, list[Task], list[Attempt], dict[str, list[str]]]:
-    config = read_json(run / "config.json")
+    config = read_config(run)
     domain = load_domain(config["domain"]["name"], config["domain"]["options"])
     path = run / name / "attempts.jsonl"
     if not path.is_file():

@@ -11,10 +11,11 @@ from typing import Any
 
 from seal.config import RunConfig
 from seal.loop.evaluate import Evaluation, trained_controls
-from seal.loop.inner import HERE, Workers
+from seal.loop.inner import HERE, Workers, fingerprints
 from seal.loop.outer import run
 from seal.loop.results import run_record
 from seal.loop.selection import CONTROLS, SEAL
+from seal.lora.load import threads_of
 from seal.records import Result, SealError, control
 from seal.store import Store, environment, read_json, record_text, write_whole
 
@@ -30,7 +31,7 @@ def train(config: RunConfig, controls: Sequence[str] = ()) -> Path:
         SealError: settings that do not go together, or a folder made with others.
     """
     _must_go_together(config, controls)
-    store = Store(config, environment())
+    store = Store(config, environment(threads_of(config.model)))
     with workers_of(config) as workers:
         for branch in (SEAL, *(CONTROLS[name] for name in dict.fromkeys(controls))):
             run(config, store, branch, workers)
@@ -67,7 +68,7 @@ def evaluate(config: RunConfig, split: str = "eval") -> list[Result]:
         raise SealError(
             f"--split is eval or select, not {split!r}: what a policy was trained on proves nothing"
         )
-    store = Store(config, environment())
+    store = Store(config, environment(threads_of(config.model)))
     for r in range(1, config.rounds + 1):
         if not (store.folder / f"seal/round-{r}/policy").exists():
             raise SealError(
@@ -79,7 +80,9 @@ def evaluate(config: RunConfig, split: str = "eval") -> list[Result]:
         with workers_of(config) as workers, Evaluation(config, store, split, workers) as evaluation:
             results = evaluation.table()
         tasks, groups = zip(*((t.id, evaluation.domain.group(t)) for t in evaluation.tasks), strict=True)
-        write_whole(path, record_text(run_record(config, results, tasks, groups, time.monotonic() - start)))
+        record = run_record(config, results, tasks, groups, time.monotonic() - start)
+        record["fingerprint"] = fingerprints(evaluation.domain)[split]
+        write_whole(path, record_text(record))
     found = [Result(**row) for row in read_json(path)["settings"]]
     settings = {r.setting for r in found}
     if missed := next(

@@ -35,7 +35,7 @@ def load_model(spec: ModelSpec | str | Path, rank: int = 0) -> Model:
         spec = ModelSpec(name=str(spec), threads=None)
     _check_device(spec.device)
     if spec.threads:
-        torch.set_num_threads(usable_cores() if spec.threads == "auto" else spec.threads)
+        torch.set_num_threads(threads_of(spec))
     if spec.name.startswith("fake:"):
         from seal.lora.fake import load_fake
 
@@ -152,6 +152,11 @@ def _check_device(name: str) -> None:
             f"the device {name!r} is not on this machine"
             + (f" (it has {cuda} CUDA devices)" if kind == "cuda" else "")
         )
+
+
+def threads_of(spec: ModelSpec) -> int:
+    """The threads that a model computes with."""
+    return usable_cores() if spec.threads == "auto" else spec.threads or torch.get_num_threads()
 
 
 def allowed_cores() -> set[int]:

@@ -44,6 +44,10 @@ def complete(
     return texts
 
 
+ROWS = 512
+"""Prompts that are answered at once: what a question needs of memory, so many times."""
+
+
 def ask(
     model: Model,
     adapters: Sequence[Adapter | None],
@@ -66,16 +70,17 @@ def ask(
         return [[next(texts).text for _ in prompts] for prompts in prompts_K_Q]
 
     def some(start: int, stop: int) -> None:
-        with Decoder(model) as decoder:
-            numbers = [
-                [
-                    decoder.add(encode(model, p, sampling), sampling, adapter=adapters[k])
-                    for p in prompts_K_Q[k]
+        answers[start:stop] = [[] for _ in range(start, stop)]
+        places = [(k, p) for k in range(start, stop) for p in prompts_K_Q[k]]
+        for first in range(0, len(places), ROWS):
+            with Decoder(model) as decoder:
+                numbers = [
+                    (k, decoder.add(encode(model, p, sampling), sampling, adapter=adapters[k]))
+                    for k, p in places[first : first + ROWS]
                 ]
-                for k in range(start, stop)
-            ]
-            written = decoder.run()
-        answers[start:stop] = [[written[n].text for n in mine] for mine in numbers]
+                written = decoder.run()
+            for k, number in numbers:
+                answers[k].append(written[number].text)
 
     in_parts(len(adapters), slots, some)
     return answers

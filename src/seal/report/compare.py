@@ -112,7 +112,7 @@ def _comparison(named: Mapping[str, Sequence[Path]], command: str) -> Sheet:
         for k in dict.fromkeys(k for c in cells.values() for k in c)
         if sum(k in c for c in cells.values()) > 1
     ]
-    differing = _differing(
+    differing_ = differing(
         {name: json.loads(experiment_of(records[0]))[0] or {} for name, records in runs.items()}
     )
     first, *others = runs
@@ -132,7 +132,7 @@ def _comparison(named: Mapping[str, Sequence[Path]], command: str) -> Sheet:
                 f"{name} and {first} share no seed with the same tasks: their difference cannot be paired"
             )
     notes += [
-        f"{name}: {', '.join(f'{k} = {v}' for k, v in d.items())}" for name, d in differing.items() if d
+        f"{name}: {', '.join(f'{k} = {v}' for k, v in d.items())}" for name, d in differing_.items() if d
     ]
     record = {
         "command": command,
@@ -143,7 +143,7 @@ def _comparison(named: Mapping[str, Sequence[Path]], command: str) -> Sheet:
                 "name": n,
                 "runs": [f.name for f in named[n]],
                 "seeds": summaries[n]["seeds"],
-                "settings": differing[n],
+                "settings": differing_[n],
             }
             for n in named
         ],
@@ -178,6 +178,12 @@ def _alias(setting: str, rounds: int) -> str:
     return LAST if setting == seal_round(rounds).label else setting
 
 
+def same_tasks(a: Json, b: Json) -> bool:
+    """Whether two results are of the same tasks: by name, and by fingerprint where both have one."""
+    prints = {str(r["fingerprint"]) for r in (a, b) if r.get("fingerprint")}
+    return a.get("tasks") == b.get("tasks") and len(prints) < 2
+
+
 def _paired(a: Sequence[Json], b: Sequence[Json], setting: str) -> Json | None:
     """The difference over the seeds that both have, on the same tasks; ``None`` where there is no such
     pair."""
@@ -185,9 +191,7 @@ def _paired(a: Sequence[Json], b: Sequence[Json], setting: str) -> Json | None:
     seeds = []
     groups = None
     for mine in a:
-        other = next(
-            (r for r in b if r["seed"] == mine["seed"] and r.get("tasks") == mine.get("tasks")), None
-        )
+        other = next((r for r in b if r["seed"] == mine["seed"] and same_tasks(r, mine)), None)
         found = [
             next((s["scores"] for s in r["settings"] if _alias(s["setting"], r["rounds"]) == setting), None)
             for r in (mine, other)
@@ -204,7 +208,7 @@ def _paired(a: Sequence[Json], b: Sequence[Json], setting: str) -> Json | None:
     return {"mean": round(d.mean, 4), "low": round(d.low, 4), "high": round(d.high, 4), "seeds": seeds}
 
 
-def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Json]:
+def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Json]:
     """Of each experiment the settings, as dotted names, that are not the same in all."""
     flat = {name: dict(_flat(s)) for name, s in settings.items()}
     keys = dict.fromkeys(k for f in flat.values() for k in f)

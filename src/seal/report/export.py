@@ -15,7 +15,7 @@ from seal.domains.knowledge.features import mean_features
 from seal.records import Json, SealError, settings_of
 from seal.report.figures import accuracy_figure, changes_figure, reward_figure
 from seal.report.tables import load_runs, round_rewards, summarise, texts_of
-from seal.store import Stage, read_json, write_whole
+from seal.store import Stage, read_config, write_whole
 
 
 def figures_of(folder: Path) -> dict[str, tuple[Any, list[Json]]]:
@@ -27,7 +27,7 @@ def figures_of(folder: Path) -> dict[str, tuple[Any, list[Json]]]:
     records = load_runs([folder])
     summary = summarise(records, records[0]["command"])
     rewards = round_rewards(folder, "seal", summary["rounds"])
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     domain = load_domain(config["domain"]["name"], config["domain"]["options"])
     tasks = list(domain.tasks("eval"))
     changes = {

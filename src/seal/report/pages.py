@@ -3,6 +3,8 @@ only files."""
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,12 @@ from seal.report.tables import (
     texts_of,
     writers_of,
 )
-from seal.store import Stage, read_json, write_whole
+from seal.store import Stage, read_config, read_json, write_whole
 
 
 def write_report(folder: Path) -> Path:
     """Write ``report.md`` and ``report.html`` beside a run's results; the path of the HTML page."""
-    config, environment = read_json(folder / "config.json"), read_json(folder / "environment.json")
+    config, environment = read_config(folder), read_json(folder / "environment.json")
     records = load_runs([folder])
     summary = summarise(records, records[0]["command"])
     domain = load_domain(config["domain"]["name"], config["domain"]["options"])
@@ -153,12 +155,24 @@ def _markdown(
         "",
     ]
     if example:
-        out += ["## One task before and after", "", f"**{example['title']}** {example['context']}", ""]
+        title, context = (html.escape(plain(str(example[k])), quote=False) for k in ("title", "context"))
+        out += ["## One task before and after", "", f"**{title}** {context}", ""]
         for name, row in example["edits"].items():
-            out += [f"{name}: {row['before']:.2f} → {row['after']:.2f}", "", "```", row["text"], "```", ""]
+            out += [f"{name}: {row['before']:.2f} → {row['after']:.2f}", "", *fenced(row["text"]), ""]
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
     out += [f"Python {environment['python']}, {versions}, {environment['threads']} threads.", ""]
     return "\n".join(out)
+
+
+def fenced(text: str) -> list[str]:
+    """A text as a block of code, whatever backticks stand in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return [fence, text, fence]
+
+
+def plain(text: str) -> str:
+    """A text on one line, with nothing in it that Markdown would take for its own."""
+    return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", " ".join(text.split()))
 
 
 def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -60,6 +60,11 @@ def load_runs(folders: Sequence[Path]) -> list[Json]:
     names = ", ".join(map(str, folders))
     if len({tuple((s["setting"], len(s["scores"])) for s in r["settings"]) for r in records}) > 1:
         raise SealError(f"the runs {names} did not evaluate the same settings on as many tasks")
+    if len({str(r["fingerprint"]) for r in records if r.get("fingerprint")}) > 1:
+        raise SealError(
+            f"the runs {names} are not seeds of one experiment: their tasks have the same names, but other "
+            "texts, questions or answers"
+        )
     if len({experiment_of(r) for r in records}) > 1:
         raise SealError(
             f"the runs {names} are not seeds of one experiment: their settings or their tasks differ"

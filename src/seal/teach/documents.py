@@ -133,9 +133,7 @@ def _of_text(path: Path) -> tuple[str, list[Section]]:
 
 def _markdown(name: str, text: str) -> tuple[str, list[Section]]:
     """Headings are lines of ``#``, or lines underlined with ``===`` or ``---``; not within fenced code."""
-    lines = re.sub(r"\A---\n(?:[\w-]+:.*\n|[ \t-].*\n|#.*\n)*---\n", "", text.replace("\r\n", "\n")).split(
-        "\n"
-    )
+    lines = _without_front_matter(text.replace("\r\n", "\n").split("\n"))
     pieces: list[tuple[int, str]] = []  # (level, heading), or (0, line of text)
     fence = ""
     for line in lines:
@@ -151,6 +149,19 @@ def _markdown(name: str, text: str) -> tuple[str, list[Section]]:
         else:
             pieces.append((0, line))
     return _sections(name, pieces)
+
+
+def _without_front_matter(lines: list[str]) -> list[str]:
+    """The lines after a head of settings between two rules; all of them where there is none, or where another
+    line stands in it."""
+    if lines[0] != "---":
+        return lines
+    for i, line in enumerate(lines[1:], 1):
+        if line == "---":
+            return lines[i + 1 :]
+        if not re.match(r"[\w-]+:|[ \t#-]", line):
+            return lines
+    return lines
 
 
 def _sections(name: str, pieces: Sequence[tuple[int, str]]) -> tuple[str, list[Section]]:

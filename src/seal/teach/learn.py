@@ -230,7 +230,9 @@ def _edits(
                 domain, from_policy(writer, prompts, config.edits, limit, seed_of("learn", config.seed))
             )
         else:
-            texts, cut = finished(domain, from_another(config.writer, tasks, prompts, config.edits, config.seed))
+            texts, cut = finished(
+                domain, from_another(config.writer, tasks, prompts, config.edits, config.seed)
+            )
         stage.put("cut", of_all(cut))
         return texts
 

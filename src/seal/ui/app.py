@@ -21,6 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from seal.records import NO_RL, Json, LoraError, SealError, seal_round, settings_of
+from seal.report.compare import differing, same_tasks
 from seal.report.memory import summarise
 from seal.stats import Interval, difference
 from seal.ui import charts
@@ -68,7 +69,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Pages:
-    """A method per page."""
+    """A method per page. Those that compute are plain functions, which Starlette runs in threads: a slow page
+    holds up no other."""
 
     def __init__(self, root: Path) -> None:
         self.folder = Folder(root)
@@ -82,7 +84,7 @@ class Pages:
     def show(self, template: str, status: int = 200, **values: Any) -> Response:
         text = self.templates.get_template(template).render(root=self.folder.root, **values)
         return HTMLResponse(
-            text,
+            text.encode("utf-8", "replace"),  # a file's name may be no text
             status,
             headers={
                 "Content-Security-Policy": POLICY,
@@ -101,7 +103,7 @@ class Pages:
             message=f"This page met a fault ({type(error).__name__}): the run's files may be damaged.",
         )
 
-    async def runs(self, request: Request) -> Response:
+    def runs(self, request: Request) -> Response:
         query = request.query_params.get("q", "")
         found = [r for r in self.folder.runs() if query.casefold() in r.name.casefold()]
         page, places = _paged(request, len(found))
@@ -109,7 +111,7 @@ class Pages:
             "runs.html", runs=[found[i] for i in places], total=len(found), q=query, page=page, live=True
         )
 
-    async def run(self, request: Request) -> Response:
+    def run(self, request: Request) -> Response:
         run = self._run(request)
         if run.kind == "taught":
             return self.show(
@@ -119,7 +121,7 @@ class Pages:
                 live=run.status == "running",
             )
         if run.kind == "continual":
-            return await self.continual(request)
+            return self.continual(request)
         stages = [run.summary(s) for s in run.stages()] if not run.problem else []
         rounds = [s for s in stages if round_of(s["stage"]) is not None and s["reward"]]
         number = {s["stage"]: round_of(s["stage"]) or 0 for s in rounds}
@@ -178,7 +180,7 @@ class Pages:
             live=live,
         )
 
-    async def stage(self, request: Request) -> Response:
+    def stage(self, request: Request) -> Response:
         run, name = self._run(request), request.query_params.get("stage", "")
         file, query = run.attempts(name), request.query_params.get("q", "").casefold()
         tasks, titles = run.tasks(), {}
@@ -203,7 +205,7 @@ class Pages:
             live=run.status == "running",
         )
 
-    async def task(self, request: Request) -> Response:
+    def task(self, request: Request) -> Response:
         run, name, task_id = (
             self._run(request),
             request.query_params.get("stage", ""),
@@ -256,7 +258,7 @@ class Pages:
             live=run.status == "running",
         )
 
-    async def words(self, request: Request) -> Response:
+    def words(self, request: Request) -> Response:
         """Two writers on the same task, word by word."""
         run = self._run(request)
         stages = [s for s in run.stages() if s.startswith("eval/") and (run.stage(s) / "texts.json").exists()]
@@ -289,7 +291,7 @@ class Pages:
             task=task,
         )
 
-    async def continual(self, request: Request) -> Response:
+    def continual(self, request: Request) -> Response:
         run = self._run(request)
         if run.kind != "continual":
             raise SealError(f"{run.name} is no continual run")
@@ -325,16 +327,17 @@ class Pages:
             curve=curve,
         )
 
-    async def compare(self, request: Request) -> Response:
+    def compare(self, request: Request) -> Response:
         """Two runs, setting by setting, paired over tasks."""
         runs = [r for r in self.folder.runs() if (r.path / "results.json").exists()]
         names = [request.query_params.get(k, "") for k in ("a", "b")]
         rows: list[Json] = []
+        other_settings: list[tuple[Any, ...]] = []
         note = ""
         if all(names):
             a, b = (self.folder.run(n).file("results.json") or {} for n in names)
             prints = [(self.folder.run(n).file("tasks/fingerprints.json") or {}).get("eval") for n in names]
-            if a.get("tasks") != b.get("tasks") or (all(prints) and prints[0] != prints[1]):
+            if not same_tasks(a, b) or (all(prints) and prints[0] != prints[1]):
                 note = (
                     "The two runs were not tested on the same tasks, so their differences are not paired and not "
                     "shown."
@@ -349,7 +352,17 @@ class Pages:
                         for x, r in ((s, a), (other, b))
                     )
                     rows.append({"setting": s["setting"], "a": pair[0], "b": pair[1], "gap": gap})
-        return self.show("compare.html", runs=runs, a=names[0], b=names[1], rows=rows, note=note)
+            told = differing({n: r.get("of") or {} for n, r in zip(names, (a, b), strict=True)})
+            other_settings = [(k, *(f.get(k) for f in told.values())) for k in next(iter(told.values()), {})]
+        return self.show(
+            "compare.html",
+            other_settings=other_settings,
+            runs=runs,
+            a=names[0],
+            b=names[1],
+            rows=rows,
+            note=note,
+        )
 
     async def teach(self, request: Request) -> Response:
         if request.method == "POST":
@@ -357,6 +370,8 @@ class Pages:
         return self.show("teach.html", taught=[r for r in self.folder.runs() if r.kind == "taught"][:PAGE])
 
     async def taught(self, request: Request) -> Response:
+        if (failed := self.classroom.failed(request.query_params.get("name", ""))) is not None:
+            raise SealError(failed)
         run = self._run(request)
         if run.kind != "taught":
             raise SealError(f"{run.name} was not taught documents")

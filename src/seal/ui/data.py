@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,7 +22,7 @@ from seal.domains.base import SPLITS, Domain
 from seal.domains.knowledge.features import features
 from seal.records import Json, SealError, Task
 from seal.stats import Interval, interval
-from seal.store import is_claimed, must_be_readable
+from seal.store import is_claimed, read_config
 
 DEPTH = 3
 """How far below the folder of runs a run may lie."""
@@ -77,28 +78,39 @@ class AttemptsFile:
     path: Path
     briefs: list[Brief] = field(default_factory=list)
     by_task: dict[str, list[int]] = field(default_factory=dict)
+    damaged: int = 0
+    """Lines that are no attempt: passed over, and told."""
     end: int = 0
     inode: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def refresh(self) -> AttemptsFile:
         """Read what has been appended; a file that has become shorter is read anew, and a torn last line
         waits."""
+        with self.lock:
+            return self._refresh()
+
+    def _refresh(self) -> AttemptsFile:
         try:
             size, inode = (found := self.path.stat()).st_size, found.st_ino
         except OSError:
             size = inode = 0
         if size < self.end or inode != self.inode:
-            self.briefs, self.by_task, self.end, self.inode = [], {}, 0, inode
+            self.briefs, self.by_task, self.end, self.inode, self.damaged = [], {}, 0, inode, 0
         if size > self.end:
             with self.path.open("rb") as file:
                 file.seek(self.end)
                 for line in file:
                     try:
-                        row = json.loads(line) if line.endswith(b"\n") else None
+                        row = json.loads(line, parse_constant=_no_number) if line.endswith(b"\n") else None
                     except ValueError:
-                        row = None
-                    if not isinstance(row, dict) or "task" not in row:
+                        row = {}
+                    if row is None:  # torn: it may still grow
                         break
+                    if not isinstance(row, dict) or "task" not in row or not _in_numbers(row):
+                        self.damaged += 1
+                        self.end += len(line)
+                        continue
                     numbers = {
                         k: row.get(k) or 0 for k in ("edit", "seed", "before", "after", "silent", "seconds")
                     }
@@ -123,11 +135,23 @@ class AttemptsFile:
             for place in places:
                 file.seek(self.briefs[place].start)
                 try:
-                    found.append(WHOLE | json.loads(file.read(self.briefs[place].length)))
+                    row = json.loads(file.read(self.briefs[place].length))
+                    found.append(WHOLE | {k: v for k, v in row.items() if v is not None})
                 except ValueError as error:
                     self.end, self.inode = 0, 0
                     raise SealError(f"{self.path} has changed under this page: load it again") from error
         return found
+
+
+NUMBERS = ("edit", "seed", "before", "after", "silent", "seconds", "reward")
+
+
+def _in_numbers(row: Json) -> bool:
+    return all(isinstance(row.get(k) or 0, (int, float)) for k in NUMBERS)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 class Folder:
@@ -188,15 +212,16 @@ class Run:
         self.config: Json = {}
         self.kind: Kind = "taught" if (path / "learn.json").exists() else "loop"
         try:
-            data = json.loads(
-                (path / ("learn.json" if self.kind == "taught" else "config.json")).read_text("utf-8")
+            data = (
+                json.loads((path / "learn.json").read_text("utf-8"))
+                if self.kind == "taught"
+                else read_config(path)
             )
             if not isinstance(data, dict):
                 raise ValueError("no settings in it")
             if self.kind == "loop" and any(not isinstance(data.get(k), t) for k, t in NEEDED.items()):
                 raise ValueError("it is no run's config.json")
             self.config = data
-            must_be_readable(path)
         except SealError as error:
             self.problem = str(error)
         except (OSError, ValueError) as error:

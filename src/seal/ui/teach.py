@@ -92,6 +92,19 @@ class Classroom:
         `seal learn`'s."""
         return self.root / ".taught" / out.name
 
+    def failed(self, name: str) -> str | None:
+        """Why a document was not begun with; ``None`` where it was, or is still waited for."""
+        out = self.root / name
+        if not name.startswith("taught-") or "/" in name or (out / "learn.json").exists():
+            return None
+        log, process = self._desk(out) / "log.txt", self.processes.get(out)
+        if not log.is_file():
+            return None
+        if process is not None and process.poll() is None:
+            return f"{name} is not begun yet: the model is being loaded; load this page again in a moment"
+        last = _tail(log).splitlines()
+        return f"{name} could not be taught: {last[-1].removeprefix('seal: ') if last else 'it said nothing'}"
+
     def state(self, folder: Path, name: str) -> Json:
         """What there is of a taught folder by now: passages with their edits and quiz, and the card."""
         process = self.processes.get(folder)
