@@ -186,6 +186,11 @@ class RunConfig(Part):
                 "gave"
             )
         if outer.rule != "sft":
+            if self.rounds and (self.edits_per_task < 2 or not self.write.temperature):
+                raise ValueError(
+                    f"outer.rule = {outer.rule} learns from siblings that differ: edits_per_task must be 2 or "
+                    "more, and write.temperature above 0"
+                )
             if outer.select != "best_of":
                 raise ValueError(
                     f"outer.rule = {outer.rule} learns from all siblings: outer.select = {outer.select} says "

@@ -352,9 +352,9 @@ def read_config(folder: Path) -> Json:
         SealError: there are none, or they are damaged.
     """
     must_be_readable(folder)
-    found = read_json(folder / "config.json")
-    known = isinstance(found, dict) and isinstance(found.get("domain"), dict) and "model" in found
-    found = _whole(found)
+    written = read_json(folder / "config.json")
+    known = isinstance(written, dict) and isinstance(written.get("domain"), dict) and "model" in written
+    found: Json = _whole(written)
     if not known or not isinstance(found.get("inner"), dict):
         raise SealError(f"{folder / 'config.json'} is no run's config")
     options = found.get("domain", {}).get("options", {})

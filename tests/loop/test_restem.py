@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from seal.config import OuterConfig, RunConfig
+from seal.loop.imitate import learn_from, told
 from seal.loop.selection import (
     as_many,
     best_of,
     exchanged,
     improved,
+    nothing_kept,
     random_of,
     sft_examples,
     solved,
     worst_of,
 )
-from seal.records import Attempt, Prompt, Selected
+from seal.lora.model import Model
+from seal.lora.train import learning_rate
+from seal.records import Attempt, Prompt, Recipe, Selected
+from seal.store import Round, Stage
 
 
 def attempt(
@@ -34,8 +44,66 @@ def texts(kept: list) -> list[str]:  # type: ignore[type-arg]
 
 
 def test_best_of_goes_by_the_mean_over_training_seeds_and_of_equals_takes_the_first() -> None:
-    assert texts(best_of(ROWS)) == ["a1", "b0"]
-    assert texts(best_of(ROWS, keep=2)) == ["a1", "a0", "b0", "b1"]
+    rows = [*ROWS, attempt("b", 3, 0.5)]
+    assert texts(best_of(rows)) == ["a1", "b0"]
+    assert texts(best_of(rows, keep=2)) == ["a1", "a0", "b0", "b1"]
+
+
+def test_siblings_that_all_earned_the_same_are_not_imitated() -> None:
+    assert texts(best_of(ROWS)) == ["a1"]
+    assert texts(best_of([attempt("b", 0, 1.0)])) == ["b0"], "an only one has no equal"
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([attempt("a", 0, None, status="ungraded")], "none of 1 attempts was graded"),
+        ([attempt("a", 0, 0.0, status="bad edit")], "no edit could be used"),
+        ([attempt("a", 0, 0.0), attempt("a", 1, 0.0)], "no edit earned anything"),
+        ([attempt("a", 0, 0.5), attempt("a", 1, 0.5)], "all edits of a task earned the same"),
+        ([attempt("a", 0, 0.1), attempt("a", 1, 0.2)], "no edit helped"),
+        ([], "no edit helped"),
+    ],
+)
+def test_why_nothing_was_learnt(rows: list[Attempt], why: str) -> None:
+    assert nothing_kept(rows).startswith(why)
+    said = told({"kept": 0, "steps": 0, "loss": (0.0, 0.0), "diverged": False}, rows, False)
+    assert said == f"nothing was learnt, for {nothing_kept(rows)}; the policy is as it was"
+
+
+def test_a_round_is_told_in_one_sentence() -> None:
+    learnt = {"kept": 3, "steps": 2, "loss": (0.53, 0.31), "diverged": False, "worse": False}
+    assert told(learnt, ROWS, True) == "learnt from 3 of 8 edits, loss 0.53 → 0.31"
+    worse = learnt | {"loss": (0.53, 7.56), "worse": True}
+    assert told(worse, ROWS, False) == (
+        "learning from 3 edits made it worse (loss 0.53 → 7.56); the policy stays as it was"
+    )
+    assert "diverged" in told(learnt | {"diverged": True}, ROWS, False)
+
+
+def test_a_finetune_that_made_it_worse_is_not_taken(policy: Model, tmp_path: Path) -> None:
+    recipe = Recipe(rank=4, alpha=4096, learning_rate=0.3, epochs=6, batch_size=1, clip=1e6)
+    config = RunConfig(outer=OuterConfig(recipe=recipe))
+    kept = [Selected(f"{i}", "to be or not to be, that is", 1.0, edit=0) for i in range(2)]
+    prompts = {k.task: Prompt("Say it:") for k in kept}
+    adapter, record = learn_from(policy, prompts, kept, [], config, Round(1, Stage(tmp_path), 0))
+    assert adapter is None and (record["worse"] or record["diverged"])
+    sound = RunConfig(outer=OuterConfig(recipe=recipe.model_copy(update={"alpha": 4, "learning_rate": 1e-3})))
+    adapter, record = learn_from(policy, prompts, kept, [], sound, Round(1, Stage(tmp_path), 0))
+    assert adapter is not None and not record["worse"]
+
+
+@pytest.mark.parametrize("rule", ["dpo", "ipo", "grpo"])
+@pytest.mark.parametrize("more", [{"edits_per_task": 1}, {"write": {"temperature": 0}}])
+def test_what_could_learn_nothing_is_refused_at_the_start(rule: str, more: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="siblings that differ"):
+        RunConfig.model_validate({"outer": {"rule": rule}} | more)
+
+
+def test_a_warm_up_does_not_take_every_step() -> None:
+    one = Recipe(learning_rate=1e-3, warmup=0.05)
+    assert learning_rate(one, 0, 1) == 1e-3
+    assert [learning_rate(one, i, 40) for i in range(3)] == [0.0, 5e-4, 1e-3], "where there are more, as ever"
 
 
 def test_what_earned_nothing_is_not_imitated() -> None:
@@ -86,7 +154,7 @@ def test_bad_edits_are_never_imitated() -> None:
 
 def test_what_is_imitated_is_the_edit_after_its_prompt() -> None:
     examples = sft_examples(best_of(ROWS), {"a": Prompt("PA"), "b": Prompt("PB")})
-    assert [(e.prompt, e.completion) for e in examples] == [("PA", "a1"), ("PB", "b0")]
+    assert [(e.prompt, e.completion) for e in examples] == [("PA", "a1")]
     assert all(e.chat and e.ends and not e.loss_on_prompt for e in examples), (
         "as the model is asked for one, loss on the edit alone"
     )

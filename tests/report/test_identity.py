@@ -68,7 +68,8 @@ def test_an_imported_run_that_was_moved_finds_its_passages(tmp_path: Path) -> No
     folder.mkdir(parents=True)
     _passages(folder / "passages.json")
     config = RunConfig(
-        runs=str(tmp_path / "runs"), domain={"options": {"source": str(folder / "passages.json")}}  # type: ignore[arg-type]
+        runs=str(tmp_path / "runs"),
+        domain={"options": {"source": str(folder / "passages.json")}},  # type: ignore[arg-type]
     )
     Store(config)
     assert not (folder / "tasks/passages.json").exists(), "it lies in the folder already"

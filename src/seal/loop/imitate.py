@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seal.config import RunConfig
-from seal.loop.selection import pairs_of, sft_examples
+from seal.loop.selection import nothing_kept, pairs_of, sft_examples
 from seal.loop.write import cut_off
 from seal.lora.adapter import Adapter
 from seal.lora.model import Model
@@ -31,15 +31,30 @@ def imitate(
     """Finetune the policy by the round's outcome, merge, and save it under the round. With nothing learnt it
     stays as it is."""
     adapter, record = learn_from(policy, prompts, kept, attempts, config, round_)
-    if adapter is not None:  # a finetune that diverged is not merged
+    if adapter is not None:  # a finetune that diverged, or made it worse, is not merged
         policy.merge(adapter)
-    elif record["diverged"]:
-        print(
-            f"seal: learning from the edits of round {round_.number} diverged; the policy stays as it was",
-            file=sys.stderr,
-        )
+    print(f"seal: {round_.stage.label}: {told(record, attempts, adapter is not None)}", file=sys.stderr)
     round_.stage.once("outer", lambda: record)
     round_.stage.once_folder("policy", policy.save)
+
+
+WORSE = 1.5
+"""A finetune whose loss ends above so many times where it began has not learnt but broken something."""
+
+
+def told(record: Mapping[str, Any], attempts: Sequence[Attempt], moved: bool) -> str:
+    """What a round came to, in one sentence."""
+    tried = len({(a.task, a.edit) for a in attempts})
+    n = record.get("kept", record.get("pairs", 0))
+    if record.get("diverged"):
+        return f"learning from {n} edits diverged; the policy stays as it was"
+    first, last = record.get("loss") or (0.0, 0.0)
+    if record.get("worse"):
+        return f"learning from {n} edits made it worse (loss {first:.2f} → {last:.2f}); the policy stays as it was"
+    if not n or not record.get("steps", 1) or not moved:
+        return f"nothing was learnt, for {nothing_kept(attempts)}; the policy is as it was"
+    what = f"{n} pairs" if "pairs" in record else f"{n} of {tried} edits" if tried else f"{n} edits"
+    return f"learnt from {what}, loss {first:.2f} → {last:.2f}"
 
 
 def learn_from(
@@ -55,12 +70,14 @@ def learn_from(
     if outer.rule == "sft":
         outcome = train_adapters(policy, [Job(sft_examples(kept, prompts), outer.recipe, seed)])[0]
         diverged = outcome.adapter is None
-        return outcome.adapter, {
+        worse = not diverged and outcome.loss[1] > WORSE * outcome.loss[0]
+        return None if worse else outcome.adapter, {
             "kept": len(kept),
             "steps": outcome.steps,
             "tokens": outcome.tokens,
             "loss": (0.0, 0.0) if diverged else outcome.loss,
             "diverged": diverged,
+            "worse": worse,
         }
     from seal.loop import trl
 

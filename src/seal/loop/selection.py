@@ -39,13 +39,29 @@ def _by_task(attempts: Sequence[Attempt]) -> dict[str, list[tuple[int, str, floa
 
 
 def best_of(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:
-    """The ``keep`` edits of highest reward of each task; of equals, the first. None that earned nothing."""
+    """The ``keep`` edits of highest reward of each task; of equals, the first. None that earned nothing, and
+    none of siblings that all earned the same: they tell nothing apart."""
     return [
         Selected(task, text, reward, edit=e)
         for task, edits in _by_task(attempts).items()
+        if len(edits) == 1 or len({reward for _, _, reward, _ in edits}) > 1
         for e, text, reward, _ in sorted(edits, key=lambda e: (-e[2], e[0]))[:keep]
         if reward > 0
     ]
+
+
+def nothing_kept(attempts: Sequence[Attempt]) -> str:
+    """Why a round has nothing to imitate, in words."""
+    if attempts and all(a.reward is None for a in attempts):
+        return f"none of {len(attempts)} attempts was graded ({attempts[0].reason or attempts[0].status})"
+    graded = [a for a in attempts if a.reward is not None]
+    if graded and all(a.status != "ok" for a in graded):
+        return f"no edit could be used ({graded[0].reason or graded[0].status})"
+    if graded and not any(a.reward for a in graded):
+        return "no edit earned anything"
+    if graded and all(len({r for _, _, r, _ in edits}) == 1 for edits in _by_task(attempts).values()):
+        return "all edits of a task earned the same"
+    return "no edit helped"
 
 
 def improved(attempts: Sequence[Attempt], keep: int = 1) -> list[Selected]:

@@ -76,8 +76,9 @@ def plan_batches(lengths: Sequence[int], recipe: Recipe, seed: int) -> list[list
 
 
 def learning_rate(recipe: Recipe, step: int, n_steps: int) -> float:
-    """The learning rate of step 0 … n_steps - 1; transformers' linear and cosine schedules."""
-    warm = math.ceil(recipe.warmup * n_steps)
+    """The learning rate of step 0 … n_steps - 1; transformers' linear and cosine schedules. A warm-up, whose
+    first step has rate 0, never takes every step: of one alone there is none."""
+    warm = min(math.ceil(recipe.warmup * n_steps), n_steps - 1)
     if step < warm:
         return recipe.learning_rate * step / max(1, warm)
     done = (step - warm) / max(1, n_steps - warm)
