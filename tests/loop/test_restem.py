@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seal.config import OuterConfig, RunConfig
-from seal.loop.imitate import learn_from, told
+from seal.loop import imitate
+from seal.loop.imitate import told
 from seal.loop.selection import (
     as_many,
     best_of,
@@ -81,16 +84,22 @@ def test_a_round_is_told_in_one_sentence() -> None:
     assert "diverged" in told(learnt | {"diverged": True}, ROWS, False)
 
 
-def test_a_finetune_that_made_it_worse_is_not_taken(policy: Model, tmp_path: Path) -> None:
-    recipe = Recipe(rank=4, alpha=4096, learning_rate=0.3, epochs=6, batch_size=1, clip=1e6)
-    config = RunConfig(outer=OuterConfig(recipe=recipe))
-    kept = [Selected(f"{i}", "to be or not to be, that is", 1.0, edit=0) for i in range(2)]
-    prompts = {k.task: Prompt("Say it:") for k in kept}
-    adapter, record = learn_from(policy, prompts, kept, [], config, Round(1, Stage(tmp_path), 0))
-    assert adapter is None and (record["worse"] or record["diverged"])
-    sound = RunConfig(outer=OuterConfig(recipe=recipe.model_copy(update={"alpha": 4, "learning_rate": 1e-3})))
-    adapter, record = learn_from(policy, prompts, kept, [], sound, Round(1, Stage(tmp_path), 0))
-    assert adapter is not None and not record["worse"]
+def test_a_finetune_that_made_it_worse_is_not_taken(
+    policy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = imitate.train_adapters
+    config = RunConfig(outer=OuterConfig(recipe=Recipe(rank=2, epochs=1)))
+    kept = [Selected("a", "to be or not to be", 1.0, edit=0)]
+    for last, taken in ((0.31, True), (0.79, True), (0.8, False), (7.56, False)):
+
+        def train(*given: Any, last: float = last) -> Any:
+            return [replace(outcome, loss=(0.53, last)) for outcome in real(*given)]
+
+        monkeypatch.setattr(imitate, "train_adapters", train)
+        adapter, record = imitate.learn_from(
+            policy, {"a": Prompt("Say it:")}, kept, [], config, Round(1, Stage(tmp_path), 0)
+        )
+        assert (adapter is not None, record["worse"]) == (taken, not taken)
 
 
 @pytest.mark.parametrize("rule", ["dpo", "ipo", "grpo"])
