@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-ui test-vllm lint atlas grids bench gpu soak results results-passages results-puzzles results-memory results-documents results-rules mutants clean
+.PHONY: demo test test-all test-ui test-vllm lint atlas grids bench gpu soak results results-passages results-puzzles results-memory results-documents results-rules mutants robustness clean
 
 demo: .venv/.installed
 	$(BIN)/seal demo
@@ -112,6 +112,9 @@ results-rules: .venv/.installed
 # Do the tests notice? Small faults put into the code one at a time (an hour of one core).
 mutants: .venv/.installed
 	$(BIN)/python tools/mutants.py --json docs/results/mutants.json
+
+robustness: .venv/.installed
+	$(BIN)/python bench/robustness.py --json docs/results/robustness.json
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

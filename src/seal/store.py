@@ -481,8 +481,6 @@ def environment(threads: int | None = None) -> dict[str, Any]:
 
 def machine() -> str:
     """Processor and core count, as the system names them."""
-    import os
-
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -233,7 +233,12 @@ def test_the_papers_config_runs_end_to_end_on_a_tiny_instruct_model(folder: Path
     )
     model.model.config.max_position_embeddings = 4096
     model.save(tmp_path / "model")
-    options = {"source": str(folder), "sizes": {"train": 1, "select": 1, "eval": 2}, "limit": 12}
+    options = {
+        "source": str(folder),
+        "preset": None,
+        "sizes": {"train": 1, "select": 1, "eval": 2},
+        "limit": 12,
+    }
     flags = [
         f"--model.name={tmp_path / 'model'}",
         "--model.device=cpu",

@@ -16,8 +16,9 @@ from seal.config import InnerConfig
 from seal.domains.base import Domain
 from seal.domains.knowledge import Knowledge
 from seal.loop import inner as module
-from seal.loop.inner import InnerLoop, fingerprints
+from seal.loop.inner import InnerLoop
 from seal.loop.race import untried
+from seal.loop.results import fingerprints
 from seal.lora.adapter import Adapter, init_adapter, target_modules
 from seal.lora.decoder import fits
 from seal.lora.model import Model

@@ -11,9 +11,9 @@ from typing import Any
 from seal.config import InnerConfig, RunConfig
 from seal.domains.base import Domain
 from seal.loop.exam import answering, must_be_graded, prompts_of
-from seal.loop.inner import HERE, InnerLoop, Workers, fingerprints, open_domain
+from seal.loop.inner import HERE, InnerLoop, Workers, open_domain
 from seal.loop.pooled import try_pooled
-from seal.loop.results import from_attempts, from_grades
+from seal.loop.results import fingerprints, from_attempts, from_grades
 from seal.loop.selection import CONTROLS, SEAL, Branch
 from seal.loop.write import WRITTEN, finished, from_another, write_edits
 from seal.lora.decoder import fits

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import sys
 import time
@@ -15,7 +13,7 @@ from pydantic import ValidationError
 
 from seal.config import InnerConfig, RunConfig
 from seal.domains import load_domain
-from seal.domains.base import SPLITS, Domain
+from seal.domains.base import Domain
 from seal.loop.exam import Test, answering, graded, marked, prompts_of
 from seal.loop.judge import LocalJudge
 from seal.lora.adapter import Adapter
@@ -62,22 +60,6 @@ def open_domain(config: RunConfig) -> Domain:
     for note in domain.notes():
         print(f"seal: {note}", file=sys.stderr)
     return domain
-
-
-def fingerprints(domain: Domain) -> dict[str, str]:
-    """A hash of each split's tasks: their names, what a model is shown, and the gold answers."""
-    found = {}
-    for split in SPLITS:
-        digest = hashlib.sha256()
-        for task in domain.tasks(split):
-            shown = [
-                task.id,
-                domain.prompt(task).text,
-                *(x for q in domain.queries(task) for x in (q.prompt.text, q.gold)),
-            ]
-            digest.update(json.dumps(shown).encode())
-        found[split] = digest.hexdigest()[:16]
-    return found
 
 
 class Workers(Protocol):

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from seal.config import RunConfig
 from seal.loop.imitate import imitate
-from seal.loop.inner import HERE, InnerLoop, Workers, fingerprints, open_domain
+from seal.loop.inner import HERE, InnerLoop, Workers, open_domain
 from seal.loop.race import by_chance, try_siblings, untried
+from seal.loop.results import fingerprints
 from seal.loop.selection import SEAL, Branch, kept_in
 from seal.loop.write import as_written, write_round
 from seal.lora.load import load_model

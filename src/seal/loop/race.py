@@ -115,7 +115,9 @@ def race(
     alive, first, stage = list(texts_P), 0, round_.stage
     done: list[Attempt] = []
     for leg, (n, seeds) in enumerate(plan_race(max(map(len, texts_P), default=0), budget)):
-        alive = [_best(texts, t, done, n) for t, texts in zip(tasks, alive, strict=True)] if leg else alive
+        if leg:
+            means = _means(done)
+            alive = [_best(texts, t, means, n) for t, texts in zip(tasks, alive, strict=True)]
         place = stage if not leg else Stage(stage.folder / f"leg-{leg + 1}")
         trials = inner.trials(tasks, alive, round_.seed(), range(first, first + seeds))
         done += inner.work_through(model, tasks, trials, place)
@@ -125,15 +127,24 @@ def race(
     return sorted((a for a in done if (a.task, a.edit) in finalists), key=lambda a: turn[a.task])
 
 
-def _best(texts: Mapping[int, str], task: Task, attempts: Sequence[Attempt], n: int) -> dict[int, str]:
-    means = {e: _mean([a.reward for a in attempts if a.task == task.id and a.edit == e]) for e in texts}
-    best = sorted(texts, key=lambda e: (-means[e], e))[:n]
+UNKNOWN = -1.0
+"""The mean reward of an edit without a graded attempt: below all others."""
+
+
+def _means(attempts: Sequence[Attempt]) -> dict[tuple[str, int], float]:
+    """(task, edit) → mean reward of its graded attempts, in one pass over all."""
+    rewards: dict[tuple[str, int], list[float]] = {}
+    for a in attempts:
+        if a.reward is not None:
+            rewards.setdefault((a.task, a.edit), []).append(a.reward)
+    return {key: sum(known) / len(known) for key, known in rewards.items()}
+
+
+def _best(
+    texts: Mapping[int, str], task: Task, means: Mapping[tuple[str, int], float], n: int
+) -> dict[int, str]:
+    best = sorted(texts, key=lambda e: (-means.get((task.id, e), UNKNOWN), e))[:n]
     return {e: texts[e] for e in sorted(best)}
-
-
-def _mean(rewards: Sequence[float | None]) -> float:
-    known = [r for r in rewards if r is not None]
-    return sum(known) / len(known) if known else -1.0
 
 
 RUBRIC = (

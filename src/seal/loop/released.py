@@ -17,8 +17,7 @@ from statistics import stdev
 
 from seal.config import DomainConfig, EvalConfig, RunConfig, WriteConfig
 from seal.domains import load_domain
-from seal.loop.inner import fingerprints
-from seal.loop.results import from_attempts, run_record
+from seal.loop.results import fingerprints, from_attempts, run_record
 from seal.loop.selection import best_of
 from seal.records import BASE, EXTERNAL, Attempt, Json, Result, SealError, Task
 from seal.store import Stage, Store, read_attempts, read_config, record_text, write_whole
@@ -177,9 +176,14 @@ def export_results(run: Path, stage_name: str) -> Json:
     """
     config, tasks, attempts, before = _stage(run, stage_name)
     articles: list[Json] = []
+    graded: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        if attempt.reward is not None:
+            graded.setdefault(attempt.task, []).append(attempt)
+    if not graded:
+        raise SealError(f"{stage_name} of {run} has no graded attempt, so there is nothing to export")
     for task in tasks:
-        mine = [a for a in attempts if a.task == task.id and a.reward is not None]
-        if not mine:
+        if not (mine := graded.get(task.id)):
             continue
         completions = [
             _completion(task, [a for a in mine if a.edit == e], before[task.id])

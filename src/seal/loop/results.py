@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from datetime import date
 from typing import Any
 
 from seal.config import RunConfig, experiment
+from seal.domains.base import SPLITS, Domain
 from seal.records import Attempt, Grade, Result, SealError, Setting, Task
 from seal.store import machine
 
@@ -72,6 +75,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """Of those that there are; ``None`` where there is none."""
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None
+
+
+def fingerprints(domain: Domain) -> dict[str, str]:
+    """A hash of each split's tasks: their names, what a model is shown, and the gold answers."""
+    found = {}
+    for split in SPLITS:
+        digest = hashlib.sha256()
+        for task in domain.tasks(split):
+            shown = [
+                task.id,
+                domain.prompt(task).text,
+                *(x for q in domain.queries(task) for x in (q.prompt.text, q.gold)),
+            ]
+            digest.update(json.dumps(shown).encode())
+        found[split] = digest.hexdigest()[:16]
+    return found
 
 
 def run_record(

@@ -11,9 +11,9 @@ from typing import Any
 
 from seal.config import RunConfig
 from seal.loop.evaluate import Evaluation, trained_controls
-from seal.loop.inner import HERE, Workers, fingerprints
+from seal.loop.inner import HERE, Workers
 from seal.loop.outer import run
-from seal.loop.results import run_record
+from seal.loop.results import fingerprints, run_record
 from seal.loop.selection import CONTROLS, SEAL
 from seal.lora.load import threads_of
 from seal.records import Result, SealError, control

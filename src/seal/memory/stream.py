@@ -18,7 +18,8 @@ from typing import Any
 from seal.config import RunConfig
 from seal.domains.base import Domain
 from seal.loop.exam import answering, graded, prompts_of
-from seal.loop.inner import checked, fingerprints, open_domain, samples_of, understand
+from seal.loop.inner import checked, open_domain, samples_of, understand
+from seal.loop.results import fingerprints
 from seal.loop.write import write_edits
 from seal.lora.adapter import Adapter, compact, join
 from seal.lora.files import load_many, save_many

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,6 @@ def make_app(root: Path, hosts: list[str] | None = None) -> Starlette:
     app.add_exception_handler(LoraError, pages.sorry)  # SealError is one
     app.add_exception_handler(Exception, pages.broken)
     return app
-
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Pages:
@@ -338,10 +334,7 @@ class Pages:
             a, b = (self.folder.run(n).file("results.json") or {} for n in names)
             prints = [(self.folder.run(n).file("tasks/fingerprints.json") or {}).get("eval") for n in names]
             if not same_tasks(a, b) or (all(prints) and prints[0] != prints[1]):
-                note = (
-                    "The two runs were not tested on the same tasks, so their differences are not paired and not "
-                    "shown."
-                )
+                note = "The two runs were not tested on the same tasks: their differences are not shown."
             settings = {s["setting"]: s for s in b.get("settings", ())}
             for s in a.get("settings", ()):
                 if other := settings.get(s["setting"]):
@@ -352,8 +345,8 @@ class Pages:
                         for x, r in ((s, a), (other, b))
                     )
                     rows.append({"setting": s["setting"], "a": pair[0], "b": pair[1], "gap": gap})
-            told = differing({n: r.get("of") or {} for n, r in zip(names, (a, b), strict=True)})
-            other_settings = [(k, *(f.get(k) for f in told.values())) for k in next(iter(told.values()), {})]
+            one, two = differing({"a": a.get("of") or {}, "b": b.get("of") or {}}).values()
+            other_settings = [(k, one[k], two[k]) for k in one]
         return self.show(
             "compare.html",
             other_settings=other_settings,
