@@ -21,9 +21,9 @@ from seal.domains.knowledge.division import divide, grouped
 from seal.domains.knowledge.features import features
 from seal.loop.race import _best, _means
 from seal.loop.selection import best_of
-from seal.records import Attempt, Task
+from seal.records import Attempt, Task, record_text
 from seal.stats import interval
-from seal.store import record_text, write_whole
+from seal.store import write_whole
 from seal.teach.documents import _markdown
 
 MOST = 2.5

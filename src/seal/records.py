@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
@@ -423,3 +425,12 @@ class Table(TypedDict):
     groups: list[Any]
     rows: list[Row]
     differences: list[Difference]
+
+
+def record_text(record: Any) -> str:
+    """A record as JSON that people can read: indented, with lists of numbers or names on one line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    return (
+        re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda m: f"[{re.sub(chr(10) + ' +', ' ', m[1])}]", text)
+        + "\n"
+    )

@@ -21,7 +21,6 @@ import errno
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import threading
@@ -39,7 +38,7 @@ from seal.lora.records import ModelSpec
 from seal.records import Attempt, Json, SealError, Stopped, seed_of
 
 T = TypeVar("T")
-_stop = threading.Event()
+_stop, _unlocked = threading.Event(), threading.Event()
 
 
 def stop_when_saved() -> None:
@@ -285,11 +284,16 @@ class Store:
 
     def __init__(self, config: RunConfig, environment: dict[str, Any] | None = None) -> None:
         self.folder, self._model, self._seed = config.folder, config.model, config.seed
+        self._source = config.domain.options.get("source")
         must_be_readable(self.folder)
         wanted = json.loads(config.model_dump_json())
         self._lock = claim(self.folder)
         path = self.folder / "config.json"
         begun = any(p.is_dir() for p in self.folder.iterdir())  # before that a config may still be put right
+        if begun and not path.exists() and any(self.folder.glob("*/*/attempts.jsonl")):
+            raise SealError(
+                f"{self.folder} has attempts, but no config.json: put it back, or give another --name"
+            )
         if path.exists() and begun:
             if changed := _difference(_whole(read_json(path)), wanted):
                 raise SealError(
@@ -300,9 +304,15 @@ class Store:
             write_whole(path, json.dumps(wanted, indent=2))
         if not begun:
             write_whole(self.folder / "run.json", json.dumps({"format": FORMAT}))
-        _keep_source(self.folder, config.domain.options.get("source"))
-        if environment is not None and not (self.folder / "environment.json").exists():
-            write_whole(self.folder / "environment.json", json.dumps(environment, indent=2))
+        known = self.folder / "environment.json"
+        if environment is not None and not known.exists():
+            write_whole(known, json.dumps(environment, indent=2))
+        elif environment is not None and (other := _difference(read_json(known), environment, ".")):
+            print(
+                f"seal: {self.folder} was begun elsewhere ({other[1:]}): what is still to come may differ in "
+                "its last digits",
+                file=sys.stderr,
+            )
 
     def stage(self, name: str) -> Stage:
         return Stage(self.folder / name)
@@ -326,6 +336,7 @@ class Store:
             SealError: a split is not what it was.
         """
         found = self.stage("tasks").once("fingerprints", lambda: fingerprints)
+        _keep_source(self.folder, self._source)
         if changed := next((s for s, print_ in fingerprints.items() if found.get(s) != print_), None):
             raise SealError(
                 f"{self.folder} was begun with other {changed} tasks (their source has changed, or how a "
@@ -334,7 +345,6 @@ class Store:
             )
 
 
-_unlocked = threading.Event()
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What a disk that knows no locks says."""
 
@@ -418,8 +428,7 @@ def claim(folder: Path) -> AbstractContextManager[Any]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether some process holds a folder. On Linux nothing is touched; elsewhere the lock is held for a
-    moment."""
+    """Whether some process holds a folder: on Linux without touching the lock."""
     lock, table = folder / ".lock", Path("/proc/locks")
     try:
         inode = str(lock.stat().st_ino)
@@ -489,12 +498,3 @@ def machine() -> str:
             name,
         )
     return f"{name}, {os.cpu_count()} cores"
-
-
-def record_text(record: Any) -> str:
-    """A record as JSON that people can read: indented, with lists of numbers or names on one line."""
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    return (
-        re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda m: f"[{re.sub(chr(10) + ' +', ' ', m[1])}]", text)
-        + "\n"
-    )

@@ -54,7 +54,7 @@ def test_a_run_keeps_its_source_and_is_read_wherever_it_lies(tmp_path: Path) -> 
     source = _passages(tmp_path / "passages.json")
     text = source.read_bytes()
     config = RunConfig(runs=str(tmp_path / "runs"), domain={"options": {"source": str(source)}})  # type: ignore[arg-type]
-    Store(config)
+    Store(config).begun_with({})
     assert read_config(config.folder)["domain"]["options"]["source"] == str(source)
     source.unlink()
     moved = tmp_path / "moved"
@@ -71,7 +71,7 @@ def test_an_imported_run_that_was_moved_finds_its_passages(tmp_path: Path) -> No
         runs=str(tmp_path / "runs"),
         domain={"options": {"source": str(folder / "passages.json")}},  # type: ignore[arg-type]
     )
-    Store(config)
+    Store(config).begun_with({})
     assert not (folder / "tasks/passages.json").exists(), "it lies in the folder already"
     folder.rename(tmp_path / "elsewhere")
     found = read_config(tmp_path / "elsewhere")["domain"]["options"]["source"]
@@ -126,3 +126,20 @@ def test_no_edit_breaks_out_of_its_block(text: str) -> None:
 
 def test_titles_are_text_in_markdown() -> None:
     assert plain("# a *b*\n[x](y) | `z`") == r"\# a \*b\* \[x\](y) \| \`z\`"
+
+
+def test_attempts_without_their_settings_are_not_gone_on_with(tmp_path: Path) -> None:
+    config = RunConfig(runs=str(tmp_path))
+    Store(config).stage("seal/round-1").append([])
+    (config.folder / "config.json").unlink()
+    with pytest.raises(SealError, match="no config"):
+        Store(config)
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig(runs=str(tmp_path))
+    Store(config, {"machine": "a", "threads": 1})
+    Store(config, {"machine": "a", "threads": 1})
+    assert not capsys.readouterr().err
+    Store(config, {"machine": "a", "threads": 2})
+    assert "threads: 1 there, 2 here" in capsys.readouterr().err

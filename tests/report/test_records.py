@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from seal.records import record_text
 from seal.stats import Interval, difference, interval
-from seal.store import record_text
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 OLDER = {

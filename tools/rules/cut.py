@@ -35,9 +35,9 @@ from seal.loop.write import finished, from_policy
 from seal.lora.load import load_model
 from seal.lora.records import Example, ModelSpec, Written
 from seal.lora.train import Job, train_adapters
-from seal.records import Task, seed_of
+from seal.records import Task, record_text, seed_of
 from seal.report.memory import told
-from seal.store import Stage, machine, record_text
+from seal.store import Stage, machine
 
 HERE = Path(__file__).parents[2]
 WAYS = ("open", "whole, open", "whole", "end")

@@ -171,10 +171,11 @@ def ui(args: Namespace) -> int:
 
 def report(args: Namespace) -> int:
     """``seal report``: pages of runs, and the table over them."""
+    from seal.records import record_text
     from seal.report.compare import latex, markdown, sheet_of, sheet_page, write_pdf
     from seal.report.export import write_figures
     from seal.report.pages import write_report
-    from seal.store import record_text, write_whole
+    from seal.store import write_whole
 
     targets = [
         p for p in (args.json, args.html, args.md, args.latex, args.pdf, args.figure, args.figures) if p

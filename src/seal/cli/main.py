@@ -272,9 +272,10 @@ def _train(config: Any, own: Json) -> int:
 def _eval(config: Any, own: Json) -> int:
     from seal.cli.commands import command_line, must_be_new, print_table
     from seal.loop.verbs import evaluate, results_path
+    from seal.records import record_text
     from seal.report.pages import write_report
     from seal.report.tables import summarise
-    from seal.store import read_json, record_text, write_whole
+    from seal.store import read_json, write_whole
 
     must_be_new(own["json"])
     evaluate(config, own["split"])

@@ -19,8 +19,8 @@ from seal.config import DomainConfig, EvalConfig, RunConfig, WriteConfig
 from seal.domains import load_domain
 from seal.loop.results import fingerprints, from_attempts, run_record
 from seal.loop.selection import best_of
-from seal.records import BASE, EXTERNAL, Attempt, Json, Result, SealError, Task
-from seal.store import Stage, Store, read_attempts, read_config, record_text, write_whole
+from seal.records import BASE, EXTERNAL, Attempt, Json, Result, SealError, Task, record_text
+from seal.store import Stage, Store, read_attempts, read_config, write_whole
 
 
 def import_results(source: Path, out: Path) -> Path:

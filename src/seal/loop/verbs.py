@@ -16,8 +16,8 @@ from seal.loop.outer import run
 from seal.loop.results import fingerprints, run_record
 from seal.loop.selection import CONTROLS, SEAL
 from seal.lora.load import threads_of
-from seal.records import Result, SealError, control
-from seal.store import Store, environment, read_json, record_text, write_whole
+from seal.records import Result, SealError, control, record_text
+from seal.store import Store, environment, read_json, write_whole
 
 
 def train(config: RunConfig, controls: Sequence[str] = ()) -> Path:
