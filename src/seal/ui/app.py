@@ -7,6 +7,7 @@ import difflib
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -74,6 +75,7 @@ class Pages:
         self.templates = Environment(
             loader=PackageLoader("seal.ui"), autoescape=select_autoescape(default=True), trim_blocks=True
         )
+        self.templates.filters["urlencode"] = lambda v: quote(str(v).encode("utf-8", "surrogateescape"))
         self.templates.filters |= {"share": _share, "duration": _duration, "spread": _spread}
         self.templates.globals |= {"charts": charts}
 
