@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ from seal.lora.records import ModelSpec, Sampling
 from seal.lora.sample import ask, generate
 from seal.lora.tokens import Row
 from seal.lora.train import Job, Tally, choose, train_adapters
-from seal.records import Example, LoraError, Prompt, Recipe
+from seal.records import Example, LoraError, Prompt, Query, Recipe
 from tests import tiny
 
 ROWS = tuple(
@@ -230,6 +231,35 @@ def test_answers_survive_a_lack_of_memory(policy: Model, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Model, "forward", tight)
     assert ask(policy, adapters, prompts, Sampling(8)) == whole
+
+
+def test_many_questions_are_asked_and_scored_part_by_part(
+    policy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is that of so many rows, however many questions and adapters there are."""
+    from seal.lora import sample, score
+
+    counts = [5, 0, 7, 1]
+    queries = [[Query(Prompt(f"{k} and {i}?"), f"gold {i}") for i in range(n)] for k, n in enumerate(counts)]
+    prompts = [[q.prompt for q in mine] for mine in queries]
+    adapters = [None] * len(counts)
+    answers = sample.ask(policy, adapters, prompts, Sampling(4))
+    likely = score.log_likelihood(policy, adapters, queries)
+    sizes: list[int] = []
+    add = sample.Decoder.run
+
+    def run(self: sample.Decoder) -> Any:
+        found = add(self)
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(sample.Decoder, "run", run)
+    monkeypatch.setattr(sample, "ROWS", 3)
+    monkeypatch.setattr(score, "ROWS", 3)
+    assert sample.ask(policy, adapters, prompts, Sampling(4)) == answers
+    assert sizes == [3, 3, 3, 3, 1]
+    for mine, other in zip(score.log_likelihood(policy, adapters, queries), likely, strict=True):
+        assert mine == pytest.approx(other, abs=1e-5)
 
 
 def test_the_room_follows_the_memory(policy: Model, monkeypatch: pytest.MonkeyPatch) -> None:

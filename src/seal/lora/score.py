@@ -3,7 +3,7 @@ generation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 
@@ -16,6 +16,7 @@ from seal.lora.decoder import rectangle_of, slots_of
 from seal.lora.model import Model
 from seal.lora.packing import pack
 from seal.lora.records import Example, Query
+from seal.lora.sample import ROWS
 from seal.lora.tokens import Row, encode_example
 
 
@@ -32,24 +33,32 @@ def log_likelihood(
 
     def some(start: int, stop: int) -> None:
         rows = [[_gold_row(model, q) for q in queries] for queries in queries_K_Q[start:stop]]
-        asked = sorted(
-            (k for k, mine in enumerate(rows) if mine), key=lambda k: sum(len(r.ids) for r in rows[k])
-        )
-        if not asked:
-            return
-        room = slots_of(model, [adapters[start + k] for k in asked])
-        lines = pack([rows[k] for k in asked], model.device)
-        with (
-            room.attached(model.runner.dtype, rectangle=lines.rectangle) if room else nullcontext(),
-            model.losses(lines) as (_, each),
-        ):
-            losses = iter(each.tolist())
-        for k in asked:
-            counts = [sum(row.loss) for row in rows[k]]
-            found[start + k] = [-sum(islice(losses, n)) / max(1, n) for n in counts]
+        found[start:stop] = [[] for _ in rows]  # also where a part of them did not fit before
+        for part in _at_most(ROWS, rows):
+            asked = sorted(part, key=lambda k: sum(len(r.ids) for r in part[k]))
+            room = slots_of(model, [adapters[start + k] for k in asked])
+            lines = pack([part[k] for k in asked], model.device)
+            with (
+                room.attached(model.runner.dtype, rectangle=lines.rectangle) if room else nullcontext(),
+                model.losses(lines) as (_, each),
+            ):
+                losses = iter(each.tolist())
+            for k in asked:
+                counts = [sum(row.loss) for row in part[k]]
+                found[start + k] += [-sum(islice(losses, n)) / max(1, n) for n in counts]
 
     in_parts(len(adapters), slots, some)
     return found
+
+
+def _at_most(most: int, rows_K: Sequence[Sequence[Row]]) -> Iterator[dict[int, list[Row]]]:
+    """All rows, each under the number of its owner, so many at once; in order."""
+    flat = [(k, row) for k, rows in enumerate(rows_K) for row in rows]
+    for first in range(0, len(flat), most):
+        part: dict[int, list[Row]] = {}
+        for k, row in flat[first : first + most]:
+            part.setdefault(k, []).append(row)
+        yield part
 
 
 @torch.no_grad()
