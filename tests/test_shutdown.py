@@ -20,7 +20,7 @@ from seal.loop import write
 from seal.lora.model import Model
 from seal.records import SealError, Stopped
 from seal.store import Stage, claim, stop_when_saved
-from tests.runs import command
+from tests.runs import ROOT, command
 
 
 def test_writing_stops_part_by_part_and_goes_on_to_the_same_texts(
@@ -110,6 +110,22 @@ def test_a_terminal_that_is_not_utf8_gets_replaced_characters(
     assert main(["train", "@", str(tmp_path / "京都−….toml")]) == 2
     stream.flush()
     assert b"there is no config file" in out.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_the_output_is_one_sentence() -> None:
+    command = [sys.executable, "-m", "seal", "report", str(ROOT / "tests/data/run-format-1")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left" in done.stderr
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbfrounds = 7\n")
+    assert main(["train", "@", str(tmp_path / "c.toml"), "--dry-run"]) == 0
+    assert '"rounds": 7' in capsys.readouterr().out
 
 
 def test_systems_without_fcntl_and_affinity_import_everything(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def load_config(path: str | Path | None, flags: Sequence[str] = ()) -> RunConfig
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = tomllib.loads(Path(path).read_text("utf-8"))
+            data = tomllib.loads(Path(path).read_text("utf-8-sig"))
         except FileNotFoundError as error:
             raise SealError(f"there is no config file {path}") from error
         except OSError as error:

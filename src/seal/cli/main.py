@@ -52,9 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # of a file or folder that was named, where nobody foresaw it
-        if error.filename is None:
+        if error.errno is None:
             raise
-        print(f"seal: {str(error.filename)[:200]}: {error.strerror}", file=sys.stderr)
+        what = "what there is to say" if error.filename is None else str(error.filename)[:200]
+        print(f"seal: cannot write or read {what}: {error.strerror}", file=sys.stderr)
+        if error.filename is None:  # standard output, which would fail once more at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
 
 

@@ -132,7 +132,7 @@ class ModelSpec(BaseModel):
     """Precision of the frozen weights."""
     bf16: bool | Literal["auto"] = False
     """Compute in bf16 over fp32 weights (autocast); ``auto``: where the hardware multiplies bf16 natively."""
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None = "auto"
     """CPU threads; ``auto``: the cores this process may use. A run is bit-identical only to one with the same
     number. ``None``: as torch has it."""
     engine: Annotated[str, Field(pattern=r"^(transformers|vllm|https?://\S+)$")] = "transformers"
