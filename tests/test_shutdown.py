@@ -151,3 +151,19 @@ def test_systems_without_fcntl_and_affinity_import_everything(tmp_path: Path) ->
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_holder_that_the_table_of_locks_does_not_list_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in another PID namespace."""
+    read = Path.read_text
+
+    def hidden(path: Path, *given: str) -> str:
+        return "" if str(path) == "/proc/locks" else read(path, *given)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert not store.is_claimed(tmp_path)
+    with claim(tmp_path):
+        assert store.is_claimed(tmp_path)
+    assert not store.is_claimed(tmp_path)

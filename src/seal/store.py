@@ -428,19 +428,18 @@ def claim(folder: Path) -> AbstractContextManager[Any]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether some process holds a folder: on Linux without touching the lock."""
+    """Whether some process holds a folder; where that is not known otherwise, by holding it for a moment."""
     lock, table = folder / ".lock", Path("/proc/locks")
     try:
         inode = str(lock.stat().st_ino)
         if table.exists():
             rows = (x.split() for x in table.read_text().splitlines() if "->" not in x)
-            return any(row[5].rsplit(":", 1)[-1] == inode for row in rows)
+            if any(row[5].rsplit(":", 1)[-1] == inode for row in rows):
+                return True  # a holder in another PID namespace is not listed, so the lock is tried too
         FileLock(lock).acquire(timeout=0).lock.release()
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):
         return False
-    return False
+    except (Timeout, OSError, NotImplementedError) as error:
+        return isinstance(error, Timeout)
 
 
 GLANCE = 0.3

@@ -60,9 +60,12 @@ class Web:
 )
 def test_an_odd_row_hides_no_other(line: str, tmp_path: Path) -> None:
     make_run(tmp_path, "odd", attempt("a", 0, 0.5) + line + attempt("c", 0, 0.75))
+    files = AttemptsFile(tmp_path / "odd/seal/round-1/attempts.jsonl").refresh()
     web = Web(tmp_path)
     for page in ("/run?name=odd", "/stage?name=odd&stage=seal/round-1"):
         assert web.get(page)[0] == 200, page
+    told = web.get("/stage?name=odd&stage=seal/round-1")[1]
+    assert ("1 lines of attempts.jsonl are no attempts" in told) == ("b" not in files.by_task)
     assert "c" in AttemptsFile(tmp_path / "odd/seal/round-1/attempts.jsonl").refresh().by_task
     for task in "abc":
         assert web.get(f"/task?name=odd&stage=seal/round-1&task={task}")[0] in (200, 404)

@@ -200,6 +200,7 @@ class Pages:
             sort=key,
             page=page,
             summary=run.summary(name),
+            damaged=file.damaged,
             live=run.status == "running",
         )
 
