@@ -233,6 +233,27 @@ def test_answers_survive_a_lack_of_memory(policy: Model, monkeypatch: pytest.Mon
     assert ask(policy, adapters, prompts, Sampling(8)) == whole
 
 
+def test_what_16_bit_weights_round_away_is_told() -> None:
+    """Of an update of a ten-thousandth of the weights hardly anything arrives in bf16."""
+    for dtype, low, high in ((torch.float32, 1.0, 1.0), (torch.bfloat16, 0.0, 0.6)):
+        policy = tiny.policy()
+        policy.model.to(dtype)
+        policy.runner.to(dtype)
+        name = next(iter(target_modules(policy.model, "all-linear")))
+        w = policy.model.get_submodule(name).weight
+        with torch.no_grad():
+            w.fill_(1.0)
+        a, b = torch.ones(1, w.shape[1]), torch.full((w.shape[0], 1), 1e-4)
+        assert low <= policy.merge(Adapter(1, 1.0, {name: (a, b)})) <= high
+    policy = tiny.policy()
+    policy.model.to(torch.bfloat16)
+    policy.runner.to(torch.bfloat16)
+    torch.manual_seed(0)
+    shape = policy.model.get_submodule(name).weight.shape
+    large = (torch.randn(1, shape[1]), torch.randn(shape[0], 1))
+    assert policy.merge(Adapter(1, 1.0, {name: large})) == pytest.approx(1, abs=0.01)
+
+
 def test_many_questions_are_asked_and_scored_part_by_part(
     policy: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

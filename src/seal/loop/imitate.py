@@ -32,12 +32,16 @@ def imitate(
     stays as it is."""
     adapter, record = learn_from(policy, prompts, kept, attempts, config, round_)
     if adapter is not None:  # a finetune that diverged, or made it worse, is not merged
-        policy.merge(adapter)
+        arrived = policy.merge(adapter)
+        if arrived < ROUNDED:
+            record["arrived"] = round(arrived, 4)
     print(f"seal: {round_.stage.label}: {told(record, attempts, adapter is not None)}", file=sys.stderr)
     round_.stage.once("outer", lambda: record)
     round_.stage.once_folder("policy", policy.save)
 
 
+ROUNDED = 0.999
+"""Share of an update that must arrive in the weights not to be told."""
 WORSE = 1.5
 """A finetune whose loss ends above so many times where it began has not learnt but broken something."""
 
@@ -54,7 +58,10 @@ def told(record: Mapping[str, Any], attempts: Sequence[Attempt], moved: bool) ->
     if not n or not record.get("steps", 1) or not moved:
         return f"nothing was learnt, for {nothing_kept(attempts)}; the policy is as it was"
     what = f"{n} pairs" if "pairs" in record else f"{n} of {tried} edits" if tried else f"{n} edits"
-    return f"learnt from {what}, loss {first:.2f} → {last:.2f}"
+    rounded = (
+        f"; {record['arrived']:.0%} of the update arrived in 16-bit weights" if "arrived" in record else ""
+    )
+    return f"learnt from {what}, loss {first:.2f} → {last:.2f}{rounded}"
 
 
 def learn_from(

@@ -171,22 +171,32 @@ class Model:
         return bool(torch.allclose(expected, found, atol=tolerance, rtol=tolerance))
 
     @torch.no_grad()
-    def merge(self, adapter: Adapter, weight: float = 1.0) -> None:
+    def merge(self, adapter: Adapter, weight: float = 1.0) -> float:
         """Add an adapter to the weights for good: W ← W + weight · scale · B A.
+
+        Returns:
+            the share of the update that arrived, ⟨W' - W, update⟩ / ⟨update, update⟩: 1 in fp32; 16-bit
+            weights round most of a small one away.
 
         Raises:
             LoraError: the weights are quantised.
         """
         self.served = None  # who served these weights does not know the new ones
+        arrived = whole = 0.0
         for name, (a, b) in adapter.weights.items():
             w = self.model.get_submodule(name).weight
             if not w.is_floating_point():
                 raise LoraError(
                     "an adapter cannot be merged into 4-bit weights: load the model without quantize"
                 )
-            update = weight * adapter.scale * (b @ a)
-            w.copy_((w.float() + update.to(w.device)).to(w.dtype))
+            update = (weight * adapter.scale * (b @ a)).to(w.device)
+            before = w.float()
+            w.copy_((before + update).to(w.dtype))
             self.runner.get_submodule(name).weight.copy_(w)
+            if w.dtype != torch.float32:
+                arrived += float(((w.float() - before) * update).sum())
+                whole += float((update * update).sum())
+        return arrived / whole if whole else 1.0
 
     def __enter__(self) -> Model:
         return self
