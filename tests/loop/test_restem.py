@@ -74,6 +74,15 @@ def test_why_nothing_was_learnt(rows: list[Attempt], why: str) -> None:
     assert said == f"nothing was learnt, for {nothing_kept(rows)}; the policy is as it was"
 
 
+def test_an_edit_that_ruins_the_model_is_not_imitated_for_the_likelihood_that_is_left() -> None:
+    def told_(edit: int, reward: float, last: float, after: float = 0.2) -> Attempt:
+        return replace(attempt("a", edit, reward), loss=(0.5, last), after=after)
+
+    assert texts(best_of([told_(0, 2e-4, 7.6), told_(1, 1e-4, 0.4)])) == []
+    assert texts(best_of([told_(0, 2e-4, 0.4), told_(1, 1e-4, 7.6)])) == ["a0"]
+    assert texts(best_of([told_(0, 0.9, 7.6, after=1.0), told_(1, 0.1, 0.4)])) == ["a0"], "it answers better"
+
+
 def test_a_round_is_told_in_one_sentence() -> None:
     learnt = {"kept": 3, "steps": 2, "loss": (0.53, 0.31), "diverged": False, "worse": False}
     assert told(learnt, ROWS, True) == "learnt from 3 of 8 edits, loss 0.53 → 0.31"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seal.config import RunConfig
-from seal.loop.selection import nothing_kept, pairs_of, sft_examples
+from seal.loop.selection import WORSE, nothing_kept, pairs_of, sft_examples
 from seal.loop.write import cut_off
 from seal.lora.adapter import Adapter
 from seal.lora.model import Model
@@ -42,8 +42,6 @@ def imitate(
 
 ROUNDED = 0.999
 """Share of an update that must arrive in the weights not to be told."""
-WORSE = 1.5
-"""A finetune whose loss ends above so many times where it began has not learnt but broken something."""
 
 
 def told(record: Mapping[str, Any], attempts: Sequence[Attempt], moved: bool) -> str:
