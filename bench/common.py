@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from seal.lora.model import Model
-from seal.store import machine
+from seal.machine import machine
 
 SHAPES: dict[str, dict[str, int]] = {
     "1M": {

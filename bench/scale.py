@@ -32,7 +32,8 @@ from seal.loop.workers import RayWorkers
 from seal.loop.write import write_edits
 from seal.lora.load import load_model
 from seal.lora.records import ModelSpec
-from seal.store import Stage, machine
+from seal.machine import machine
+from seal.store import Stage
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import interval

@@ -98,6 +98,9 @@ class OuterConfig(Part):
     prefer each task's best edit to its worst (DPO, IPO), or weigh all siblings by their advantage (GRPO)."""
     beta: Annotated[float, Field(ge=0, le=100)] = 0.1
     """Strength of the pull towards the policy before the round (DPO, IPO, GRPO)."""
+    compress: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Largest rank of the policy's stack of adapters, which grows by ``recipe.rank`` with every round; a
+    larger one is compressed (SVD), and what that loses is told. ``None``: nothing is lost."""
     imitate: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Weight of imitating the best edit beside preferring it (DPO, IPO; as in Pang et al., *Iterative
     Reasoning Preference Optimization*, 2024): without it both of a pair may become less likely, the best one

@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import shutil
 import sys
 import threading
@@ -326,7 +325,7 @@ class Store:
 
     def policy(self, branch: str, r: int) -> ModelSpec:
         """The policy of a branch after a round, to be loaded; after round 0 the model itself."""
-        return self._model.at(self.folder / branch / f"round-{r}/policy") if r else self._model
+        return policy_of(self._model, self.folder, branch, r)
 
     def begun_with(self, fingerprints: dict[str, str]) -> None:
         """Refuse to go on with other tasks than the folder was begun with: its texts and answers belong to
@@ -343,6 +342,15 @@ class Store:
                 "version of SEAL divides it): give this run "
                 "another --name"
             )
+
+
+def policy_of(model: ModelSpec, run: Path, branch: str, r: int) -> ModelSpec:
+    """The policy of a run's branch after a round: an adapter over the model. Whole weights are what rounds
+    saved once, and an adapter lies over the last of those."""
+    folders = [run / branch / f"round-{k}/policy" for k in range(1, r + 1)]
+    whole = next((f for f in reversed(folders) if (f / "config.json").exists()), None)
+    spec = model.at(whole) if whole else model
+    return spec if not folders or folders[-1] == whole else spec.at(folders[-1])
 
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
@@ -468,32 +476,3 @@ def _difference(found: Any, wanted: Any, at: str = "") -> str:
                 return text
         return ""
     return "" if found == wanted else f"{at[:-1]}: {found!r} there, {wanted!r} here"
-
-
-def environment(threads: int | None = None) -> dict[str, Any]:
-    """The machine and the versions that a number depends on. ``threads`` are those of the model's settings,
-    which loading it applies."""
-    from importlib.metadata import version
-
-    import torch
-
-    names = ("seal-lm", "torch", "transformers", "numpy")
-    return {
-        "machine": machine(),
-        "python": platform.python_version(),
-        "versions": {n: version(n) for n in names},
-        "threads": threads or torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def machine() -> str:
-    """Processor and core count, as the system names them."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        name = next(
-            (x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")),
-            name,
-        )
-    return f"{name}, {os.cpu_count()} cores"

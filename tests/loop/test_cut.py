@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from seal.config import RunConfig, WriteConfig
 from seal.domains.arc import Arc
@@ -18,6 +19,7 @@ from seal.loop import outer as loop
 from seal.loop.selection import SEAL, exchanged, kept_in
 from seal.loop.write import cut_off, finished, write_edits, write_round
 from seal.lora import decoder
+from seal.lora.adapter import Adapter
 from seal.lora.model import Model
 from seal.lora.records import Sampling
 from seal.lora.sample import complete
@@ -157,7 +159,8 @@ def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_e
     monkeypatch.setattr("seal.loop.write.write_edits", write)
     monkeypatch.setattr(loop, "try_siblings", tried)
     monkeypatch.setattr("seal.loop.imitate.train_adapters", train)
-    nobody: Any = SimpleNamespace(save=lambda folder: None)
+    one = Adapter(1, 1.0, {"q": (torch.ones(1, 1), torch.ones(1, 1))})
+    nobody: Any = SimpleNamespace(stack=one, base_name="base")
     monkeypatch.setattr(loop, "load_model", lambda *_: nullcontext(nobody))
     sizes = {"options": {"sizes": {"train": 2, "select": 1, "eval": 1}}}
     config = RunConfig.model_validate(

@@ -71,7 +71,7 @@ class Recorder:
             monkeypatch.setattr(evaluate, name, getattr(self, name))
         monkeypatch.setattr(evaluate, "fits", lambda *_: True)
 
-    def load_model(self, spec: ModelSpec, rank: int) -> Named:
+    def load_model(self, spec: ModelSpec, rank: int, loaded: object = None) -> Named:
         path = Path(spec.name)
         return Named(f"{path.parent.parent.name}/{path.parent.name}" if path.name == "policy" else "base")
 

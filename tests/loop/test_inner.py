@@ -198,8 +198,7 @@ def test_divergence_is_kl_from_the_model_to_the_adapted_one(policy: Model) -> No
     rows = [[Example("two rows"), Example("of mine")], [Example("one row, longer than those")]]
     found = divergence(policy, adapters, rows)
     for adapter, mine, value in zip(adapters, rows, found, strict=True):
-        moved = tiny.policy()
-        moved.merge(adapter)
+        moved = tiny.policy().plus(adapter)
         there, back = [], []
         for example in mine:
             (p, _), (q, _) = logits_of(policy, example.completion), logits_of(moved, example.completion)

@@ -169,8 +169,9 @@ def test_the_trained_policy_loads_as_any_model(unbroken: Path, model: str) -> No
     policy = load_model(unbroken / "seal/round-2/policy")
     base = load_model(model)
     assert any(
-        (a != b).any() for a, b in zip(policy.model.parameters(), base.model.parameters(), strict=True)
+        (a != b).any() for a, b in zip(policy.runner.parameters(), base.runner.parameters(), strict=True)
     )
+    assert all(a.equal(b) for a, b in zip(policy.model.parameters(), base.model.parameters(), strict=True))
 
 
 def test_json_and_reports(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +262,7 @@ def test_the_example_domain_is_sound_and_short(capsys: pytest.CaptureFixture[str
             "--rounds: Input should be a valid integer",
         ),
         (["train", "--name", ""], "--name: String should match"),
-        (["train", "--model.quantize", "4bit"], "merges into the weights"),
+        (["train", "--model.quantize", "4bit", "--outer.rule", "dpo"], "trains a whole copy"),
         (["train", "--eval.saturation_epochs", "[]"], "saturation_epochs"),
         (["report", ".", "--figure", "x.xyz"], "name end in .png"),
         (["try", "--task", "999"], "numbered 0 to"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,9 @@ from seal.loop.inner import open_domain
 from seal.loop.outer import run
 from seal.loop.show import show_task
 from seal.loop.trl import reward
-from seal.loop.workers import _Worker
+from seal.loop.workers import RayWorkers, _Worker
 from seal.lora.capacity import Room
+from seal.lora.model import Model
 from seal.lora.records import ModelSpec
 from seal.memory.stream import Continual
 from seal.store import Store
@@ -27,14 +30,15 @@ class Loaded(Exception):
     """Carries what was to be loaded."""
 
 
-def load(spec: ModelSpec, rank: int = 0) -> None:
+def load(spec: ModelSpec, rank: int = 0, loaded: Model | None = None) -> None:
     raise Loaded(spec)
 
 
 def worker(config: RunConfig, name: str) -> None:
-    one = _Worker.__new__(_Worker)
-    one.config, one.domain, one.models = config, Knowledge(), {}
-    one.wave(name, [], {}, InnerConfig(), Room(1, 1))
+    driver, one = RayWorkers.__new__(RayWorkers), _Worker.__new__(_Worker)
+    driver.threads, one.domain, one.model = 3, Knowledge(), None
+    asked: Any = SimpleNamespace(spec=config.model.model_copy(update={"name": name}))
+    one.wave(driver._spec(asked), [], {}, InnerConfig(), Room(1, 1))
 
 
 WAYS: dict[str, tuple[str, Callable[[RunConfig], object], str]] = {
@@ -70,10 +74,17 @@ def test_no_setting_of_the_model_is_forgotten(
 
 
 def test_the_policy_of_a_round_is_loaded_as_the_model_was(tmp_path: Path) -> None:
+    """An adapter over the same weights, on the same engine; whole weights are what rounds saved once."""
     for spec in (SPEC, SPEC.model_copy(update={"engine": "http://localhost:8000/v1"})):
         store = Store(RunConfig(runs=str(tmp_path), name=spec.engine.split(":")[0], model=spec))
+        folders = [store.folder / f"seal/round-{r}/policy" for r in (1, 2, 3)]
+        for folder, file in zip(folders, ("adapter_config", "config", "adapter_config"), strict=True):
+            folder.mkdir(parents=True)
+            (folder / f"{file}.json").write_text("{}")
         assert store.policy("seal", 0) == spec
-        policy = store.policy("seal", 2)
-        assert policy.name == str(store.folder / "seal/round-2/policy") and policy.quantize == "4bit"
-        # a server goes on serving the model that it was started with: it is not asked for another
-        assert policy.engine == ("vllm" if spec.engine == "vllm" else "transformers")
+        assert store.policy("seal", 1) == spec.model_copy(update={"adapter": str(folders[0])})
+        whole = store.policy("seal", 2)
+        assert (whole.name, whole.adapter, whole.quantize) == (str(folders[1]), None, "4bit")
+        # a server goes on serving the weights that it was started with: it is not asked for others
+        assert whole.engine == ("vllm" if spec.engine == "vllm" else "transformers")
+        assert store.policy("seal", 3) == whole.model_copy(update={"adapter": str(folders[2])})

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from seal.config import RunConfig
 from seal.loop import outer as loop
 from seal.loop.imitate import learn_from
 from seal.loop.inner import InnerLoop
 from seal.loop.selection import RANDOM
+from seal.lora.adapter import Adapter
 from seal.lora.records import ModelSpec
 from seal.lora.train import Trained
 from seal.records import Attempt, Prompt, Selected, Task
@@ -34,11 +36,9 @@ class Recorder:
         monkeypatch.setattr("seal.loop.imitate.learn_from", self.learn_from)
         monkeypatch.setattr(InnerLoop, "try_edits", self.try_edits(self))
 
-    def load_model(self, spec: ModelSpec, rank: int = 0) -> Any:
+    def load_model(self, spec: ModelSpec, rank: int = 0, loaded: Any = None) -> Any:
         self.loaded.append(name_of(spec))
-        return nullcontext(
-            SimpleNamespace(name=name_of(spec), save=lambda folder: None, merge=lambda adapter: None)
-        )
+        return nullcontext(SimpleNamespace(name=name_of(spec), base_name="base", stack=STACK))
 
     def write_edits(
         self, policy: Any, domain: Any, tasks: Sequence[Task], n: int, config: Any, seed: object, stage: Any
@@ -67,8 +67,11 @@ class Recorder:
         return None, {"diverged": False}
 
 
+STACK = Adapter(1, 1.0, {"q": (torch.ones(1, 1), torch.ones(1, 1))})
+
+
 def name_of(spec: ModelSpec) -> str:
-    path = Path(spec.name)
+    path = Path(spec.adapter or spec.name)
     return f"{path.parent.parent.name}/{path.parent.name}" if path.name == "policy" else "base"
 
 

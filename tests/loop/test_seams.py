@@ -201,7 +201,7 @@ def test_a_domain_runs_without_weights(tmp_path: Path) -> None:
     config = RunConfig.model_validate(data)
     store = Store(config)
     last = run(config, store)
-    assert last == config.model and (store.folder / "seal/round-2/policy/model.safetensors").exists()
+    assert last == config.model and (store.folder / "seal/round-2/policy/adapter_config.json").exists()
     with Evaluation(config, store, "eval") as evaluation:
         scores = {r.setting: sum(r.scores) / len(r.scores) for r in evaluation.table()}
     assert scores["base"] == 0.0 and scores["no RL"] == scores["SEAL round 2"] == 1.0

@@ -175,17 +175,17 @@ def test_every_rule_changes_the_policy_and_goes_on_where_it_was(
     settings = load_config(None, [*flags, "--outer.recipe.learning_rate=1e-2"])
     run(settings, Store(settings))
     before, after = load_model(name), load_model(tmp_path / "run/seal/round-1/policy")
-    weights = dict(before.model.named_parameters())
-    assert any(not p.equal(weights[n]) for n, p in after.model.named_parameters())
+    weights = dict(before.runner.named_parameters())
+    assert any(not p.equal(weights[n]) for n, p in after.runner.named_parameters())
     record = json.loads((tmp_path / "run/seal/round-1/outer.json").read_text())
     assert record["steps"] >= 1 and not record["diverged"]
     stage = tmp_path / "run/seal/round-1"
-    weights_file = (stage / "policy/model.safetensors").read_bytes()
+    weights_file = (stage / "policy/adapter_model.safetensors").read_bytes()
     held = (stage / "attempts.jsonl").read_bytes()
     shutil.rmtree(stage / "policy")
     (stage / "outer.json").unlink()
     run(settings, Store(settings))  # as if it had been killed within the finetune
-    assert (stage / "policy/model.safetensors").read_bytes() == weights_file
+    assert (stage / "policy/adapter_model.safetensors").read_bytes() == weights_file
     assert (stage / "attempts.jsonl").read_bytes() == held, "no attempt is made again"
 
 

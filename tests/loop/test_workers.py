@@ -100,7 +100,7 @@ def test_workers_find_what_one_process_finds_while_they_are_killed(
     assert attempts(tmp_path / "crew") == attempts(unbroken)
     assert not list((tmp_path / "crew").rglob("waves/*.json")), "nothing stays aside"
     policies = [
-        (folder / "seal/round-2/policy/model.safetensors").read_bytes()
+        (folder / "seal/round-2/policy/adapter_model.safetensors").read_bytes()
         for folder in (unbroken, tmp_path / "crew")
     ]
     assert policies[0] == policies[1]

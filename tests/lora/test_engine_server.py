@@ -32,6 +32,7 @@ class Stand:
         self.asked: list[dict[str, Any]] = []
         self.adapters: dict[str, int] = {}
         self.ever: list[str] = []
+        self.ranks: list[int] = []
         stand = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,6 +48,7 @@ class Stand:
                         return None
                     stand.adapters[body["lora_name"]] = load_peft(Path(body["lora_path"])).rank
                     stand.ever.append(body["lora_name"])
+                    stand.ranks.append(stand.adapters[body["lora_name"]])
                     return self.reply({})
                 if self.path.endswith("/unload_lora_adapter"):
                     del stand.adapters[body["lora_name"]]
@@ -101,7 +103,7 @@ def test_every_prompt_goes_through_its_own_adapter_which_is_taken_back(stand: St
     assert not [b for b in stand.asked if "seed" in b]
 
 
-def test_samples_carry_their_seeds_and_a_merge_ends_the_service(stand: Stand) -> None:
+def test_samples_carry_their_seeds_and_a_policy_is_an_adapter_there(stand: Stand) -> None:
     policy = asked_there(stand.address)
     assert (
         generate(policy, [Prompt("x"), Prompt("y")], Sampling(4, 1.0, 0.9), [5, 6]) == ["\nbase\nand on"] * 2
@@ -109,8 +111,11 @@ def test_samples_carry_their_seeds_and_a_merge_ends_the_service(stand: Stand) ->
     assert sorted(b["seed"] for b in stand.asked) == [5, 6] and {b["top_p"] for b in stand.asked} == {0.9}
     adapter = train_adapters(policy, [Job((Example("a b"),), Recipe(rank=2, steps=1), 0)])[0].adapter
     assert adapter is not None
-    policy.merge(adapter)
-    assert policy.served is None, "the server does not know the new weights"
+    over, rows = policy.plus(adapter), [[Prompt("x")], [Prompt("y")]]
+    mine, bare = ask(over, [None, adapter], rows, Sampling(4)), ask(policy, [None], rows[:1], Sampling(4))
+    assert bare == [["\nbase\nand on"]], "the weights themselves are served on"
+    assert len({mine[0][0], mine[1][0], bare[0][0]}) == 3, "the policy, an adapter on top of it, neither"
+    assert stand.ranks[-2:] in ([2, 4], [4, 2]), "the two are joined into one"
 
 
 def test_another_policy_is_not_asked_there_and_what_fails_is_one_sentence(
@@ -154,7 +159,11 @@ def test_on_cuda_the_engine_sleeps_between_two_calls(monkeypatch: pytest.MonkeyP
         monkeypatch.setitem(sys.modules, module, SimpleNamespace(**names))
     tiny_one = tiny.policy()
     policy: Any = SimpleNamespace(
-        device=torch.device("cuda"), name="tiny", context=64, runner=tiny_one.runner, model=tiny_one.model
+        device=torch.device("cuda"),
+        base_name="tiny",
+        context=64,
+        runner=tiny_one.runner,
+        model=tiny_one.model,
     )
     engine = InProcess(policy)
     for _ in range(2):

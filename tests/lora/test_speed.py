@@ -153,7 +153,7 @@ def test_recomputed_activations_change_nothing(policy: Model) -> None:
     assert all(close(a.adapter, b.adapter, 1e-6) for a, b in zip(kept, again, strict=True))
 
 
-def test_bf16_computes_on_a_copy_and_merges_in_full_precision() -> None:
+def test_bf16_computes_on_a_copy_and_a_stack_is_added_in_full_precision() -> None:
     policy = Model(tiny.llama(), tiny.tokenizer(), "tiny", bf16=True)
     assert (policy.model.dtype, policy.runner.dtype) == (torch.float32, torch.bfloat16)
     job = Job(ROWS, Recipe(rank=4, targets="all-linear", steps=8, batch_size=4), 1)
@@ -162,11 +162,11 @@ def test_bf16_computes_on_a_copy_and_merges_in_full_precision() -> None:
     exact = train_adapters(tiny.policy(), [job])[0]
     assert outcome.loss == pytest.approx(exact.loss, rel=0.05)
     before = policy.model.get_submodule("model.layers.0.mlp.up_proj").weight.clone()
-    policy.merge(outcome.adapter)
+    over = policy.plus(outcome.adapter)
     a, b = outcome.adapter.weights["model.layers.0.mlp.up_proj"]
-    weight = policy.model.get_submodule("model.layers.0.mlp.up_proj").weight
-    assert torch.allclose(weight, before + outcome.adapter.scale * (b @ a), atol=1e-6)
-    assert torch.equal(policy.runner.get_submodule("model.layers.0.mlp.up_proj").weight, weight.bfloat16())
+    whole = before + outcome.adapter.scale * (b @ a)
+    assert torch.equal(over.runner.get_submodule("model.layers.0.mlp.up_proj").weight, whole.bfloat16())
+    assert torch.equal(policy.model.get_submodule("model.layers.0.mlp.up_proj").weight, before)
 
 
 # ----------------------------------------------------------------------------------------------------- memory
@@ -244,14 +244,14 @@ def test_what_16_bit_weights_round_away_is_told() -> None:
         with torch.no_grad():
             w.fill_(1.0)
         a, b = torch.ones(1, w.shape[1]), torch.full((w.shape[0], 1), 1e-4)
-        assert low <= policy.merge(Adapter(1, 1.0, {name: (a, b)})) <= high
+        assert low <= policy.plus(Adapter(1, 1.0, {name: (a, b)})).merged()[1] <= high
     policy = tiny.policy()
     policy.model.to(torch.bfloat16)
     policy.runner.to(torch.bfloat16)
     torch.manual_seed(0)
     shape = policy.model.get_submodule(name).weight.shape
     large = (torch.randn(1, shape[1]), torch.randn(shape[0], 1))
-    assert policy.merge(Adapter(1, 1.0, {name: large})) == pytest.approx(1, abs=0.01)
+    assert policy.plus(Adapter(1, 1.0, {name: large})).merged()[1] == pytest.approx(1, abs=0.01)
 
 
 def test_many_questions_are_asked_and_scored_part_by_part(
@@ -484,7 +484,7 @@ def test_4_bit_weights_train_like_the_weights_they_stand_for() -> None:
     assert one.loss == pytest.approx(other.loss, rel=0.05)
     assert one.adapter is not None
     with pytest.raises(LoraError, match="cannot be merged into 4-bit"):
-        quantised.merge(one.adapter)
+        quantised.plus(one.adapter).merged()
 
 
 def test_4_bit_weights_without_their_package_are_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

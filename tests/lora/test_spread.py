@@ -53,7 +53,7 @@ def work(policy: Model) -> tuple[list[Adapter | None], list[str], list[list[str]
     likely = log_likelihood(policy, adapters, queries)
     for adapter in adapters[:1]:
         assert adapter is not None
-        policy.merge(adapter)
+        policy = policy.plus(adapter)
     return adapters, [*texts, *generate(policy, prompts, Sampling(6), [0] * 3)], answers, likely
 
 

@@ -170,7 +170,7 @@ def agrees(policy: Model) -> None:
     assert agree >= 5 and same >= 0.95 * sum(map(len, asked))
 
 
-def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> None:
+def test_a_new_policy_takes_over_the_engine_as_an_adapter(tmp_path: Path) -> None:
     first = load_model(ModelSpec(name="atlas", engine="vllm", threads=None))
     domain = Knowledge()
     tasks = [Task(r["id"], r) for r in (atlas.record("select", 950 + i) for i in range(4))]
@@ -185,9 +185,11 @@ def test_a_new_policy_takes_over_the_engine_with_its_weights(tmp_path: Path) -> 
     )[0].adapter
     assert adapter is not None
     before = generate(changed, prompts, Sampling(8), [0] * len(prompts))
-    changed.merge(adapter)
-    changed.save(tmp_path / "policy")
-    second = load_model(ModelSpec(name=str(tmp_path / "policy"), engine="vllm", threads=None))
+    changed = changed.plus(adapter)
+    save_peft(adapter, tmp_path / "policy", "atlas")
+    second = load_model(
+        ModelSpec(name="atlas", adapter=str(tmp_path / "policy"), engine="vllm", threads=None)
+    )
     expected = generate(changed, prompts, Sampling(8), [0] * len(prompts))
     found = generate(second, prompts, Sampling(8), [0] * len(prompts))
     same, old = (

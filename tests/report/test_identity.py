@@ -11,11 +11,12 @@ import pytest
 from seal.config import RunConfig, load_config
 from seal.loop import evaluate
 from seal.loop.results import run_record
+from seal.machine import environment
 from seal.records import SealError
 from seal.report.compare import same_tasks
 from seal.report.pages import fenced, plain
 from seal.report.tables import load_runs
-from seal.store import Store, environment, read_config, write_whole
+from seal.store import Store, read_config, write_whole
 
 RESULTS = [evaluate.Result("base", [0.1, 0.2], {}, 2, 0.0, 0.0, 0.0)]
 

@@ -230,7 +230,7 @@ def test_peft_loads_what_was_taught(taught: Path) -> None:
     )
     plain = base(input_ids=ids).logits
     theirs = peft.PeftModel.from_pretrained(base, str(taught / "adapter")).eval()(input_ids=ids).logits
-    policy.merge(load_peft(taught / "adapter"))
+    policy = policy.plus(load_peft(taught / "adapter"))
     assert torch.allclose(theirs, policy.forward(input_ids=ids).logits, atol=1e-3)
     assert not torch.allclose(theirs, plain, atol=1.0), "and it changes what the model says"
 
@@ -238,8 +238,8 @@ def test_peft_loads_what_was_taught(taught: Path) -> None:
 def test_merged_weights_answer_as_the_adapter_does(
     taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", str(taught), "--kind", "merged", "--out", str(tmp_path / "whole")]) == 0
-    assert main(["export", str(taught), "--kind", "merged", "--out", str(tmp_path / "whole")]) == 2
+    assert main(["export", str(taught), "--merge", str(tmp_path / "whole")]) == 0
+    assert main(["export", str(taught), "--merge", str(tmp_path / "whole")]) == 2
     capsys.readouterr()
     question = "Which flower grows all over Tafobu?"
     assert main(["ask", question, "--adapter", str(taught)]) == 0
@@ -361,9 +361,7 @@ def test_adapters_of_another_model_or_damaged_are_one_sentence(
 
     other = tiny.save(tmp_path / "other")
     assert main(["ask", "q", "--adapter", str(taught), "--model", other]) == 2
-    assert (
-        main(["export", str(taught), "--kind", "merged", "--out", str(tmp_path / "m"), "--model", other]) == 2
-    )
+    assert main(["export", str(taught), "--merge", str(tmp_path / "m"), "--model", other]) == 2
     assert "is not of the model" in capsys.readouterr().err
     for file, text in {"adapter_model.safetensors": "junk", "adapter_config.json": "[]"}.items():
         broken = Path(shutil.copytree(taught / "adapter", tmp_path / file))

@@ -22,8 +22,8 @@ from seal.domains.arc.domain import GRIDS_ORACLE
 from seal.domains.arc.puzzles import read_tasks
 from seal.lora.load import load_model
 from seal.lora.records import ModelSpec, Recipe
+from seal.machine import machine
 from seal.records import Edit, Task
-from seal.store import machine
 
 HERE = Path(__file__).resolve().parents[2]
 RECIPE = Recipe(rank=16, alpha=16, targets="all-linear", schedule="cosine", batch_size=2)

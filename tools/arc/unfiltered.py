@@ -27,9 +27,10 @@ from seal.loop.write import from_policy
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import ModelSpec, Recipe
+from seal.machine import machine
 from seal.records import Edit, Task, record_text, seed_of
 from seal.stats import difference, interval
-from seal.store import Stage, machine
+from seal.store import Stage
 
 FIRST = 83 * 3000
 """The first of 83 puzzle numbers that nobody looked at before, each of a family of its own: neither the

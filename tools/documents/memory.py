@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 
 from seal.domains.knowledge import atlas
-from seal.store import machine
+from seal.machine import machine
 
 
 def peak(n: int, folder: Path) -> dict[str, float]:

@@ -27,8 +27,8 @@ from seal.lora.model import Model
 from seal.lora.records import Example, ModelSpec, Recipe, Sampling
 from seal.lora.sample import ask
 from seal.lora.train import Job, train_adapters
+from seal.machine import machine
 from seal.records import Edit, Task, seed_of
-from seal.store import machine
 from seal.teach.quiz import draft_quiz
 
 HERE = Path(__file__).resolve().parents[2]

@@ -28,9 +28,9 @@ from seal.lora.model import Model
 from seal.lora.records import ModelSpec
 from seal.lora.sample import ask
 from seal.lora.train import Job, train_adapters
+from seal.machine import machine
 from seal.records import Task, record_text, seed_of
 from seal.report.memory import told
-from seal.store import machine
 from seal.teach.learn import is_known
 from seal.teach.quiz import draft_quiz
 

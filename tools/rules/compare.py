@@ -43,10 +43,11 @@ from seal.loop.outer import run
 from seal.loop.race import proxy_scores, rank_correlation
 from seal.loop.selection import SEAL, Branch, random_of
 from seal.lora.load import load_model
+from seal.machine import machine
 from seal.records import NO_RL, record_text, seal_round
 from seal.report.reliability import estimators, rewarded
 from seal.stats import difference, interval
-from seal.store import Store, machine, read_json, write_whole
+from seal.store import Store, read_json, write_whole
 
 HERE = Path(__file__).resolve().parents[2]
 COMMON = [

@@ -35,9 +35,10 @@ from seal.loop.write import finished, from_policy
 from seal.lora.load import load_model
 from seal.lora.records import Example, ModelSpec, Written
 from seal.lora.train import Job, train_adapters
+from seal.machine import machine
 from seal.records import Task, record_text, seed_of
 from seal.report.memory import told
-from seal.store import Stage, machine
+from seal.store import Stage
 
 HERE = Path(__file__).parents[2]
 WAYS = ("open", "whole, open", "whole", "end")
@@ -83,7 +84,7 @@ def one_seed(config: RunConfig, seed: int) -> dict[str, Any]:
                 0
             ].adapter
             assert adapter is not None
-            policy.merge(adapter)
+            policy = policy.plus(adapter)
             room = config.write.model_copy(update={"max_tokens": ROOM})
             drawn = from_policy(policy, [domain.prompt(t) for t in asked], 1, room, seed_of("select", seed))
             texts, _ = finished(domain, drawn)

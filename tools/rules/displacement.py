@@ -20,7 +20,8 @@ from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Query
 from seal.lora.score import log_likelihood
-from seal.store import Stage, machine, read_json, write_whole
+from seal.machine import machine
+from seal.store import Stage, read_json, write_whole
 
 
 def of_run(folder: Path) -> dict[str, list[float]]:

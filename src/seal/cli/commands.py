@@ -63,9 +63,7 @@ def takes_model(args: Namespace) -> bool:
     """Whether a command may load a model."""
     if args.command == "check":
         return bool(args.grader)
-    return args.command in ("learn", "edits", "ask", "quiz") or (
-        args.command == "export" and args.kind == "merged"
-    )
+    return args.command in ("learn", "edits", "ask", "quiz") or (args.command == "export" and args.merge)
 
 
 def check(args: Namespace) -> int:
@@ -429,58 +427,39 @@ def import_(args: Namespace) -> int:
     return 0
 
 
-def export_merged(args: Namespace) -> int:
-    """An adapter into the weights of its model."""
-    from seal.lora.load import load_model
-    from seal.lora.records import ModelSpec
-    from seal.store import Stage
-    from seal.teach.ask import open_taught
-
-    if args.out.exists():
-        raise SealError(f"{args.out} exists already, and nothing is overwritten: give another --out")
-    taught = open_taught(args.source)
-    name = args.model or taught.model
-    if not name:
-        raise SealError(f"{args.source} does not name its model: say --model")
-    if not taught.adapters:
-        raise SealError(f"{args.source} has no adapter: the model knew every passage, or none of them helped")
-    if len(taught.adapters) != 1:
-        folders = ", ".join(str(p) for p in taught.adapters.values())
-        raise SealError(
-            f"{args.source} has an adapter for each document: merge one of them ({folders[:300]})"
-        )
-    policy = load_model(ModelSpec(name=name, dtype=args.dtype or "float32", threads=None))
-    (adapter,) = taught.load(policy).values()
-    policy.merge(adapter)
-    Stage(args.out.parent).once_folder(args.out.name, policy.save)
-    print(args.out)
-    if args.push:
-        _push(args.out, args.push)
-    return 0
-
-
 def export(args: Namespace) -> int:
-    """``seal export``: a stage of a run as one of SEAL's files, its numbers for a tracker, or a merged
-    model."""
-    of_stage, of_model = args.kind in ("results", "dataset"), args.kind == "merged"
-    if not of_model and (args.model or args.dtype or args.push):
-        raise SealError("--model, --dtype and --push are of --kind merged")
-    if args.stage and not of_stage:
-        raise SealError("--stage is of --kind results and dataset")
-    if of_model:
-        return export_merged(args)
-    must_be_new(args.out)
-    if of_stage:
-        from seal.loop.released import export_dataset, export_results
-        from seal.store import write_whole
+    """``seal export``: a stage of a run as one of SEAL's files, its numbers for a tracker, or whole
+    weights."""
+    if args.merge:
+        from seal.teach.whole import merge
 
-        form = export_results if args.kind == "results" else export_dataset
-        data = form(args.source, args.stage or "seal/round-1")
-        write_whole(args.out, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
-    else:
+        if args.out or args.kind:
+            raise SealError(
+                "--merge FOLDER writes whole weights, and --out and --kind something else: take one"
+            )
+        merge(args.source, args.merge, args.model, args.dtype, args.stage)
+        print(args.merge)
+        if args.push:
+            _push(args.merge, args.push)
+        return 0
+    if args.model or args.dtype or args.push:
+        raise SealError("--model, --dtype and --push are of --merge")
+    if not args.out:
+        raise SealError("say where to: --out FILE, or --merge FOLDER for whole weights")
+    must_be_new(args.out)
+    if args.kind == "tensorboard":
         from seal.report.export import metrics_of, tensorboard
         from seal.store import read_config
 
+        if args.stage:
+            raise SealError("--stage is of --kind results and dataset")
         tensorboard(list(metrics_of(args.source)), read_config(args.source), args.out)
+    else:
+        from seal.loop.released import export_dataset, export_results
+        from seal.store import write_whole
+
+        form = export_dataset if args.kind == "dataset" else export_results
+        data = form(args.source, args.stage or "seal/round-1")
+        write_whole(args.out, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     print(args.out)
     return 0

@@ -225,29 +225,31 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         ],
     ),
     "export": (
-        "a run's stage as one of SEAL's files, its numbers for TensorBoard, or a taught adapter merged into "
-        "its model",
+        "a run's stage as one of SEAL's files, its numbers for TensorBoard, or what was learnt merged into "
+        "whole weights",
         "--kind results, dataset: a stage of a run as one of SEAL's files (its results, or its passages with "
         "the edits).\n"
         "--kind tensorboard: the run's numbers, as a local folder; nothing is sent.\n"
-        "--kind merged: a taught adapter added to the weights of its model, as a folder that any "
-        "`from_pretrained` reads: for\n"
-        "what takes whole models only (llama.cpp's convert_hf_to_gguf.py, Ollama); see docs/documents.md.",
+        "--merge FOLDER: a run's policy, or a taught adapter, added to the weights of its model, as a folder "
+        "that any\n`from_pretrained` reads: for what takes whole models only (llama.cpp's "
+        "convert_hf_to_gguf.py, Ollama); see\ndocs/documents.md. A policy by itself is an adapter in PEFT's "
+        "format: runs/NAME/seal/round-2/policy.",
         [
             (
                 ("source",),
                 {
                     "type": Path,
-                    "help": "a run folder; of merged a folder of `seal learn`, or an adapter in PEFT's format",
+                    "help": "a run folder; of --merge also one of `seal learn`, or an adapter in PEFT's format",
                 },
             ),
-            (("--out",), {"type": Path, "required": True, "help": "a new file, or a new folder"}),
-            (("--kind",), {"choices": ["results", "dataset", "tensorboard", "merged"], "default": "results"}),
-            (("--stage",), {"help": "results, dataset: seal/round-2, eval/no-RL, … (seal/round-1)"}),
-            (("--model",), {"help": "merged: the model, where the adapter does not name it"}),
+            (("--out",), {"type": Path, "help": "a new file, or a new folder"}),
+            (("--kind",), {"choices": ["results", "dataset", "tensorboard"], "help": "(results)"}),
+            (("--merge",), {"type": Path, "metavar": "FOLDER", "help": "write whole weights, here"}),
+            (("--stage",), {"help": "seal/round-2, eval/no-RL, … (seal/round-1; of --merge the last round)"}),
+            (("--model",), {"help": "--merge: the model, where the adapter does not name it"}),
             (
                 ("--dtype",),
-                {"choices": ["float32", "bfloat16"], "help": "merged: of the weights written (float32)"},
+                {"choices": ["float32", "bfloat16"], "help": "--merge: of the weights written (float32)"},
             ),
             PUSH,
         ],

@@ -121,7 +121,7 @@ GONE = {
     "chat": "`seal ask` without a question is a chat",
     "judge": "it is `seal check graders FILE` now",
     "noise": "it is `seal check reward SOURCE` now",
-    "merge": "it is `seal export TAUGHT --kind merged --out FOLDER` now",
+    "merge": "it is `seal export TAUGHT --merge FOLDER` now",
 }
 """Commands of earlier versions, and where what they did is to be had."""
 
@@ -316,8 +316,9 @@ def _continual(config: Any, own: Json) -> int:
 
     from seal.cli.commands import must_be_new, report_continual
     from seal.lora.load import threads_of
+    from seal.machine import environment, machine
     from seal.memory.stream import Continual
-    from seal.store import Store, environment, machine, write_whole
+    from seal.store import Store, write_whole
 
     must_be_new(own["json"], own["figure"])
     store = Store(config, environment(threads_of(config.model)))

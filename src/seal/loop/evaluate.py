@@ -63,7 +63,7 @@ class Evaluation:
             )
         e = config.eval
         self.edits = self._external(e.external, e.edits_per_task) if e.external else None
-        self.base = self._load(config.model)
+        self.base = load_model(config.model, config.inner.recipe.rank)
 
     def __enter__(self) -> Evaluation:
         return self
@@ -72,7 +72,7 @@ class Evaluation:
         self.base.release()
 
     def _load(self, spec: ModelSpec) -> Model:
-        return load_model(spec, self.config.inner.recipe.rank)
+        return load_model(spec, self.config.inner.recipe.rank, self.base)
 
     def _external(self, source: str, n: int) -> list[list[str]]:
         prompts = [self.domain.prompt(t) for t in self.tasks]

@@ -3,7 +3,6 @@ paper."""
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from importlib.util import find_spec
 from typing import Any
@@ -28,6 +27,7 @@ def finetune(policy: Model, job: Job) -> tuple[Model, Trained]:
         raise SealError("full finetuning needs the package accelerate: pip install 'seal-lm[full]'")
     if not all(p.is_floating_point() for p in policy.model.parameters()):
         raise SealError("4-bit weights cannot be finetuned in full: load the model without quantize")
+    whole, _ = policy.merged()
     recipe = job.recipe
     rows = [policy.clip_row(encode_example(e, policy.tokenizer, policy.chat)) for e in job.examples]
     data = [
@@ -35,7 +35,7 @@ def finetune(policy: Model, job: Job) -> tuple[Model, Trained]:
         for r in rows
     ]
     steps = len(plan_batches([len(r.ids) for r in rows], recipe, job.seed))
-    model = copy.deepcopy(policy.model).requires_grad_(True)
+    model = whole.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -47,7 +47,7 @@ def finetune(policy: Model, job: Job) -> tuple[Model, Trained]:
             weight_decay=recipe.weight_decay,
             max_grad_norm=recipe.clip or 0.0,
             seed=job.seed % 2**31,
-            bf16=policy.runner is not policy.model,
+            bf16=policy.bare is not policy.model,
             use_cpu=policy.device.type == "cpu",
             save_strategy="no",
             logging_steps=1,
@@ -68,7 +68,7 @@ def finetune(policy: Model, job: Job) -> tuple[Model, Trained]:
             f"full finetuning diverged: take a lower inner.recipe.learning_rate than {recipe.learning_rate:g}"
         )
     tokens = sum(len(r.ids) for r in rows) * max(1, steps) * recipe.batch_size // max(1, len(rows))
-    tuned = Model(model, policy.tokenizer, policy.name, policy.runner is not policy.model)
+    tuned = Model(model, policy.tokenizer, policy.name, policy.bare is not policy.model)
     return tuned, Trained(None, max(1, steps), tokens, (losses[0], losses[-1]))
 
 

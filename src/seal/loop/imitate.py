@@ -10,14 +10,15 @@ from typing import Any
 from seal.config import RunConfig
 from seal.loop.selection import WORSE, nothing_kept, pairs_of, sft_examples
 from seal.loop.write import cut_off
-from seal.lora.adapter import Adapter
+from seal.lora.adapter import Adapter, compress, join, no_change
+from seal.lora.files import save_peft
 from seal.lora.model import Model
 from seal.lora.train import Job, train_adapters
 from seal.records import Attempt, Prompt, Selected
 from seal.store import Round
 
 Outcome = tuple[Adapter | None, dict[str, Any]]
-"""What is to be merged into the policy (``None``: nothing), and what is to be recorded of it."""
+"""What is to come on top of the policy (``None``: nothing), and what is to be recorded of it."""
 
 
 def imitate(
@@ -28,20 +29,19 @@ def imitate(
     config: RunConfig,
     round_: Round,
 ) -> None:
-    """Finetune the policy by the round's outcome, merge, and save it under the round. With nothing learnt it
-    stays as it is."""
+    """Finetune the policy by the round's outcome: one adapter more on its stack, which is saved under the
+    round. With nothing learnt it stays as it is."""
     adapter, record = learn_from(policy, prompts, kept, attempts, config, round_)
-    if adapter is not None:  # a finetune that diverged, or made it worse, is not merged
-        arrived = policy.merge(adapter)
-        if arrived < ROUNDED:
-            record["arrived"] = round(arrived, 4)
+    stack, most = policy.stack, config.outer.compress
+    if adapter is not None:  # a finetune that diverged, or made it worse, is not taken up
+        stack = join(stack, adapter)
+        if most and stack.rank > most:
+            stack, lost = compress(stack, most)
+            record["lost"] = round(lost, 6)
     print(f"seal: {round_.stage.label}: {told(record, attempts, adapter is not None)}", file=sys.stderr)
     round_.stage.once("outer", lambda: record)
-    round_.stage.once_folder("policy", policy.save)
-
-
-ROUNDED = 0.999
-"""Share of an update that must arrive in the weights not to be told."""
+    whole = stack or no_change(policy.runner, config.outer.recipe)
+    round_.stage.once_folder("policy", lambda folder: save_peft(whole, folder, policy.base_name))
 
 
 def told(record: Mapping[str, Any], attempts: Sequence[Attempt], moved: bool) -> str:
@@ -56,10 +56,8 @@ def told(record: Mapping[str, Any], attempts: Sequence[Attempt], moved: bool) ->
     if not n or not record.get("steps", 1) or not moved:
         return f"nothing was learnt, for {nothing_kept(attempts)}; the policy is as it was"
     what = f"{n} pairs" if "pairs" in record else f"{n} of {tried} edits" if tried else f"{n} edits"
-    rounded = (
-        f"; {record['arrived']:.0%} of the update arrived in 16-bit weights" if "arrived" in record else ""
-    )
-    return f"learnt from {what}, loss {first:.2f} → {last:.2f}{rounded}"
+    lost = f"; compressed, which lost {record['lost']:.1%} of the stack" if "lost" in record else ""
+    return f"learnt from {what}, loss {first:.2f} → {last:.2f}{lost}"
 
 
 def learn_from(

@@ -44,7 +44,7 @@ def try_siblings(
         )
     alone = config.inner.start == "policy"
     rank = config.inner.recipe.rank
-    with nullcontext(policy) if alone else load_model(config.model, rank) as learner:
+    with nullcontext(policy) if alone else load_model(config.model, rank, policy) as learner:
         if config.trial.race:
             alive = [dict(enumerate(texts)) for texts in texts_P_E]
             return race(inner, learner, tasks, alive, config.trial.race, round_)

@@ -12,8 +12,8 @@ from typing import Any
 
 from seal.config import RunConfig, experiment
 from seal.domains.base import SPLITS, Domain
+from seal.machine import machine
 from seal.records import Attempt, Grade, Result, SealError, Setting, Task
-from seal.store import machine
 
 
 def from_grades(

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tempfile
@@ -274,7 +273,7 @@ def _workplace(outer: OuterConfig, seed: int, n_steps: int) -> Iterator[dict[str
 
 def _model(policy: Model) -> Any:
     """A copy of the model for a trainer to do with as it likes."""
-    return copy.deepcopy(policy.model)
+    return policy.merged()[0]
 
 
 def _lora(policy: Model, outer: OuterConfig) -> Any:

@@ -16,8 +16,9 @@ from seal.loop.outer import run
 from seal.loop.results import fingerprints, run_record
 from seal.loop.selection import CONTROLS, SEAL
 from seal.lora.load import threads_of
+from seal.machine import environment
 from seal.records import Result, SealError, control, record_text
-from seal.store import Store, environment, read_json, write_whole
+from seal.store import Store, read_json, write_whole
 
 
 def train(config: RunConfig, controls: Sequence[str] = ()) -> Path:
@@ -39,10 +40,10 @@ def train(config: RunConfig, controls: Sequence[str] = ()) -> Path:
 
 
 def _must_go_together(config: RunConfig, controls: Sequence[str]) -> None:
-    if config.model.quantize and config.rounds:
+    if config.model.quantize and config.rounds and config.outer.rule != "sft":
         raise SealError(
-            "model.quantize: the outer loop merges into the weights, which 4-bit ones do not allow; take "
-            "--rounds 0 or none"
+            f"outer.rule = {config.outer.rule} trains a whole copy of the policy, which 4-bit weights do not "
+            "give: take outer.rule sft, or no model.quantize"
         )
     if unknown := next((c for c in controls if c not in CONTROLS), None):
         raise SealError(f"--controls: there is no control {unknown!r}; there are: {', '.join(CONTROLS)}")

@@ -23,6 +23,7 @@ from seal.lora.capacity import Room, spread
 from seal.lora.heap import tune_heap
 from seal.lora.load import allowed_cores, load_model
 from seal.lora.model import Model
+from seal.lora.records import ModelSpec
 from seal.records import Attempt, Grade, LoraError, SealError
 
 TRIES = 3
@@ -38,21 +39,22 @@ class _Worker:
         tune_heap()
         self.config = RunConfig.model_validate_json(config)
         self.domain = open_domain(self.config)
-        self.models: dict[str, Model] = {}
+        self.model: Model | None = None
 
     def ready(self) -> int:
         return os.getpid()
 
     def wave(
-        self, name: str, trials: Sequence[Trial], before: Mapping[str, Grade], config: InnerConfig, room: Room
+        self,
+        spec: ModelSpec,
+        trials: Sequence[Trial],
+        before: Mapping[str, Grade],
+        config: InnerConfig,
+        room: Room,
     ) -> list[Attempt]:
-        if name not in self.models:
-            m = self.config.model
-            if m.device.startswith("cuda:"):  # Ray shows a worker its own devices alone
-                m = m.model_copy(update={"device": "cuda"})
-            rank = config.recipe.rank
-            self.models = {name: load_model(m if name == m.name else m.at(name), rank)}
-        return InnerLoop(self.domain, config).wave(self.models[name], trials, before, room)
+        if self.model is None or self.model.spec != spec:
+            self.model = load_model(spec, config.recipe.rank, self.model)
+        return InnerLoop(self.domain, config).wave(self.model, trials, before, room)
 
 
 class RayWorkers:
@@ -66,6 +68,7 @@ class RayWorkers:
         self.ray = _ray()
         threads = config.model.threads
         share = max(1, len(allowed_cores()) // config.workers) if threads == "auto" else threads
+        self.threads = share
         config = config.model_copy(update={"model": config.model.model_copy(update={"threads": share})})
         n_cpus = share if config.cluster else 0  # here the operating system shares the cores out
         self._start(config)
@@ -115,7 +118,7 @@ class RayWorkers:
         room: Room,
     ) -> Iterator[tuple[int, list[Attempt]]]:
         """Number and attempts of each wave, as they are done."""
-        name = str(Path(model.name).resolve()) if Path(model.name).is_dir() else model.name
+        spec = self._spec(model)
         shared = self.ray.put(dict(before))
         queue = deque((n, 0, tuple(wave)) for n, wave in waves.items())  # (wave, place in it, trials)
         found: dict[int, dict[int, list[Attempt]]] = {n: {} for n in waves}
@@ -127,7 +130,7 @@ class RayWorkers:
             while self.free and queue and queue[0][0] - oldest < AHEAD * n_workers:
                 job = queue.popleft()
                 worker = self.free.pop()
-                running[worker.wave.remote(name, job[2], shared, inner.config, room)] = (worker, job)
+                running[worker.wave.remote(spec, job[2], shared, inner.config, room)] = (worker, job)
             [ref], _ = self.ray.wait(list(running), num_returns=1)
             worker, job = running.pop(ref)
             number, place, _ = job
@@ -145,6 +148,17 @@ class RayWorkers:
             if sum(map(len, found[number].values())) == len(waves[number]):
                 pieces = found.pop(number)
                 yield number, [attempt for at in sorted(pieces) for attempt in pieces[at]]
+
+    def _spec(self, model: Model) -> ModelSpec:
+        """What a worker is to load, wherever it works."""
+        assert model.spec is not None, "workers load what lies on disk"
+        found: dict[str, Any] = {"threads": self.threads}
+        for key, path in (("name", model.spec.name), ("adapter", model.spec.adapter)):
+            if path and Path(path).is_dir():
+                found[key] = str(Path(path).resolve())
+        if model.spec.device.startswith("cuda:"):  # Ray shows a worker its own devices alone
+            found["device"] = "cuda"
+        return model.spec.model_copy(update=found)
 
     def _failed(
         self,

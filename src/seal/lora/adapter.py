@@ -81,6 +81,13 @@ def init_adapter(modules: dict[str, nn.Linear], recipe: Recipe, seed: int) -> Ad
     return Adapter(recipe.rank, recipe.alpha, weights)
 
 
+def no_change(model: nn.Module, recipe: Recipe) -> Adapter:
+    """The adapter that changes nothing, in one rank of one layer: a stack that is none yet, on disk."""
+    name, module = next(iter(adapted_modules(model, recipe).items()))
+    a, b = torch.zeros(1, module.in_features), torch.zeros(module.out_features, 1)
+    return Adapter(1, 1.0, {name: (a, b)})
+
+
 def join(beneath: Adapter | None, adapter: Adapter, weight: float = 1.0) -> Adapter:
     """One adapter that does what both do together, ``weight`` times the second: ranks add up, and the scale
     is the second's."""
@@ -104,6 +111,28 @@ def join(beneath: Adapter | None, adapter: Adapter, weight: float = 1.0) -> Adap
         weights[name] = (torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], dim=1))
     rank = adapter.rank + (beneath.rank if beneath else 0)
     return Adapter(rank, scale * rank, weights)
+
+
+def compress(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """The nearest adapter of a smaller rank (Eckart and Young: a truncated SVD, layer by layer), and the
+    share of the change that is lost, |Δ - Δ'|² / |Δ|² over all layers."""
+    if adapter.rank <= rank:
+        return adapter, 0.0
+    weights, lost, total = {}, 0.0, 0.0
+    for name, (a, b) in adapter.weights.items():
+        qb, rb = torch.linalg.qr(b.double())  # B A = Qb (Rb Ra^T) Qa^T: the SVD of a small matrix
+        qa, ra = torch.linalg.qr(a.double().T)
+        u, s, v = torch.linalg.svd(rb @ ra.T, full_matrices=False)
+        lost += float((s[rank:] ** 2).sum())
+        total += float((s**2).sum())
+        half = s[:rank].sqrt()
+        low_a, low_b = (half[:, None] * v[:rank]) @ qa.T, qb @ (u[:, :rank] * half)
+        short = rank - len(half)
+        weights[name] = (
+            torch.cat([low_a, low_a.new_zeros(short, a.shape[1])]).float(),
+            torch.cat([low_b, low_b.new_zeros(len(b), short)], 1).float(),
+        )
+    return Adapter(rank, adapter.scale * rank, weights), lost / total if total else 0.0
 
 
 def compact(adapter: Adapter) -> Adapter:

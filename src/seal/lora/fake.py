@@ -78,6 +78,7 @@ class _Scripted:
         sampling: Sampling,
         seeds: Sequence[int],
         adapters: Sequence[Adapter | None],
+        beneath: Adapter | None = None,
     ) -> list[Written]:
         return [self._one(p, a, sampling) for p, a in zip(prompts, adapters, strict=True)]
 

@@ -70,6 +70,22 @@ def load_many(path: Path) -> list[Adapter]:
     return [Adapter(rank, alpha, w) for (rank, alpha), w in zip(shapes, weights, strict=True)]
 
 
+def base_named_in(folder: str | Path) -> str:
+    """The model that an adapter says it is of.
+
+    Raises:
+        LoraError: it does not say.
+    """
+    path = Path(folder) / "adapter_config.json"
+    try:
+        name = json.loads(path.read_text("utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise LoraError(f"{path} does not name the model that the adapter is of: {error}") from error
+    if not isinstance(name, str) or not name:
+        raise LoraError(f"{path} does not name the model that the adapter is of")
+    return name
+
+
 def load_peft(folder: str | Path) -> Adapter:
     """Read a LoRA adapter from PEFT's folder.
 

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from seal.lora.adapter import Adapter
 from seal.lora.capacity import free_memory, must_fit, spread, weights_bytes
+from seal.lora.files import base_named_in, load_peft
 from seal.lora.model import Model
-from seal.lora.records import EMBEDDED, LoraError, ModelSpec
+from seal.lora.records import EMBEDDED, LoraError, ModelSpec, is_adapter
 
 SHARE = 0.6
 """Of each device's free memory, what weights may take where a model is spread: adapters and activations need
@@ -20,19 +22,31 @@ the rest (assumed)."""
 DATA = Path(__file__).parents[1] / "data"
 
 
-def load_model(spec: ModelSpec | str | Path, rank: int = 0) -> Model:
+def load_model(spec: ModelSpec | str | Path, rank: int = 0, loaded: Model | None = None) -> Model:
     """Load a causal LM, with the engine that writes and answers for it. A context manager: at its end the
     memory is given back.
 
     Args:
         spec: which, and how. A name alone is loaded as it stands, with the threads that torch has.
         rank: the largest of the adapters to come, where it is known: vLLM wants to hear it at its start.
+        loaded: a model that is loaded already. Where it is of the same weights, they are shared.
 
     Raises:
         LoraError: there is no such model, it cannot be read, or its engine does not answer.
     """
     if not isinstance(spec, ModelSpec):
         spec = ModelSpec(name=str(spec), threads=None)
+    name, spec = spec.name, _over_weights(spec)
+    stack = stack_of(spec.adapter) if spec.adapter else None
+    if loaded is None or loaded.spec is None or loaded.spec.weights != spec.weights:
+        loaded = _weights(spec, rank + (stack.rank if stack else 0))
+        loaded.spec = spec.weights
+    model = loaded.with_stack(stack)
+    model.name, model.spec = name, spec
+    return model
+
+
+def _weights(spec: ModelSpec, rank: int) -> Model:
     _check_device(spec.device)
     if spec.threads:
         torch.set_num_threads(threads_of(spec))
@@ -46,6 +60,23 @@ def load_model(spec: ModelSpec | str | Path, rank: int = 0) -> Model:
 
         model.served = InProcess(model, rank) if spec.engine == "vllm" else Server(spec.engine, model)
     return model
+
+
+def _over_weights(spec: ModelSpec) -> ModelSpec:
+    """The same, where an adapter was named as the model: that adapter over the weights that it says it is of,
+    or another stack over those."""
+    if not is_adapter(spec.name):
+        return spec
+    name = base_named_in(spec.name)
+    if spec.adapter and base_named_in(spec.adapter) != name:
+        raise LoraError(f"{spec.adapter} cannot lie over {spec.name}, which is an adapter of {name!r} itself")
+    return spec.model_copy(update={"name": name, "adapter": spec.adapter or spec.name})
+
+
+def stack_of(folder: str | Path) -> Adapter | None:
+    """The stack of a policy's folder; one that changes nothing is none."""
+    stack = load_peft(folder)
+    return stack if any(bool(b.any()) for _, b in stack.weights.values()) else None
 
 
 def _load(spec: ModelSpec) -> Model:

@@ -18,22 +18,26 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from seal.lora.adapter import Adapter
+from seal.lora.adapter import Adapter, join
 from seal.lora.attention import rows_apart
 from seal.lora.loss import chunked_loss
 from seal.lora.packing import Lines, pack
-from seal.lora.records import LoraError
+from seal.lora.records import LoraError, ModelSpec
+from seal.lora.stack import laid_over, merge_into
 from seal.lora.tokens import Row
 
 
 class Model:
-    """A frozen model with its tokenizer. Training never touches ``model``; only :meth:`merge` changes its
-    weights."""
+    """Frozen weights with their tokenizer, and a stack of adapters over them (or none).
+
+    Nothing ever changes the weights. A policy is the same weights under another stack (:meth:`with_stack`):
+    it shares them, and costs what its stack does.
+    """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, bf16: bool = False
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         for (
             module
         ) in model.modules():  # evaluating on a CPU, bitsandbytes takes kernels that have no backward pass
@@ -41,15 +45,24 @@ class Model:
                 module.training = True
         self.tokenizer = tokenizer
         self.name = name
-        self.runner = (
+        """What it was asked for by."""
+        self.base_name = name
+        """Which weights these are, without their stack."""
+        self.bare: Any = (
             copy.deepcopy(self.model).to(torch.bfloat16)
             if bf16 and self.model.dtype != torch.bfloat16
             else self.model
         )
-        """What computes: ``model`` itself, or its copy in bf16, so that merges add up in full precision."""
+        """What computes without a stack: ``model`` itself, or its copy in bf16."""
+        self.stack: Adapter | None = None
+        """What lies over the weights, joined into one adapter."""
+        self.runner: Any = self.bare
+        """What computes: the weights and the stack."""
+        self.spec: ModelSpec | None = None
+        """What it was loaded from; ``None``: it lies nowhere on disk as it is."""
         self.served: Any = None
         """Who writes and answers in this process's place: something with ``complete(prompts, sampling, seeds,
-        adapters)``, a :class:`~seal.lora.records.Written` each; ``None``: nobody."""
+        adapters, beneath)``, a :class:`~seal.lora.records.Written` each; ``None``: nobody."""
         self.plain = True
         """Whether the model is a body with plain causal attention and then a linear head: then the fast path
         is right."""
@@ -170,33 +183,37 @@ class Model:
         tolerance = 1e-3 if self.runner.dtype == torch.float32 else 0.1
         return bool(torch.allclose(expected, found, atol=tolerance, rtol=tolerance))
 
-    @torch.no_grad()
-    def merge(self, adapter: Adapter, weight: float = 1.0) -> float:
-        """Add an adapter to the weights for good: W ← W + weight · scale · B A.
+    def with_stack(self, stack: Adapter | None) -> Model:
+        """The same weights under another stack, or bare. Weights and engine are shared, and neither notices.
+
+        Raises:
+            LoraError: the stack is of another model.
+        """
+        other = copy.copy(self)
+        other.stack, other.runner, other.spec = stack, self.bare, None
+        if stack is None:
+            other.spec = self.spec and self.spec.model_copy(update={"adapter": None})
+        else:
+            must_match(stack, self)
+            other.runner = laid_over(self.bare, self.model, stack)
+        return other
+
+    def plus(self, adapter: Adapter) -> Model:
+        """The same with one adapter more on the stack."""
+        return self.with_stack(join(self.stack, adapter))
+
+    def merged(self) -> tuple[PreTrainedModel, float]:
+        """Whole weights of their own, with the stack merged in: W + scale · B A.
 
         Returns:
-            the share of the update that arrived, ⟨W' - W, update⟩ / ⟨update, update⟩: 1 in fp32; 16-bit
-            weights round most of a small one away.
+            the weights, and the share of the stack that arrived in them: 1 in fp32; 16-bit weights round most
+            of a small update away.
 
         Raises:
             LoraError: the weights are quantised.
         """
-        self.served = None  # who served these weights does not know the new ones
-        arrived = whole = 0.0
-        for name, (a, b) in adapter.weights.items():
-            w = self.model.get_submodule(name).weight
-            if not w.is_floating_point():
-                raise LoraError(
-                    "an adapter cannot be merged into 4-bit weights: load the model without quantize"
-                )
-            update = (weight * adapter.scale * (b @ a)).to(w.device)
-            before = w.float()
-            w.copy_((before + update).to(w.dtype))
-            self.runner.get_submodule(name).weight.copy_(w)
-            if w.dtype != torch.float32:
-                arrived += float(((w.float() - before) * update).sum())
-                whole += float((update * update).sum())
-        return arrived / whole if whole else 1.0
+        whole = copy.deepcopy(self.model)
+        return whole, merge_into(whole, self.stack) if self.stack else 1.0
 
     def __enter__(self) -> Model:
         return self
@@ -206,19 +223,24 @@ class Model:
 
     def release(self) -> None:
         """Give the memory back, before another one is loaded. Nothing can be asked of it afterwards."""
+        if self.runner is None:
+            return
         on_gpu = self.device.type == "cuda"
-        self.model = self.runner = self.served = None
+        self.model = self.bare = self.runner = self.served = None
         gc.collect()  # what accelerate spread refers to itself
         if on_gpu:
             torch.cuda.empty_cache()
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that :func:`~seal.lora.load.load_model`, and any ``from_pretrained``, reads."""
+    def save(self, folder: Path) -> float:
+        """Write whole weights, with the stack merged in: a folder that :func:`~seal.lora.load.load_model`,
+        and any ``from_pretrained``, reads. The share of the stack that arrived (:meth:`merged`)."""
+        whole, arrived = self.merged() if self.stack else (self.model, 1.0)
         try:
-            self.model.save_pretrained(folder)
+            whole.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         except SafetensorError as error:  # a full disk, most often
             raise OSError(str(error)) from error
+        return arrived
 
 
 def must_match(adapter: Adapter, model: Model) -> None:
@@ -226,7 +248,7 @@ def must_match(adapter: Adapter, model: Model) -> None:
     Raises:
         LoraError: the adapter is of another model.
     """
-    modules = dict(model.runner.named_modules())
+    modules = dict(model.bare.named_modules())
     for name, (a, b) in adapter.weights.items():
         module: Any = modules.get(name)
         wanted = (getattr(module, "in_features", 0), getattr(module, "out_features", 0))

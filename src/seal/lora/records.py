@@ -125,6 +125,9 @@ class ModelSpec(BaseModel):
     """Hub name or local folder of a causal LM; ``atlas`` (passages) and ``grids`` (puzzles) are the models
     that ship with the package; ``fake:FILE.py`` is scripted: a function in a file that says what is written
     and answered."""
+    adapter: str | None = None
+    """A folder with a LoRA adapter in PEFT's format that lies over the weights: a policy that SEAL has trained
+    (``runs/NAME/seal/round-2/policy``), or any other."""
     device: str = "cpu"
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``cuda*4``: spread over four, for a model that one does not
     hold."""
@@ -139,16 +142,29 @@ class ModelSpec(BaseModel):
     """Who writes edits and answers: ``transformers``; ``vllm``, in this process; or a running ``vllm serve``
     (``http://host:8000/v1``)."""
     quantize: Literal["4bit"] | None = None
-    """Hold the frozen weights in 4 bits (NF4, through bitsandbytes); such a model can be adapted but not
-    merged into."""
+    """Hold the frozen weights in 4 bits (NF4, through bitsandbytes)."""
 
-    def at(self, name: str | Path) -> ModelSpec:
-        """The same for other weights, such as those that a round has saved. A server keeps the model that it
-        was started with, so it is not asked for them; and what is scripted stays as it is."""
-        if self.name.startswith("fake:"):
+    def at(self, folder: str | Path) -> ModelSpec:
+        """The same for what lies in a folder: a policy as an adapter over these weights, or, as rounds saved
+        them once, whole weights. A server keeps the weights that it was started with, so it is not asked for
+        others."""
+        if self.name.startswith("fake:"):  # what is scripted stays as it is
             return self
+        if is_adapter(folder):
+            return self.model_copy(update={"adapter": str(folder)})
         engine = "transformers" if self.engine.startswith("http") else self.engine
-        return self.model_copy(update={"name": str(name), "engine": engine})
+        return self.model_copy(update={"name": str(folder), "adapter": None, "engine": engine})
+
+    @property
+    def weights(self) -> ModelSpec:
+        """The same without an adapter over it."""
+        return self.model_copy(update={"adapter": None})
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter, and no whole weights."""
+    there = Path(folder)
+    return (there / "adapter_config.json").is_file() and not (there / "config.json").is_file()
 
 
 EMBEDDED = ("atlas", "grids")

@@ -30,7 +30,7 @@ def complete(
     of like length go together, and a prompt that stands there several times is read once."""
     tokens = [encode(model, p, sampling) for p in prompts]
     if model.served is not None and not sampling.schema and tokens:
-        return list(model.served.complete(tokens, sampling, seeds, [None] * len(tokens)))
+        return list(model.served.complete(tokens, sampling, seeds, [None] * len(tokens), model.stack))
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     texts = [Written("")] * len(prompts)
 
@@ -65,7 +65,9 @@ def ask(
             for p in prompts
         ]
         texts = iter(
-            model.served.complete([t for _, t in flat], sampling, [0] * len(flat), [a for a, _ in flat])
+            model.served.complete(
+                [t for _, t in flat], sampling, [0] * len(flat), [a for a, _ in flat], model.stack
+            )
         )
         return [[next(texts).text for _ in prompts] for prompts in prompts_K_Q]
 

@@ -3,9 +3,9 @@ running already.
 
 Self-edits and answers come from vLLM; training, likelihoods and merging stay here. Adapters are written to a
 folder and handed over per request, under a name that was never used before, and taken back when their answers
-are there. When the policy changes (after a round) the engine in this process gets the new weights, or is
-replaced where vLLM cannot do that; a server keeps the model it was started with, so only that model's policy
-is asked there. On CUDA the engine sleeps between two calls, so that training has its memory.
+are there. A policy is an adapter too, and those of the inner loop go on top of it as one, so an engine keeps
+the weights that it was started with over all rounds. On CUDA the engine in this process sleeps between two
+calls, so that training has its memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from uuid import uuid4
 
 import torch
 
-from seal.lora.adapter import Adapter
+from seal.lora.adapter import Adapter, join
 from seal.lora.decoder import answers_in
 from seal.lora.files import save_peft
 from seal.lora.load import DATA
@@ -53,12 +53,11 @@ class InProcess:
             import vllm  # noqa: F401
         except ImportError as error:
             raise LoraError("model.engine vllm needs vLLM: pip install vllm (see docs/scale.md)") from error
-        self.policy = policy
-        self.rank = rank
-        self.shape, self.on_gpu = (
-            _shape(policy),
-            policy.device.type == "cuda",
-        )  # the policy may be released before its engine
+        self.name, self.rank = policy.base_name, rank
+        name = policy.base_name
+        self.where = str(DATA / name) if name in EMBEDDED else name
+        self.context, self.dtype = min(policy.context, 8192), str(policy.runner.dtype).removeprefix("torch.")
+        self.on_gpu = policy.device.type == "cuda"
         self.made_for = 0
         """The largest rank that the engine takes."""
         self.llm: Any = None
@@ -78,8 +77,10 @@ class InProcess:
         sampling: Sampling,
         seeds: Sequence[int],
         adapters: Sequence[Adapter | None],
+        beneath: Adapter | None = None,
     ) -> list[Written]:
-        """A text per prompt, each through its own adapter."""
+        """A text per prompt, each through its own adapter and the stack ``beneath`` all of them."""
+        adapters = _joined(beneath, adapters)
         import vllm
         from vllm.lora.request import LoRARequest
 
@@ -98,7 +99,7 @@ class InProcess:
                     before.close()
                 self.made_for = next(r for r in RANKS if r >= max(needed, 1))
                 self.llm = self._start(vllm)
-        with _written(adapters, self.policy.name) as folders:
+        with _written(adapters, self.name) as folders:
             requests = {
                 k: LoRARequest(name, number, str(path)) for k, (name, number, path) in folders.items()
             }
@@ -126,23 +127,13 @@ class InProcess:
         torch.cuda.empty_cache()  # what training has given back, but its allocator still holds
         self.llm.wake_up()
 
-    @property
-    def _where(self) -> str:
-        name = self.policy.name
-        return str(DATA / name) if name in EMBEDDED else name
-
     def _take_over(self, before: InProcess) -> bool:
-        """The engine of another policy of the same shape, with this one's weights put in; false where vLLM
-        cannot do that."""
-        if before.llm is None or not Path(self._where).is_dir() or before.shape != self.shape:
+        """The engine of another policy, where it is on the same weights."""
+        same = (before.where, before.context, before.dtype) == (self.where, self.context, self.dtype)
+        if before.llm is None or not same:
             return False
-        try:
-            if before.sleeps:
-                before._wake()
-            before.llm.collective_rpc("reload_weights", kwargs={"weights_path": self._where})
-            before.llm.reset_prefix_cache()
-        except Exception:  # of a system of many parts, and not in every version
-            return False
+        if before.sleeps:
+            before._wake()
         self.llm, self.made_for, self.sleeps = before.llm, before.made_for, before.sleeps
         before.llm = None
         return True
@@ -154,22 +145,20 @@ class InProcess:
         more: dict[str, Any] = (
             {"gpu_memory_utilization": MEMORY, "enable_sleep_mode": self.sleeps} if self.on_gpu else {}
         )
-        dtype = str(self.policy.runner.dtype).removeprefix("torch.")
-        context = min(self.policy.context, 8192)
         try:
             return vllm.LLM(
-                self._where,
+                self.where,
                 enable_lora=True,
                 max_lora_rank=self.made_for,
                 max_loras=4,
-                dtype=dtype,
+                dtype=self.dtype,
                 enforce_eager=not self.on_gpu,
-                max_model_len=context,
+                max_model_len=self.context,
                 **more,
             )
         except Exception as error:  # of a system of many parts
             raise LoraError(
-                f"vLLM does not start on {self.policy.name!r}: {str(error).strip().splitlines()[-1][:300]}"
+                f"vLLM does not start on {self.name!r}: {str(error).strip().splitlines()[-1][:300]}"
             ) from error
 
     def _run(
@@ -212,7 +201,7 @@ class Server:
     """
 
     def __init__(self, address: str, policy: Model) -> None:
-        self.address, self.policy = address.rstrip("/"), policy
+        self.address, self.name = address.rstrip("/"), policy.base_name
         try:
             with urllib.request.urlopen(f"{self.address}/models", timeout=10) as reply:
                 self.model = str(json.load(reply)["data"][0]["id"])
@@ -225,9 +214,11 @@ class Server:
         sampling: Sampling,
         seeds: Sequence[int],
         adapters: Sequence[Adapter | None],
+        beneath: Adapter | None = None,
     ) -> list[Written]:
-        """A text per prompt, each through its own adapter."""
-        with _written(adapters, self.policy.name) as folders:
+        """A text per prompt, each through its own adapter and the stack ``beneath`` all of them."""
+        adapters = _joined(beneath, adapters)
+        with _written(adapters, self.name) as folders:
             loaded = []
             try:
                 for name, _, path in folders.values():
@@ -281,12 +272,12 @@ class Server:
             raise LoraError(f"the server at {self.address} cannot be reached: {error}") from error
 
 
-def _shape(policy: Model) -> dict[str, Any]:
-    """What two policies have in common if one's weights fit where the other's are."""
-    given = policy.model.config.to_dict() | {"dtype": str(policy.runner.dtype)}
-    return {
-        k: v for k, v in given.items() if k not in ("_name_or_path", "transformers_version", "torch_dtype")
-    }
+def _joined(beneath: Adapter | None, adapters: Sequence[Adapter | None]) -> list[Adapter | None]:
+    """Each adapter on top of the stack, as one: an adapter is all that vLLM knows of a policy."""
+    if beneath is None:
+        return list(adapters)
+    found = {a: beneath if a is None else join(beneath, a) for a in dict.fromkeys(adapters)}
+    return [found[a] for a in adapters]
 
 
 @contextmanager

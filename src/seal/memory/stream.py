@@ -77,7 +77,11 @@ class Continual:
     def _write(self, tasks: Sequence[Task]) -> list[list[str]]:
         config, folder = self.config, self.config.continual.policy
         seed = seed_of("continual", config.seed)
-        with load_model(config.model.at(folder)) if folder else nullcontext(self.base) as writer:
+        with (
+            load_model(config.model.at(folder), loaded=self.base)
+            if folder
+            else nullcontext(self.base) as writer
+        ):
             return write_edits(writer, self.domain, tasks, 1, config.write, seed, self.stage)
 
     def _rows(self, task: Task, text: str) -> Rows:

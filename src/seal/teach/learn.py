@@ -80,7 +80,7 @@ def learn(config: LearnConfig, documents: Sequence[str], out: Path) -> Card:
             f"--writer: there is no file {config.writer}, and it is no address (http://host/v1#model)"
         )
     policy = load_model(config.spec)
-    writer = load_model(config.spec.at(config.policy)) if config.policy else policy
+    writer = load_model(config.spec.at(config.policy), loaded=policy) if config.policy else policy
     if config.policy and len(writer.tokenizer) != len(policy.tokenizer):
         raise SealError(
             f"the policy {config.policy} is not of the same kind as the model {config.model}: their "
