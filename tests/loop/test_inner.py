@@ -4,6 +4,7 @@ what goes where."""
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,34 @@ def test_what_does_not_fit_is_said_not_to(policy: Model) -> None:
     assert not fits(policy, [Prompt("a"), Prompt("a" * policy.context)], Sampling(8))
     with pytest.raises(LoraError, match="does not fit"):
         ask(policy, [None], [[Prompt("abc")]], Sampling(room + 1))
+
+
+def test_memory_that_runs_out_is_written_down_and_a_run_that_goes_on_ends_the_same(
+    policy: Model, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smaller room is on disk before a wave is worked on in it: killed there, or gone on with where there
+    is memory again, the same adapters meet in the same passes."""
+    config = INNER.model_copy(update={"wave": 2, "pass_tokens": 1000, "recipe": Recipe(rank=2, steps=3)})
+    inner, tasks = InnerLoop(told, config), told.tasks("train")
+    texts = [["one text", "another text, and a longer one"], ["a third", "the fourth of them all, " * 3]]
+    whole, passes = Model.losses, []
+
+    def losses(self: Model, lines: Any) -> Any:
+        passes.append(lines.n_real if torch.is_grad_enabled() else 0)
+        if len(passes) > 6 and passes[-1] > 75:  # from the second wave on
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, lines)
+
+    def bits(found: Sequence[Any]) -> list[Any]:
+        return [(a.loss, a.log_likelihood, a.answers) for a in found]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "losses", losses)
+        unbroken = inner.try_edits(policy, tasks, texts, Stage(tmp_path / "a"), 0)
+    told_of = (tmp_path / "a/room-smaller.json").read_text()
+    assert '"1": {' in told_of and '"0": {' not in told_of, "the first wave went through"
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    lines = (tmp_path / "b/attempts.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "b/attempts.jsonl").write_bytes(b"".join(lines[:2]))  # killed after the first wave
+    again = inner.try_edits(policy, tasks, texts, Stage(tmp_path / "b"), 0)  # and memory is there again
+    assert bits(again) == bits(unbroken)

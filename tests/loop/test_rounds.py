@@ -136,11 +136,11 @@ def test_what_was_kept_is_trained_on_after_its_own_prompt(
 ) -> None:
     seen: list[Any] = []
 
-    def train(policy: Any, jobs: Any) -> Any:
-        seen.extend(jobs)
-        return [Trained(None, 1, 1, (1.0, 0.5))]
+    def train(policy: Any, job: Any, stage: Any) -> Any:
+        seen.append(job)
+        return Trained(None, 1, 1, (1.0, 0.5))
 
-    monkeypatch.setattr("seal.loop.imitate.train_adapters", train)
+    monkeypatch.setattr("seal.loop.imitate.train_once", train)
     prompts = {"a": Prompt("PA"), "b": Prompt("PB")}
     kept, nobody = [Selected("a", "best", 1.0), Selected("b", "good", 0.5)], cast(Any, None)
     for number in (1, 2):

@@ -4,6 +4,7 @@ short."""
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -31,7 +32,7 @@ from transformers import (
 
 from seal.lora import attention, train
 from seal.lora.adapter import Adapter, target_modules
-from seal.lora.capacity import Room, bytes_per_token, room_for
+from seal.lora.capacity import OutOfRoom, Room, bytes_per_token, room_for
 from seal.lora.load import load_model, usable_cores
 from seal.lora.loss import ChunkedLoss
 from seal.lora.model import Model
@@ -193,7 +194,8 @@ def test_out_of_memory_halves_the_pass_and_loses_nothing(
     whole = train_adapters(policy, JOBS, Room(3, 1000))
     tried = fails_above(100, monkeypatch)
     tally = Tally()
-    halved = train_adapters(policy, JOBS, Room(3, 1000), tally=tally)
+    monkeypatch.setattr("seal.lora.train.room_for", lambda *_: Room(3, 1000))
+    halved = train_adapters(policy, JOBS, tally=tally)
     assert tally.halvings and max(tried) > 100
     assert all(close(a.adapter, b.adapter) and a.steps == b.steps for a, b in zip(whole, halved, strict=True))
 
@@ -202,9 +204,59 @@ def test_a_batch_that_never_fits_is_one_clear_sentence(
     policy: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = fails_above(10, monkeypatch)
-    with pytest.raises(LoraError, match=r"a single batch of \d+ tokens does not fit in memory on cpu"):
-        train_adapters(policy, JOBS, Room(3, 1000))
+    with pytest.raises(LoraError, match=r"a single row of \d+ tokens does not fit in memory on cpu"):
+        train_adapters(policy, JOBS)
     assert tried[-1] == tried[-2]  # the same once more with activations recomputed
+
+
+def test_a_room_that_is_given_holds_or_a_smaller_one_is_named(
+    policy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever keeps a record of rooms can write the smaller one down before it is used."""
+    fails_above(100, monkeypatch)
+    with pytest.raises(OutOfRoom) as found:
+        train_adapters(policy, JOBS, Room(3, 1000))
+    again = pickle.loads(pickle.dumps(found.value)).smaller  # it comes from a worker's process
+    assert again == found.value.smaller and again.tokens < 1000 and not again.recompute
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 90])
+def test_a_batch_that_does_not_fit_is_split_and_its_gradients_add_up(
+    policy: Model, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of unequal length, some without loss: the loss is the mean over the tokens of the whole batch."""
+    rows = (*ROWS, Example("x" * 40, prompt="y" * 30), Example("short", prompt="a long prompt " * 3))
+    job = Job(rows, Recipe(rank=4, targets="all-linear", steps=4, batch_size=len(rows)), 3)
+    (whole,) = train_adapters(policy, [job], Room(1, 10_000))
+    tally = Tally()
+    (split,) = train_adapters(policy, [job], Room(1, tokens), tally=tally)
+    assert tally.passes >= 4 * 2 and split.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert close(whole.adapter, split.adapter, 1e-4) and whole.tokens == split.tokens
+    tried = fails_above(max(tokens, 90), monkeypatch)
+    monkeypatch.setattr("seal.lora.train.room_for", lambda *_: Room(1, 10_000))
+    (found,) = train_adapters(policy, [job])
+    assert max(tried) > 90 and close(whole.adapter, found.adapter, 1e-4)
+
+
+def test_a_row_alone_is_recomputed_and_the_model_generates_as_before(
+    policy: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer that recomputes ignores the KV cache: what is generated meanwhile is garbage. So it must be over
+    when training is, however it ends."""
+    before = generate(policy, [Prompt("the cat sat")], Sampling(12), [0])
+    whole, recomputed = Model.losses, []
+
+    def losses(self: Model, lines: object) -> object:
+        recomputed.append(any(m.gradient_checkpointing for m in self._layers))
+        if not recomputed[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, lines)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Model, "losses", losses)
+    found = train_adapters(policy, JOBS[:1])[0]
+    assert found.adapter is not None and recomputed[-1]
+    assert not any(m.gradient_checkpointing or m.training for m in policy._layers)
+    assert generate(policy, [Prompt("the cat sat")], Sampling(12), [0]) == before
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seal.config import RunConfig
+from seal.loop.rooms import train_once
 from seal.loop.selection import WORSE, nothing_kept, pairs_of, sft_examples
 from seal.loop.write import cut_off
 from seal.lora.adapter import Adapter, compress, join, no_change
 from seal.lora.files import save_peft
 from seal.lora.model import Model
-from seal.lora.train import Job, train_adapters
+from seal.lora.train import Job
 from seal.records import Attempt, Prompt, Selected
 from seal.store import Round
 
@@ -71,7 +72,7 @@ def learn_from(
     """An adapter by the config's rule; ``prompts`` are those of the round's tasks, in their order."""
     outer, seed = config.outer, round_.seed("outer")
     if outer.rule == "sft":
-        outcome = train_adapters(policy, [Job(sft_examples(kept, prompts), outer.recipe, seed)])[0]
+        outcome = train_once(policy, Job(sft_examples(kept, prompts), outer.recipe, seed), round_.stage)
         diverged = outcome.adapter is None
         worse = not diverged and outcome.loss[1] > WORSE * outcome.loss[0]
         return None if worse else outcome.adapter, {

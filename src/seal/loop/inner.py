@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -16,8 +17,9 @@ from seal.domains import load_domain
 from seal.domains.base import Domain
 from seal.loop.exam import Test, answering, graded, marked, prompts_of
 from seal.loop.judge import LocalJudge
+from seal.loop.rooms import Rooms, inner_rooms
 from seal.lora.adapter import Adapter
-from seal.lora.capacity import Room, room_for
+from seal.lora.capacity import Room
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.sample import ask, generate
@@ -72,7 +74,7 @@ class Workers(Protocol):
         model: Model,
         waves: Mapping[int, Sequence[Trial]],
         before: Mapping[str, Grade],
-        room: Room,
+        rooms: Rooms,
     ) -> Iterator[tuple[int, list[Attempt]]]:
         """Number and attempts of each wave, as they are done."""
         ...
@@ -87,9 +89,10 @@ class _Here:
         model: Model,
         waves: Mapping[int, Sequence[Trial]],
         before: Mapping[str, Grade],
-        room: Room,
+        rooms: Rooms,
     ) -> Iterator[tuple[int, list[Attempt]]]:
-        return ((n, inner.wave(model, wave, before, room)) for n, wave in waves.items())
+        for n, wave in waves.items():
+            yield n, rooms.within(n, partial(inner.wave, model, wave, before))
 
 
 HERE = _Here()
@@ -148,7 +151,7 @@ class InnerLoop:
         size = self.config.wave
         before = self.before(model, tasks, stage)
         attempts = stage.resumed(size, len(trials))
-        room = self.room(model, stage)
+        rooms = inner_rooms(model, self.config, stage)
         with progress(f"{stage.label}: try edits", len(trials)) as advance:
             advance(len(attempts))
             turn, last = len(attempts) // size, -(-len(trials) // size)
@@ -156,7 +159,7 @@ class InnerLoop:
             todo = {n: trials[n * size : (n + 1) * size] for n in numbers}
             early = {n: wave for n in todo if (wave := stage.aside(n))}
             owed = {n: wave for n, wave in todo.items() if n not in early}
-            done = self.workers.waves(self, model, owed, before, room)
+            done = self.workers.waves(self, model, owed, before, rooms)
             advance(sum(map(len, early.values())))
             while turn in todo:
                 if turn in early:
@@ -171,25 +174,14 @@ class InnerLoop:
                 early[n] = wave
         return attempts
 
-    def room(self, model: Model, stage: Stage) -> Room:
-        """How many adapters go side by side: what fits, unless the config says. Kept with the stage, because
-        a run that is resumed ends bit-identical only if the same adapters meet in the same passes."""
-        config = self.config
-
-        def compute() -> dict[str, int]:
-            fits = room_for(model, [config.recipe])
-            slots = fits.slots if config.slots == "auto" else config.slots
-            return {
-                "slots": slots,
-                "tokens": fits.tokens if config.pass_tokens == "auto" else config.pass_tokens,
-            }
-
-        return Room(**stage.once("room", compute))
-
     def wave(
         self, model: Model, trials: Sequence[Trial], before: Mapping[str, Grade], room: Room
     ) -> list[Attempt]:
-        """These trials, side by side."""
+        """These trials, side by side.
+
+        Raises:
+            OutOfRoom: memory ran out.
+        """
         start = time.monotonic()
         trials = self._composed(model, trials)
         jobs = {

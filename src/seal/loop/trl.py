@@ -25,10 +25,10 @@ from typing import Any
 
 from seal.config import OuterConfig, RunConfig
 from seal.domains.base import Domain
-from seal.loop.inner import InnerLoop, open_domain
+from seal.loop.inner import HERE, InnerLoop, open_domain
+from seal.loop.rooms import inner_rooms
 from seal.loop.selection import sft_examples
 from seal.lora.adapter import Adapter, adapted_modules
-from seal.lora.capacity import room_for
 from seal.lora.chat import defuse, render
 from seal.lora.files import load_peft
 from seal.lora.load import load_model
@@ -53,7 +53,6 @@ def reward(config: RunConfig, split: str = "train") -> Callable[..., list[float 
     tasks = {t.id: t for t in inner.domain.tasks(split)}
     model = load_model(config.model, config.inner.recipe.rank)
     known: dict[str, Grade] = {}
-    room = room_for(model, [config.inner.recipe])
 
     def seal_reward(completions: Sequence[Any], task: Sequence[str], **_: Any) -> list[float | None]:
         missing = next((t for t in task if t not in tasks), None)
@@ -66,8 +65,11 @@ def reward(config: RunConfig, split: str = "train") -> Callable[..., list[float 
         s, wave = config.inner.seeds, config.inner.wave
         trials = inner.trials([tasks[t] for t in task], texts, config.seed, range(s))
         found: list[Attempt] = []
-        for start in range(0, len(trials), wave):
-            found += inner.wave(model, trials[start : start + wave], known, room)
+        with tempfile.TemporaryDirectory() as folder:
+            rooms = inner_rooms(model, config.inner, Stage(Path(folder)))
+            waves = {i // wave: trials[i : i + wave] for i in range(0, len(trials), wave)}
+            for _number, attempts in HERE.waves(inner, model, waves, known, rooms):
+                found += attempts
         rewards = [
             [a.reward for a in found[i * s : (i + 1) * s] if a.reward is not None] for i in range(len(texts))
         ]

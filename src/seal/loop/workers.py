@@ -19,7 +19,8 @@ from typing import Any
 
 from seal.config import InnerConfig, RunConfig
 from seal.loop.inner import InnerLoop, Trial, open_domain
-from seal.lora.capacity import Room, spread
+from seal.loop.rooms import Rooms
+from seal.lora.capacity import OutOfRoom, Room, spread
 from seal.lora.heap import tune_heap
 from seal.lora.load import allowed_cores, load_model
 from seal.lora.model import Model
@@ -115,7 +116,7 @@ class RayWorkers:
         model: Model,
         waves: Mapping[int, Sequence[Trial]],
         before: Mapping[str, Grade],
-        room: Room,
+        rooms: Rooms,
     ) -> Iterator[tuple[int, list[Attempt]]]:
         """Number and attempts of each wave, as they are done."""
         spec = self._spec(model)
@@ -123,24 +124,34 @@ class RayWorkers:
         queue = deque((n, 0, tuple(wave)) for n, wave in waves.items())  # (wave, place in it, trials)
         found: dict[int, dict[int, list[Attempt]]] = {n: {} for n in waves}
         deaths: Counter[tuple[int, int, int]] = Counter()
-        running: dict[Any, tuple[Any, tuple[int, int, tuple[Trial, ...]]]] = {}
+        running: dict[Any, tuple[Any, Room, tuple[int, int, tuple[Trial, ...]]]] = {}
         n_workers = len(self.free)
         while queue or running:
             oldest = min(found)
             while self.free and queue and queue[0][0] - oldest < AHEAD * n_workers:
                 job = queue.popleft()
                 worker = self.free.pop()
-                running[worker.wave.remote(spec, job[2], shared, inner.config, room)] = (worker, job)
+                room = rooms.of(job[0])
+                running[worker.wave.remote(spec, job[2], shared, inner.config, room)] = (worker, room, job)
             [ref], _ = self.ray.wait(list(running), num_returns=1)
-            worker, job = running.pop(ref)
+            worker, room, job = running.pop(ref)
             number, place, _ = job
             try:
-                found[number][place] = self.ray.get(ref)
+                attempts = self.ray.get(ref)
                 self.free.append(worker)
+                if room != rooms.of(number):  # memory has run out meanwhile, in this wave or one before it
+                    queue.appendleft(job)
+                    continue
+                found[number][place] = attempts
             except self.ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, LoraError):  # the same everywhere: for the user to put right
                     raise error.cause from error
                 self.free.append(worker)
+                if isinstance(error.cause, OutOfRoom):
+                    if room == rooms.of(number):
+                        rooms.shrink(number, error.cause.smaller)
+                    queue.appendleft(job)
+                    continue
                 self._failed(job, repr(error.cause), deaths, queue, found, before)
             except self.ray.exceptions.RayError as error:
                 self.free.append(self._hire())  # it comes when there is a place for it

@@ -108,7 +108,18 @@ class Room:
     slots: int
     """Adapters held at once."""
     tokens: int
-    """Tokens of one forward and backward, padding included (a single adapter's batch may be more)."""
+    """Tokens of one forward and backward, padding included (a single row may be more)."""
+    recompute: bool = False
+    """Whether activations are computed again in the backward pass instead of kept: for about a third more
+    work, a fraction of the memory."""
+
+
+class OutOfRoom(Exception):
+    """Memory ran out in a room that was given; a smaller one is worth a try."""
+
+    def __init__(self, smaller: Room) -> None:
+        super().__init__(smaller)
+        self.smaller = smaller
 
 
 def room_for(model: Model, recipes: Sequence[Recipe]) -> Room:

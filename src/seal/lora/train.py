@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from seal.lora.adapter import Adapter, adapted_modules, init_adapter, join, target_modules, upper
-from seal.lora.capacity import Room, is_out_of_memory, room_for
+from seal.lora.capacity import OutOfRoom, Room, is_out_of_memory, room_for
 from seal.lora.model import Model
 from seal.lora.packing import of_menu, pack, send
 from seal.lora.records import Example, LoraError, Recipe
@@ -158,9 +158,17 @@ def train_adapters(
 ) -> list[Trained]:
     """Train one adapter per job, side by side; the outcomes in the order of the jobs.
 
-    ``room`` says how many at once (found out, unless given). A slot whose job is done takes the next job at
-    once. Slots need not keep step: each pass takes those whose next batches are of like length, so that
-    little is padded. ``on_done`` is told the index of each job that ends.
+    A slot whose job is done takes the next job at once. Slots need not keep step: each pass takes those whose
+    next batches are of like length, so that little is padded. A batch that is more than a pass holds goes
+    through in several, and its gradients add up. ``on_done`` is told the index of each job that ends.
+
+    Args:
+        room: how much at once. Found out, unless given; and where memory runs out all the same, it is halved
+            and training goes on.
+
+    Raises:
+        OutOfRoom: memory ran out in the room that was given.
+        LoraError: a single row does not fit.
     """
     return _Training(model, jobs, room, on_done or (lambda index: None), tally or Tally()).run()
 
@@ -179,15 +187,12 @@ class _Training:
         self.model, self.jobs, self.on_done, self.tally = model, jobs, on_done, tally
         self.outcomes: list[Trained | None] = [None] * len(jobs)
         self.queue = self._trainable()
-        self.room = room
+        self.given = room is not None
+        self.room = room or room_for(model, [j.recipe for j in jobs])
         self.unsettled: list[tuple[Tensor, list[_Work]]] = []
-        self.recompute = False
-        """Whether activations are computed again in the backward pass: once memory has run out, until this
-        training ends."""
 
     def run(self) -> list[Trained]:
-        room = self.room or room_for(self.model, [j.recipe for j in self.jobs])
-        works = [w for _, w in zip(range(room.slots), self.queue, strict=False)]
+        works = [w for _, w in zip(range(self.room.slots), self.queue, strict=False)]
         if works:
             targeted = {n for j in self.jobs for n in adapted_modules(self.model.runner, j.recipe)}
             modules = {
@@ -203,11 +208,10 @@ class _Training:
             }
             self.slots = Slots(modules, len(works), rank, self.model.device)
             self.optimizer = _AdamW(self.slots)
-            self.tokens = room.tokens
             for slot, work in enumerate(works):
                 self._admit(slot, work)
         while works:
-            chosen = choose([w.width for w in works], [w.left for w in works], self.tokens)
+            chosen = choose([w.width for w in works], [w.left for w in works], self.room.tokens)
             if self._step([works[i] for i in chosen]):
                 works = self._settled(works)
         return [o for o in self.outcomes if o is not None]
@@ -254,25 +258,30 @@ class _Training:
         return going
 
     def _step(self, works: list[_Work]) -> bool:
-        """One forward and backward of these slots together, and their optimiser step; false where memory ran
-        out."""
-        lines = pack([w.batch() for w in works], self.model.device)
-        chosen = [w.slot for w in works]
-        try:
-            with (
-                self.model.recomputing(self.recompute),
-                self.slots.attached(self.model.runner.dtype, chosen, lines.rectangle, grad=True) as weights,
-                self.model.losses(lines) as (total, each),
-            ):
-                # Gradients of different slots never mix: each line's loss depends on its own adapter alone.
-                gradients = torch.autograd.grad(total, weights, allow_unused=True)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not is_out_of_memory(error):
-                raise
-            self._make_smaller(works, error)
-            return False
-        losses = each.new_zeros(len(works)).index_add_(0, lines.owner, each * lines.share)
-        gradient = self.slots.flatten(gradients)
+        """One forward and backward of these slots together (of one alone in several passes, where one does not
+        hold its batch), and their optimiser step; false where memory ran out."""
+        batches = [w.batch() for w in works]
+        parts = in_passes(batches[0], self.room.tokens) if len(works) == 1 else [batches]
+        gradient = losses = None
+        for part in parts:
+            try:
+                slope, loss = self._pass(works, part)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not is_out_of_memory(error):
+                    raise
+                self._make_smaller(part, error)
+                return False
+            # the mean is over the loss tokens of the whole batch
+            share = n_loss(part[0]) / n_loss(batches[0]) if len(parts) > 1 else 1.0
+            gradient = (
+                slope
+                if share == 1.0
+                else share * slope
+                if gradient is None
+                else gradient.add_(slope, alpha=share)
+            )
+            losses = share * loss if losses is None else losses + share * loss
+        assert gradient is not None and losses is not None
         for place, work in enumerate(works):
             if work.trainable is not None:
                 gradient[place] *= work.trainable
@@ -280,30 +289,66 @@ class _Training:
         self.unsettled.append((losses, works))
         for work in works:
             work.step += 1
+        return True
+
+    def _pass(self, works: list[_Work], batches: list[list[Row]]) -> tuple[Tensor, Tensor]:
+        """Of these rows: the gradient (K', P), and every slot's loss (K',), the mean over its tokens."""
+        lines = pack(batches, self.model.device)
+        chosen = [w.slot for w in works]
+        with (
+            self.model.recomputing(self.room.recompute),
+            self.slots.attached(self.model.runner.dtype, chosen, lines.rectangle, grad=True) as weights,
+            self.model.losses(lines) as (total, each),
+        ):
+            # Gradients of different slots never mix: each line's loss depends on its own adapter alone.
+            gradients = torch.autograd.grad(total, weights, allow_unused=True)
         self.tally.passes += 1
         self.tally.real += lines.n_real
         self.tally.padded += lines.ids.numel() - lines.n_real
-        return True
+        losses = each.new_zeros(len(works)).index_add_(0, lines.owner, each * lines.share)
+        return self.slots.flatten(gradients), losses
 
-    def _make_smaller(self, works: list[_Work], error: RuntimeError) -> None:
-        """After running out of memory: half the tokens a pass, then activations recomputed; nothing is lost.
+    def _make_smaller(self, batches: list[list[Row]], error: RuntimeError) -> None:
+        """After running out of memory: half the tokens a pass; where that was a single row, activations
+        recomputed. Nothing is lost.
 
         Raises:
-            LoraError: one adapter's batch alone does not fit.
+            OutOfRoom: the room was given: whoever gave it is to give a smaller one.
+            LoraError: a single row does not fit.
         """
-        widest = max(w.width for w in works)
+        rows = [row for batch in batches for row in batch]
+        n_tokens = sum(len(row.ids) for row in rows)
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(works) > 1:
-            self.tokens = widest * len(works) // 2
-        elif not self.recompute:
-            self.recompute = True
+        if len(rows) > 1:
+            smaller = replace(self.room, tokens=max(1, n_tokens // 2))
+        elif not self.room.recompute:
+            smaller = replace(self.room, recompute=True)
         else:
             raise LoraError(
-                f"a single batch of {widest} tokens does not fit in memory on {self.model.device}: "
-                "take a smaller batch_size, shorter rows or a smaller model"
+                f"a single row of {n_tokens} tokens does not fit in memory on {self.model.device}: "
+                "take shorter rows or a smaller model"
             ) from error
+        if self.given:
+            raise OutOfRoom(smaller) from error
+        self.room = smaller
         self.tally.halvings += 1
+
+
+def in_passes(batch: Sequence[Row], tokens: int) -> list[list[list[Row]]]:
+    """One job's batch as passes of at most so many tokens (or of one row), in order; rows without loss only
+    take part beside others."""
+    parts: list[list[Row]] = []
+    for row in batch:
+        if not parts or sum(len(r.ids) for r in parts[-1]) + len(row.ids) > tokens:
+            parts.append([])
+        parts[-1].append(row)
+    return [[part] for part in parts if len(parts) == 1 or n_loss(part)]
+
+
+def n_loss(rows: Sequence[Row]) -> int:
+    """Loss tokens of some rows: of a row's first nothing can be foretold."""
+    return sum(sum(row.loss[1:]) for row in rows)
 
 
 def choose(widths: Sequence[int], left: Sequence[int], tokens: int) -> list[int]:
