@@ -31,6 +31,7 @@ _HOME = {
     "model": ("Model",),
     "records": ("Example", "LoraError", "ModelSpec", "Prompt", "Query", "Recipe", "Sampling"),
     "score": ("divergence", "log_likelihood"),
+    "teacher": ("Teacher",),
     "train": ("Job", "Trained", "train_adapters"),
 }
 
@@ -46,6 +47,7 @@ __all__ = [
     "Query",
     "Recipe",
     "Sampling",
+    "Teacher",
     "Trained",
     "ask",
     "complete",

@@ -16,7 +16,7 @@ from seal.lora.chat import render
 from seal.lora.grammar import Constraint
 from seal.lora.model import Model
 from seal.lora.records import LoraError, Prompt, Sampling, Written
-from seal.lora.slots import Slots
+from seal.lora.slots import Slots, slots_of
 from seal.lora.tokens import encode_prompt, end_token, pad_left
 
 T = TypeVar("T")
@@ -47,20 +47,6 @@ def rectangle_of(rows_K_Q: Sequence[Sequence[T]]) -> tuple[list[T], int]:
     filler = next((rows[0] for rows in rows_K_Q if rows), None)
     flat = [row for rows in rows_K_Q for row in [*rows, *[filler] * (width - len(rows))]]
     return [r for r in flat if r is not None], width
-
-
-def slots_of(model: Model, adapters: Sequence[Adapter | None]) -> Slots | None:
-    """Slots holding these adapters (an empty slot changes nothing), or ``None`` when there is none to
-    hold."""
-    real = [a for a in adapters if a is not None]
-    if not real:
-        return None
-    modules = {n: model.runner.get_submodule(n) for a in real for n in a.weights}
-    room = Slots(modules, len(adapters), max(a.rank for a in real), model.device)
-    for slot, adapter in enumerate(adapters):
-        if adapter is not None:
-            room.put(slot, adapter)
-    return room
 
 
 class Decoder:
@@ -159,7 +145,7 @@ class _Cohort:
     def __init__(self, model: Model, requests: Sequence[_Request], sampling: Sampling) -> None:
         self.tokenizer, self.sampling = model.tokenizer, sampling
         adapters = list(dict.fromkeys(r.adapter for r in requests))
-        room = slots_of(model, adapters)
+        room = slots_of(model.runner, adapters, model.device)
         by_slot = [[r for r in requests if r.adapter is a] for a in adapters] if room else [list(requests)]
         rows, width = rectangle_of(by_slot)  # with adapters as many rows for each: a short one is filled up
         mine = [k * width + i for k, slot in enumerate(by_slot) for i in range(len(slot))]

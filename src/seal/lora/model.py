@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seal.lora.adapter import Adapter, join
 from seal.lora.attention import rows_apart
-from seal.lora.loss import chunked_loss
+from seal.lora.loss import chunked_loss, divergence_from
 from seal.lora.packing import Lines, pack
 from seal.lora.records import LoraError, ModelSpec
 from seal.lora.stack import laid_over, merge_into
@@ -88,6 +88,11 @@ class Model:
         """The longest row the model takes, in tokens."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens there are."""
+        return int(self.model.config.get_text_config().vocab_size)
+
     def clip_row(self, row: Row) -> Row:
         """A row cut to the model's context."""
         return Row(row.ids[: self.context], row.loss[: self.context])
@@ -114,12 +119,36 @@ class Model:
                 chunk = max(
                     64, (1 << (20 if self.device.type == "cpu" else 27)) // len(weight)
                 )  # 4 MiB of logits, or 512
-                total, each = chunked_loss(hidden.flatten(0, 1)[at], weight, bias, targets, share, chunk)
+                soft = lines.soft and lines.soft.on(there)
+                total, each = chunked_loss(
+                    hidden.flatten(0, 1)[at], weight, bias, targets, share, chunk, soft
+                )
                 yield total, each.to(self.device)
         else:
-            logits = self.forward(**inputs).logits
-            each = cross_entropy(logits.flatten(0, 1)[lines.at].float(), lines.targets, reduction="none")
+            logits = self.forward(**inputs).logits.flatten(0, 1)[lines.at].float()
+            each = cross_entropy(logits, lines.targets, reduction="none")
+            if lines.soft:
+                mine = logits.log_softmax(-1).gather(1, lines.soft.ids)
+                kl, _, _ = divergence_from(lines.soft.logs, mine)
+                each = lines.soft.ordinary * each + lines.soft.weight * kl
             yield (each * lines.share).sum(), each.detach()
+
+    @torch.no_grad()
+    def likeliest(self, lines: Lines, top: int) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens at the M places of some lines, and their log-probabilities: (M, top) each."""
+        inputs = {"input_ids": lines.ids, "position_ids": lines.positions, "use_cache": False}
+        found = []
+        if self.plain and max(stop - start for start, stop in lines.spans) <= self._window:
+            with rows_apart(self.runner.config, lines):
+                weight, bias = self._head
+                hidden = self._body(**inputs).last_hidden_state.to(weight.device).flatten(0, 1)
+                for at in torch.split(lines.at.to(weight.device), 256):
+                    logs = linear(hidden[at], weight, bias).float().log_softmax(-1)
+                    found.append(logs.topk(top))
+        else:
+            logs = self.forward(**inputs).logits.flatten(0, 1)[lines.at].float().log_softmax(-1)
+            found.append(logs.topk(top))
+        return torch.cat([x.indices for x in found]), torch.cat([x.values for x in found])
 
     @contextmanager
     def recomputing(self, on: bool = True) -> Iterator[None]:

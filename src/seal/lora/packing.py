@@ -44,6 +44,24 @@ class Rectangle:
 
 
 @dataclass(frozen=True)
+class SoftTargets:
+    """What teachers say at the M loss tokens of a step, and how much of each loss is taken."""
+
+    ids: Int[Tensor, "M top"]
+    logs: Float[Tensor, "M top"]
+    """Of places where no teacher speaks, and beyond a teacher's own top: minus infinity."""
+    ordinary: Float[Tensor, " M"]
+    """The weight of the cross-entropy."""
+    weight: Float[Tensor, " M"]
+    """The weight of the divergence."""
+
+    def on(self, device: torch.device) -> SoftTargets:
+        """The same on another device."""
+        there = [x.to(device) for x in (self.ids, self.logs, self.ordinary, self.weight)]
+        return SoftTargets(*there)
+
+
+@dataclass(frozen=True)
 class Lines:
     """One step's rows on the device."""
 
@@ -61,6 +79,8 @@ class Lines:
     """(M,) 1 / number of loss tokens of that line: a line's loss is the mean over its own tokens."""
     rectangle: Rectangle | None
     """The lines side by side; None where the sequence is that already."""
+    soft: SoftTargets | None
+    """What teachers say there; ``None`` where no row has one."""
     spans: tuple[tuple[int, int], ...]
     """Start and stop of every row."""
 
@@ -117,8 +137,28 @@ def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> Lines:
         None
         if len(batches) == 1 or bool((widths * len(widths) == n).all())
         else _side_by_side(widths, device),
+        _soft(rows, device),
         tuple(zip(starts.tolist(), stops.tolist(), strict=True)),
     )
+
+
+def _soft(rows: Sequence[Row], device: torch.device | str) -> SoftTargets | None:
+    top = max((row.soft.ids.shape[1] for row in rows if row.soft), default=0)
+    if not top:
+        return None
+    counts = [sum(row.loss[1:]) for row in rows]
+    m = sum(counts)
+    ids, logs = np.zeros((m, top), np.int64), np.full((m, top), -np.inf, np.float32)
+    weights = np.tile(np.array([1.0, 0.0], np.float32), (m, 1))
+    stop = 0
+    for row, n in zip(rows, counts, strict=True):
+        start, stop = stop, stop + n
+        if row.soft is not None:
+            ids[start:stop, : row.soft.ids.shape[1]] = row.soft.ids
+            logs[start:stop, : row.soft.ids.shape[1]] = row.soft.logs
+            weights[start:stop] = row.soft.weights
+    ordinary, weight = (np.ascontiguousarray(x) for x in weights.T)
+    return SoftTargets(send(ids, device), send(logs, device), send(ordinary, device), send(weight, device))
 
 
 def _side_by_side(widths: Ints, device: torch.device | str) -> Rectangle:

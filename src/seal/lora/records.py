@@ -44,6 +44,9 @@ class Example:
     """Let loss fall on the prompt as well."""
     ends: bool = True
     """Whether the text ends here: then an end token follows, and carries loss."""
+    view: str | None = None
+    """What the job's teacher sees before this row, and the learner does not (empty: no more than the
+    learner); ``None``: of this row the teacher says nothing. See :mod:`seal.lora.teacher`."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ import torch
 from seal.lora.adapter import Adapter
 from seal.lora.capacity import in_parts
 from seal.lora.chat import render
-from seal.lora.decoder import rectangle_of, slots_of
+from seal.lora.decoder import rectangle_of
 from seal.lora.model import Model
 from seal.lora.packing import pack
 from seal.lora.records import Example, Query
 from seal.lora.sample import ROWS
+from seal.lora.slots import slots_of
 from seal.lora.tokens import Row, encode_example
 
 
@@ -36,7 +37,7 @@ def log_likelihood(
         found[start:stop] = [[] for _ in rows]  # also where a part of them did not fit before
         for part in _at_most(ROWS, rows):
             asked = sorted(part, key=lambda k: sum(len(r.ids) for r in part[k]))
-            room = slots_of(model, [adapters[start + k] for k in asked])
+            room = slots_of(model.runner, [adapters[start + k] for k in asked], model.device)
             lines = pack([part[k] for k in asked], model.device)
             with (
                 room.attached(model.runner.dtype, rectangle=lines.rectangle) if room else nullcontext(),
@@ -78,7 +79,7 @@ def divergence(
             for mine in examples_K_B[start:stop]
         ]
         flat, width = rectangle_of(rows)
-        room = slots_of(model, adapters[start:stop])
+        room = slots_of(model.runner, adapters[start:stop], model.device)
         if not width or room is None:
             return
         longest = max(len(r.ids) for r in flat)

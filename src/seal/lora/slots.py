@@ -125,6 +125,20 @@ class Slots:
                 restore()
 
 
+def slots_of(model: nn.Module, adapters: Sequence[Adapter | None], device: torch.device) -> Slots | None:
+    """Slots holding these adapters (an empty slot changes nothing), or ``None`` when there is none to
+    hold."""
+    real = [a for a in adapters if a is not None]
+    if not real:
+        return None
+    modules: dict[str, Any] = {n: model.get_submodule(n) for a in real for n in a.weights}
+    room = Slots(modules, len(adapters), max(a.rank for a in real), device)
+    for slot, adapter in enumerate(adapters):
+        if adapter is not None:
+            room.put(slot, adapter)
+    return room
+
+
 def _leaf(weight: Tensor, module: nn.Linear, grad: bool) -> Tensor:
     return weight.to(module.weight.device).contiguous().requires_grad_(grad)
 

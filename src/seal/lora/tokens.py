@@ -7,14 +7,28 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from seal.lora.chat import defuse, render
 from seal.lora.records import Example, LoraError, Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Soft:
+    """What a teacher says at the M loss tokens of a row."""
+
+    ids: NDArray[np.int32]
+    """(M, top) its likeliest tokens there."""
+    logs: NDArray[np.float32]
+    """(M, top) their log-probabilities."""
+    weights: tuple[float, float]
+    """Of the ordinary loss, and of the divergence from the teacher."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +37,7 @@ class Row:
 
     ids: tuple[int, ...]
     loss: tuple[bool, ...]
+    soft: Soft | None = field(default=None, compare=False)
 
 
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, chat: bool) -> list[int]:

@@ -24,6 +24,7 @@ from seal.lora.model import Model
 from seal.lora.packing import of_menu, pack, send
 from seal.lora.records import Example, LoraError, Recipe
 from seal.lora.slots import Slots
+from seal.lora.teacher import Teacher, taught_rows
 from seal.lora.tokens import Row, encode_example
 
 
@@ -42,6 +43,8 @@ class Job:
     weights."""
     only_b: bool = False
     """Train B alone; what the adapter reads (A) stays as it starts."""
+    teacher: Teacher | None = None
+    """Whom to learn from at the rows that have a view."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,13 @@ class _Work:
             raise LoraError(
                 "weight_decay would wear away the adapter beneath: take 0 where adapters are stacked"
             )
-        rows = [encode_example(e, model.tokenizer, model.chat) for e in job.examples]
-        self.rows = [model.clip_row(r) for r in rows]
+        if not job.teacher and any(e.view is not None for e in job.examples):
+            raise LoraError("a row has a view for a teacher, and its job has no teacher")
+        if job.teacher:
+            self.rows = taught_rows(job.teacher, model, job.examples)
+        else:
+            rows = [encode_example(e, model.tokenizer, model.chat) for e in job.examples]
+            self.rows = [model.clip_row(r) for r in rows]
         if not any(any(r.loss) for r in self.rows):
             self.rows = []
         self.batches = plan_batches([len(r.ids) for r in self.rows], job.recipe, job.seed)
