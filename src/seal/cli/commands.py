@@ -257,7 +257,9 @@ def report_continual(
 def learn(args: Namespace) -> int:
     """``seal learn``: teach a model documents, and prove what it knows."""
     from seal.config import LearnConfig, default_config
+    from seal.loop.cost import compared
     from seal.records import Recipe
+    from seal.teach.cost import reckon_learn
     from seal.teach.learn import learn as teach
 
     settings = LearnConfig.model_fields.keys() - {"recipe"}
@@ -271,7 +273,11 @@ def learn(args: Namespace) -> int:
         config = type(config).model_validate({**config.model_dump(), "recipe": recipe})
     except ValueError as error:
         raise SealError(first_of(error)) from error
-    card = teach(config, args.documents, args.out)
+    if args.dry_run:
+        print("\n".join(reckon_learn(config, args.documents).lines("seal: reckoned")))
+        return 0
+    with compared(args.out, config.device, lambda: reckon_learn(config, args.documents)):
+        card = teach(config, args.documents, args.out)
     code = _report_card(args.out, card)
     if args.push:
         _push(args.out, args.push)
@@ -424,6 +430,14 @@ def import_(args: Namespace) -> int:
     folder = import_results(args.source, args.out)
     print_table(summarise(load_runs([folder]), command_line()))
     print(f"report: {write_report(folder)}")
+    return 0
+
+
+def doctor(_: Namespace) -> int:
+    """``seal doctor``: the machine, its rates, and what is missing."""
+    from seal.cli.doctor import examine
+
+    print("\n".join(examine()))
     return 0
 
 

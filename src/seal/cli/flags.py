@@ -119,7 +119,14 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             *flags_of(LearnConfig, [n for n in LearnConfig.model_fields if n != "recipe"]),
             *RECIPE,
             PUSH,
+            (("--dry-run",), {"action": "store_true", "help": "only say what it will cost, reckoned"}),
         ],
+    ),
+    "doctor": (
+        "the machine, the versions, how fast it multiplies, and what is missing",
+        "What to send along with a question, and the first thing to look at on a new machine. `seal train "
+        "--dry-run` (also eval,\ncontinual, learn) says what a run will cost here.",
+        [],
     ),
     "edits": (
         "the self-edits that a taught folder is made of: list them, look at one, teach again without some",

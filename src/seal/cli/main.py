@@ -21,7 +21,7 @@ Settings come from a TOML file named after @, then from flags over it, dotted wh
 
     seal train @ configs/atlas.toml --rounds 3 --inner.recipe.learning_rate 3e-3 --name my-run
 
---dry-run prints what the settings come to and does nothing. Every setting is described in seal.config.
+--dry-run prints what the settings come to, and what the run will cost, and does nothing. Every setting is described in seal.config.
 --no-lock is for disks that know no locks: that nobody else writes the folder is then yours to see to.
 """
 
@@ -154,7 +154,7 @@ def _run(argv: list[str]) -> int:
     config = load_config(own["config"], settings)
     if own["dry_run"]:
         print(json.dumps(json.loads(config.model_dump_json()), indent=2))
-        return 0
+        return _say_cost(args.command, config, own)
     _heed_sigterm()
     _ready_for_models()
     return COMMANDS[args.command](config, own)
@@ -254,12 +254,50 @@ def _ready_for_models() -> None:
     standard.getLogger("huggingface_hub").setLevel(standard.ERROR)
 
 
+def _controls(command: str, config: Any, own: Json) -> list[str]:
+    """The controls that a command trains, or has a table of."""
+    from seal.loop.evaluate import trained_controls
+    from seal.store import Store
+
+    if command == "eval":
+        there = config.folder / "config.json"
+        return [b.name for b in trained_controls(Store(config), config.rounds)] if there.exists() else []
+    named = own["controls"].split(",") if own["controls"] else []
+    return ["random"] if command == "demo" else [*(["random"] * own["control"]), *named]
+
+
+def _cost(command: str, config: Any, controls: list[str]) -> Any:
+    from seal.loop.cost import reckon
+
+    return reckon(config, command, controls)
+
+
+def _say_cost(command: str, config: Any, own: Json) -> int:
+    """What a dry run comes to; on standard error, as the settings are to be read by programs. They are in
+    order also where a model is not at hand."""
+    if command == "try":
+        return 0
+    from seal.records import LoraError, SealError
+
+    _ready_for_models()
+    try:
+        cost = _cost(command, config, _controls(command, config, own))
+    except (SealError, LoraError) as error:
+        print(f"seal: what it costs cannot be reckoned: {error}", file=sys.stderr)
+        return 0
+    nothing = ["seal: of a scripted model nothing is reckoned"]
+    print("\n".join(cost.lines("seal: reckoned") if cost else nothing), file=sys.stderr)
+    return 0
+
+
 def _train(config: Any, own: Json) -> int:
+    from seal.loop.cost import compared
     from seal.loop.verbs import train
     from seal.report.tables import round_rewards
 
-    named = own["controls"].split(",") if own["controls"] else []
-    folder = train(config, [*(["random"] * own["control"]), *named])
+    controls = _controls("train", config, own)
+    with compared(config.folder, config.model.device, lambda: _cost("train", config, controls)):
+        folder = train(config, controls)
     for row in round_rewards(folder, "seal", config.rounds):
         print(
             f"round {row['round']:.0f}: mean reward ({config.inner.reward}) {row['mean']:.3f} "
@@ -295,12 +333,15 @@ def _eval(config: Any, own: Json) -> int:
 
 def _demo(config: Any, own: Json) -> int:
     from seal.cli.commands import must_be_new
-    from seal.loop.verbs import train
+    from seal.loop.cost import compared
+    from seal.loop.verbs import evaluate, train
 
     must_be_new(own["json"])
     say = f"{config.rounds} rounds of {config.tasks_per_round} tasks × {config.edits_per_task} edits"
     print(f"SEAL on {config.model.name}: {say}, in {config.folder}", file=sys.stderr)
-    train(config, ["random"])
+    with compared(config.folder, config.model.device, lambda: _cost("demo", config, ["random"])):
+        train(config, ["random"])
+        evaluate(config)
     return _eval(config, own)
 
 
@@ -323,14 +364,9 @@ def _continual(config: Any, own: Json) -> int:
     must_be_new(own["json"], own["figure"])
     store = Store(config, environment(threads_of(config.model)))
     experiment = Continual(config, store)
-    record = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "seed": config.seed,
-        "untouched": experiment.untouched(),
-        "baseline": experiment.baseline(),
-        "results": [experiment.run(name) for name in config.continual.strategies],
-    }
+    record: Json = {"date": date.today().isoformat(), "machine": machine(), "seed": config.seed}
+    record |= {"untouched": experiment.untouched(), "baseline": experiment.baseline()}
+    record["results"] = [experiment.run(name) for name in config.continual.strategies]
     path = store.folder / "continual.json"
     if not path.exists():
         write_whole(path, json.dumps(record))

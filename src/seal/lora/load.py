@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from seal.lora.adapter import Adapter
 from seal.lora.capacity import free_memory, must_fit, spread, weights_bytes
@@ -79,13 +86,35 @@ def stack_of(folder: str | Path) -> Adapter | None:
     return stack if any(bool(b.any()) for _, b in stack.weights.values()) else None
 
 
-def _load(spec: ModelSpec) -> Model:
-    where: str | Path = DATA / spec.name if spec.name in EMBEDDED else spec.name
-    if spec.name in EMBEDDED and not Path(where).is_dir():
+def shape_of(spec: ModelSpec) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """A model's config and tokenizer, without its weights.
+
+    Raises:
+        LoraError: there is no such model, or it cannot be read.
+    """
+    spec = _over_weights(spec)
+    where = _folder(spec.name)
+    try:
+        return AutoConfig.from_pretrained(where), AutoTokenizer.from_pretrained(where)
+    except Exception as error:
+        raise _unreadable(spec.name, error, where) from error
+
+
+def _folder(name: str) -> str | Path:
+    if name in EMBEDDED and not (DATA / name).is_dir():
         raise LoraError(
-            f"the model {spec.name!r} is not in this package: run `make {spec.name}` in the repository to "
-            "train it"
+            f"the model {name!r} is not in this package: run `make {name}` in the repository to train it"
         )
+    return DATA / name if name in EMBEDDED else name
+
+
+def _unreadable(name: str, error: Exception, where: str | Path) -> LoraError:
+    """transformers and safetensors raise many kinds for what a folder can lack."""
+    return LoraError(f"the model {name!r} cannot be loaded: {_why(error, Path(where))}")
+
+
+def _load(spec: ModelSpec) -> Model:
+    where = _folder(spec.name)
     n_devices = spread(spec.device)[1]
     native = native_bf16(spec.device) if spec.bf16 == "auto" and n_devices == 1 else spec.bf16 is True
     how = _how(spec)
@@ -97,8 +126,8 @@ def _load(spec: ModelSpec) -> Model:
         weights = AutoModelForCausalLM.from_pretrained(where, **how)
     except LoraError:
         raise
-    except Exception as error:  # transformers and safetensors raise many kinds for what a folder can lack
-        raise LoraError(f"the model {spec.name!r} cannot be loaded: {_why(error, Path(where))}") from error
+    except Exception as error:
+        raise _unreadable(spec.name, error, where) from error
     if len(tokenizer) > (rows := weights.get_input_embeddings().weight.shape[0]):
         raise LoraError(
             f"the tokenizer of {spec.name!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do "
