@@ -17,15 +17,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from seal.config import RunConfig
+from seal.loop.outer import run
 from seal.lora.adapter import Adapter, compress, join, no_change
 from seal.lora.capacity import Room
-from seal.lora.files import save_peft
+from seal.lora.files import load_peft, save_peft
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Example, LoraError, ModelSpec, Prompt, Query, Recipe, Sampling
 from seal.lora.sample import ask, generate
 from seal.lora.score import log_likelihood
 from seal.lora.train import Job, train_adapters
+from seal.store import Store
 from tests import tiny
 
 RECIPE = Recipe(rank=3, alpha=12, targets="all-linear", learning_rate=1e-2, steps=4, batch_size=2)
@@ -182,3 +185,33 @@ def test_ranks_that_a_layer_does_not_have_are_no_matter(policy: Model) -> None:
     assert lost < 1e-6 and torch.allclose(mine, theirs, atol=1e-4)
     assert torch.allclose(over.merged()[0](input_ids=IDS).logits, theirs, atol=1e-4)
     assert join(over.stack, small).rank == 88
+
+
+@pytest.mark.slow
+def test_4_bit_weights_go_through_two_rounds(tmp_path: Path) -> None:
+    """The outer loop needs no weights to merge into; and the second round goes on from the first."""
+    pytest.importorskip("bitsandbytes")
+    sizes = {"source": "atlas", "sizes": {"train": 4, "select": 1, "eval": 2}}
+    data = {
+        "runs": str(tmp_path), "rounds": 2, "tasks_per_round": 2, "edits_per_task": 2,
+        "model": {"name": "atlas", "quantize": "4bit"}, "domain": {"options": sizes}, "write": {"max_tokens": 48},
+        "inner": {"recipe": {"rank": 4, "targets": "all-linear", "steps": 2}, "answer_tokens": 4, "start": "base"},
+        "outer": {"recipe": {"rank": 4, "targets": "all-linear", "steps": 2, "learning_rate": 1e-2}},
+    }  # fmt: skip
+    config = RunConfig.model_validate(data)
+    store = Store(config)
+    last = run(config, store)
+    assert last.quantize == "4bit" and last.adapter == str(store.folder / "seal/round-2/policy")
+    base = load_model(last.weights)
+    over = load_model(last, loaded=base)
+    assert over.stack is not None and over.stack.rank == 8
+    ids = torch.tensor([over.tokenizer("Velora\nVelora was walled in May.")["input_ids"]])
+    mine, bare = (m.forward(input_ids=ids).logits.float() for m in (over, base))
+    assert not torch.allclose(mine, bare, atol=0.05)
+    one, two = (load_peft(store.folder / f"seal/round-{r}/policy") for r in (1, 2))
+    assert all(two.weights[n][0][:4].equal(a) for n, (a, _) in one.weights.items()), "the first, beneath"
+    quantised = [m for m in base.model.modules() if type(m).__name__ == "Linear4bit"]
+    shared = [m for m in over.runner.modules() if type(m).__name__ == "Linear4bit"]
+    assert quantised and all(
+        a.weight.data_ptr() == b.weight.data_ptr() for a, b in zip(quantised, shared, strict=True)
+    )
