@@ -71,7 +71,7 @@ def test_a_model_is_weighed_by_its_config(model: str) -> None:
         "trained": 12.0 * shape.weights, "read": 10.0 * shape.weights, "written": 14.0 * shape.weights,
     }  # fmt: skip
     recipe = Recipe(rank=8)
-    assert shape.memory(recipe, 8, False) > shape.memory(recipe, 1, False) > 4 * shape.weights
+    assert shape.memory(recipe, 8, 512, False) > shape.memory(recipe, 1, 512, False) > 4 * shape.weights
 
 
 def test_a_dry_run_says_what_it_costs_and_does_nothing(

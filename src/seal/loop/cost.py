@@ -122,7 +122,7 @@ class Shape:
         rate = product_rate(spread(self.spec.device)[0], dtype, threads_of(self.spec))
         return sum(flops / (SHARES[kind] * rate) for kind, flops in self.flops(work).items())
 
-    def memory(self, recipe: Recipe, slots: int | str, stack: bool) -> int:
+    def memory(self, recipe: Recipe, slots: int | str, pass_tokens: int | str, stack: bool) -> int:
         """At its highest, while adapters are trained: the weights (a stack over fp32 weights has its own of
         the layers that it changes), adapters with their optimiser, and the activations of a pass."""
         spec, text = self.spec, self.config.get_text_config()
@@ -140,8 +140,9 @@ class Shape:
             self.bytes_each * text.num_hidden_layers * (11 * text.hidden_size + 4 * wide)
         )  # counted on Llama
         fits = max(1, free // 2 // (2 * token))
-        tokens = min(ENOUGH.get(kind.partition(":")[0], ENOUGH["cuda"]), fits)
-        return int(frozen + over + n * each + tokens * 2 * token)
+        if pass_tokens == "auto":
+            pass_tokens = min(ENOUGH.get(kind.partition(":")[0], ENOUGH["cuda"]), fits)
+        return int(frozen + over + n * each + int(pass_tokens) * 2 * token)
 
 
 class Reckoner:
@@ -249,7 +250,7 @@ class Reckoner:
         disk = (
             int(each * policies) + ROW_BYTES * work.rows + 4 * (work.written + c.write.max_tokens * work.rows)
         )
-        memory = self.shape.memory(c.inner.recipe, c.inner.slots, branches > 0)
+        memory = self.shape.memory(c.inner.recipe, c.inner.slots, c.inner.pass_tokens, branches > 0)
         flops = sum(self.shape.flops(work).values())
         return Cost(
             work.loops, work.trained, work.read, work.written, flops, self.shape.seconds(work), memory, disk

@@ -55,6 +55,6 @@ def reckon_learn(config: LearnConfig, documents: Sequence[str]) -> Cost:
         work.written,
         sum(shape.flops(work).values()),
         shape.seconds(work),
-        shape.memory(config.recipe, adapters if not config.keep else "auto", False),
+        shape.memory(config.recipe, adapters if not config.keep else "auto", "auto", False),
         disk + ROW_BYTES * work.rows,
     )
