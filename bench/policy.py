@@ -7,7 +7,7 @@ outer loop on 4-bit weights.
 *Rounds*: ``seal train`` with two small rounds in a process of its own, on the embedded model and on a random
 one of 135M weights (SmolLM2's shape, 30 layers): bytes written under ``policy/`` and the most memory that the
 process held. *Time*: sampling and training with a stack of four rounds (rank 64 on all linear layers, joined),
-against the same weights merged, in turn, three times each. In fp32 the stack is in the weights; with 16-bit
+against the same weights merged, in turn, five times each. In fp32 the stack is in the weights; with 16-bit
 weights every layer adds it to its output, which costs the more the narrower the layers are: besides the 135M
 shape two layers of Qwen2.5-7B's. *4 bits*: two rounds from end to end.
 """
@@ -49,7 +49,7 @@ WIDE = {
 }  # fmt: skip
 OUTER = Recipe(rank=64, alpha=128, targets="all-linear")
 ROUNDS = 4
-REPEATS = 3
+REPEATS = 5
 
 
 def main() -> None:

@@ -152,13 +152,13 @@ def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_e
             for e, x in enumerate(texts[i])
         ]
 
-    def train(policy: Any, jobs: Any) -> Any:
-        seen.extend(jobs[0].examples)
-        return [Trained(None, 1, 1, (1.0, 0.5))]
+    def train(policy: Any, job: Any, stage: Any) -> Any:
+        seen.extend(job.examples)
+        return Trained(None, 1, 1, (1.0, 0.5))
 
     monkeypatch.setattr("seal.loop.write.write_edits", write)
     monkeypatch.setattr(loop, "try_siblings", tried)
-    monkeypatch.setattr("seal.loop.imitate.train_adapters", train)
+    monkeypatch.setattr("seal.loop.imitate.train_once", train)
     one = Adapter(1, 1.0, {"q": (torch.ones(1, 1), torch.ones(1, 1))})
     nobody: Any = SimpleNamespace(stack=one, base_name="base")
     monkeypatch.setattr(loop, "load_model", lambda *_: nullcontext(nobody))
