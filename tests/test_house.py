@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}
 TRAINERS = {"loop/full.py", "loop/trl.py"}
 """Whole-model finetuning by the trainers of others."""
-LATE = {"store.py", "cli/main.py"}
+LATE = {"machine.py", "cli/main.py"}
 """The versions that a number depends on, and the quiet of libraries."""
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
-import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 EXTRAS = {
     "documents": (("pypdf", "docx", "bs4"), "`seal learn` reads PDF, Word and web pages"),
@@ -31,29 +26,6 @@ EXTRAS = {
 def missing(extra: str) -> list[str]:
     """The modules of an extra that are not installed."""
     return [name for name in EXTRAS[extra][0] if find_spec(name) is None]
-
-
-def product_rate(device: str, dtype: torch.dtype, threads: int | None = None) -> float:
-    """FLOP/s of a plain matrix product of (1024, 1024) by (1024, 1024) on a device: the best of a tenth of a
-    second or more. On the CPU with so many threads (those in force)."""
-    import torch
-
-    before = torch.get_num_threads()
-    size = 1024 if device == "cpu" else 8192
-    x, w = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    torch.set_num_threads(threads or before)
-    try:
-        best, end = math.inf, time.perf_counter() + 0.1
-        while best == math.inf or time.perf_counter() < end:
-            begin = time.perf_counter()
-            for _ in range(3):
-                torch.nn.functional.linear(x, w)
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            best = min(best, (time.perf_counter() - begin) / 3)
-    finally:
-        torch.set_num_threads(before)
-    return 2 * size**3 / best
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:

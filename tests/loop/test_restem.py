@@ -96,15 +96,15 @@ def test_a_round_is_told_in_one_sentence() -> None:
 def test_a_finetune_that_made_it_worse_is_not_taken(
     policy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = imitate.train_adapters
+    real = imitate.train_once
     config = RunConfig(outer=OuterConfig(recipe=Recipe(rank=2, epochs=1)))
     kept = [Selected("a", "to be or not to be", 1.0, edit=0)]
     for last, taken in ((0.31, True), (0.79, True), (0.8, False), (7.56, False)):
 
         def train(*given: Any, last: float = last) -> Any:
-            return [replace(outcome, loss=(0.53, last)) for outcome in real(*given)]
+            return replace(real(*given), loss=(0.53, last))
 
-        monkeypatch.setattr(imitate, "train_adapters", train)
+        monkeypatch.setattr(imitate, "train_once", train)
         adapter, record = imitate.learn_from(
             policy, {"a": Prompt("Say it:")}, kept, [], config, Round(1, Stage(tmp_path), 0)
         )

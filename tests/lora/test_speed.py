@@ -238,27 +238,6 @@ def test_a_batch_that_does_not_fit_is_split_and_its_gradients_add_up(
     assert max(tried) > 90 and close(whole.adapter, found.adapter, 1e-4)
 
 
-def test_a_row_alone_is_recomputed_and_the_model_generates_as_before(
-    policy: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A layer that recomputes ignores the KV cache: what is generated meanwhile is garbage. So it must be over
-    when training is, however it ends."""
-    before = generate(policy, [Prompt("the cat sat")], Sampling(12), [0])
-    whole, recomputed = Model.losses, []
-
-    def losses(self: Model, lines: object) -> object:
-        recomputed.append(any(m.gradient_checkpointing for m in self._layers))
-        if not recomputed[-1]:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, lines)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Model, "losses", losses)
-    found = train_adapters(policy, JOBS[:1])[0]
-    assert found.adapter is not None and recomputed[-1]
-    assert not any(m.gradient_checkpointing or m.training for m in policy._layers)
-    assert generate(policy, [Prompt("the cat sat")], Sampling(12), [0]) == before
-
-
 def test_another_error_is_not_taken_for_a_lack_of_memory(
     policy: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

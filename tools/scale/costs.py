@@ -20,8 +20,9 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from seal.config import RunConfig, load_config
-from seal.loop import cost
-from seal.loop.cost import Reckoner, Shape, short, span
+from seal.loop.cost import Reckoner, short, span
+from seal.lora import hardware
+from seal.lora.hardware import Shape
 from seal.records import Task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -123,9 +124,9 @@ def main() -> None:
             size = 24 if config.model.quantize or "-7B" not in config.model.name else 80
             if path.stem == "paper-arc":
                 size = 80
-            cost.product_rate = lambda *_, size=size: RATE[size]
-            cost.free_memory = lambda *_, size=size: int(0.92 * size * 1e9)
-            cost.ENOUGH = {"cpu": 16384, "cuda": 16384}
+            hardware.product_rate = lambda *_, size=size: RATE[size]
+            hardware.free_memory = lambda *_, size=size: int(0.92 * size * 1e9)
+            hardware.ENOUGH = {"cpu": 16384, "cuda": 16384}
             shape = shape_of(config, Path(folder))
             r = reckoner(config, shape)
             found = r.cost(r.training(["random"]) + r.evaluation(1), 2)

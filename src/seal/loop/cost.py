@@ -9,7 +9,6 @@ measured product rate that training and writing reach (:data:`SHARES`).
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 import time
@@ -17,23 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM
 
 from seal.config import RunConfig
 from seal.domains import load_domain
 from seal.domains.base import Domain
 from seal.loop.inner import checked
 from seal.loop.selection import CONTROLS, SEAL
-from seal.lora.adapter import adapted_modules
-from seal.lora.capacity import BYTES_PER_WEIGHT, ENOUGH, MOST_SLOTS, free_memory, spread, weights_bytes
-from seal.lora.load import native_bf16, shape_of, threads_of
-from seal.lora.records import ModelSpec, Recipe
+from seal.lora.hardware import Shape, peak_memory
+from seal.lora.records import Recipe
 from seal.lora.tokens import encode_example
 from seal.lora.train import plan_batches
-from seal.machine import product_rate
 from seal.records import Edit, SealError, Task
 from seal.store import read_attempts, read_json
 
@@ -86,63 +78,16 @@ class Cost:
         ]
 
 
-class Shape:
-    """A model by its config alone: what it weighs, without loading it."""
+def flops_of(shape: Shape, work: Work) -> dict[str, float]:
+    """By kind: two for each weight and token, and two more on the way back of what is trained."""
+    each = {"trained": 4, "read": 2, "written": 2}
+    return {kind: float(n * shape.weights * getattr(work, kind)) for kind, n in each.items()}
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-        self.config, self.tokenizer = shape_of(spec)
-        with torch.device("meta"):
-            self.empty: Any = AutoModelForCausalLM.from_config(self.config)
-        head = self.empty.get_output_embeddings()
-        linear = {id(m): m for m in self.empty.modules() if isinstance(m, torch.nn.Linear)}
-        self.weights = sum(m.in_features * m.out_features for m in linear.values())
-        self.tied = head is not None and id(head) not in linear
-        kind = spread(spec.device)[0]
-        self.native = native_bf16(kind) if spec.bf16 == "auto" else spec.bf16
-        self.bytes_each = 4 if spec.dtype == "float32" and not self.native and not spec.quantize else 2
 
-    def count(self, text: str) -> int:
-        """Tokens of a text."""
-        return len(self.tokenizer(text)["input_ids"])
-
-    def adapter_weights(self, recipe: Recipe) -> int:
-        """Of one adapter."""
-        found = adapted_modules(self.empty, recipe).values()
-        return sum(recipe.rank * (m.in_features + m.out_features) for m in found)
-
-    def flops(self, work: Work) -> dict[str, float]:
-        """By kind."""
-        each = {"trained": 4, "read": 2, "written": 2}
-        return {kind: float(n * self.weights * getattr(work, kind)) for kind, n in each.items()}
-
-    def seconds(self, work: Work) -> float:
-        """At the rate that this machine has now, on the device the model goes to."""
-        dtype = torch.bfloat16 if self.bytes_each == 2 else torch.float32
-        rate = product_rate(spread(self.spec.device)[0], dtype, threads_of(self.spec))
-        return sum(flops / (SHARES[kind] * rate) for kind, flops in self.flops(work).items())
-
-    def memory(self, recipe: Recipe, slots: int | str, pass_tokens: int | str, stack: bool) -> int:
-        """At its highest, while adapters are trained: the weights (a stack over fp32 weights has its own of
-        the layers that it changes), adapters with their optimiser, and the activations of a pass."""
-        spec, text = self.spec, self.config.get_text_config()
-        copied = bool(self.native) and spec.dtype == "float32"
-        frozen = weights_bytes(self.config, spec.dtype, spec.quantize, copied)
-        over = (
-            self.weights * self.bytes_each if stack and spec.dtype == "float32" and not spec.quantize else 0
-        )
-        kind = spread(spec.device)[0]
-        free = max(0, free_memory(torch.device(kind)) - frozen - over)
-        each = self.adapter_weights(recipe) * BYTES_PER_WEIGHT
-        n = min(MOST_SLOTS, max(1, free // 2 // each)) if slots == "auto" else int(slots)
-        wide = int(getattr(text, "intermediate_size", 4 * text.hidden_size))
-        token = (
-            self.bytes_each * text.num_hidden_layers * (11 * text.hidden_size + 4 * wide)
-        )  # counted on Llama
-        fits = max(1, free // 2 // (2 * token))
-        if pass_tokens == "auto":
-            pass_tokens = min(ENOUGH.get(kind.partition(":")[0], ENOUGH["cuda"]), fits)
-        return int(frozen + over + n * each + int(pass_tokens) * 2 * token)
+def seconds_of(shape: Shape, work: Work) -> float:
+    """At the shares of the product rate that are reached."""
+    rate = shape.rate()
+    return sum(flops / (SHARES[kind] * rate) for kind, flops in flops_of(shape, work).items())
 
 
 class Reckoner:
@@ -251,9 +196,16 @@ class Reckoner:
             int(each * policies) + ROW_BYTES * work.rows + 4 * (work.written + c.write.max_tokens * work.rows)
         )
         memory = self.shape.memory(c.inner.recipe, c.inner.slots, c.inner.pass_tokens, branches > 0)
-        flops = sum(self.shape.flops(work).values())
+        flops = sum(flops_of(self.shape, work).values())
         return Cost(
-            work.loops, work.trained, work.read, work.written, flops, self.shape.seconds(work), memory, disk
+            work.loops,
+            work.trained,
+            work.read,
+            work.written,
+            flops,
+            seconds_of(self.shape, work),
+            memory,
+            disk,
         )
 
 
@@ -306,13 +258,6 @@ def measured(folder: Path, seconds: float, device: str) -> Cost:
     disk = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     trained = sum(a.tokens for a in attempts) + sum(outer)
     return Cost(len(attempts), trained, 0, 0, 0.0, seconds, peak_memory(device), disk)
-
-
-def peak_memory(device: str) -> int:
-    """The most that this process has held so far, on the device."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def short(n: float, unit: str = "") -> str:

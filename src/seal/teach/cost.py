@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from seal.config import LearnConfig
-from seal.loop.cost import ROW_BYTES, Cost, Shape, Work
+from seal.loop.cost import ROW_BYTES, Cost, Work, flops_of, seconds_of
+from seal.lora.hardware import Shape
 from seal.lora.train import plan_batches
 from seal.teach.documents import read_documents
 from seal.teach.quiz import ANSWER_TOKENS, DRAFTS, MAX_DRAFT_TOKENS
@@ -53,8 +54,8 @@ def reckon_learn(config: LearnConfig, documents: Sequence[str]) -> Cost:
         work.trained,
         work.read,
         work.written,
-        sum(shape.flops(work).values()),
-        shape.seconds(work),
+        sum(flops_of(shape, work).values()),
+        seconds_of(shape, work),
         shape.memory(config.recipe, adapters if not config.keep else "auto", "auto", False),
         disk + ROW_BYTES * work.rows,
     )
