@@ -73,7 +73,7 @@ class Cost:
         more = f", {short(self.read)} read, {short(self.written)} written; {short(self.flops, 'FLOP')}"
         return [
             f"{what} {self.loops:,} inner loops; tokens: {short(self.trained)} trained{more if self.flops else ''}",
-            f"{' ' * len(what)} {span(self.seconds)}; memory: {short(self.memory, 'B')} at most; disk: "
+            f"{' ' * len(what)} {span(self.seconds)}; memory: {short(self.memory, 'B')}; disk: "
             f"{short(self.disk, 'B')}",
         ]
 
