@@ -20,7 +20,9 @@ from seal.loop import inner as module
 from seal.loop.inner import InnerLoop
 from seal.loop.race import untried
 from seal.loop.results import fingerprints
+from seal.loop.rooms import Rooms
 from seal.lora.adapter import Adapter, init_adapter, target_modules
+from seal.lora.capacity import Room
 from seal.lora.decoder import fits
 from seal.lora.model import Model
 from seal.lora.records import Sampling
@@ -228,6 +230,14 @@ def test_what_does_not_fit_is_said_not_to(policy: Model) -> None:
     assert not fits(policy, [Prompt("a"), Prompt("a" * policy.context)], Sampling(8))
     with pytest.raises(LoraError, match="does not fit"):
         ask(policy, [None], [[Prompt("abc")]], Sampling(room + 1))
+
+
+def test_a_smaller_room_is_for_the_waves_from_then_on(tmp_path: Path) -> None:
+    rooms = Rooms(Stage(tmp_path), lambda: Room(4, 1000))
+    rooms.shrink(3, Room(4, 500))
+    rooms.shrink(5, Room(4, 250))
+    for found in (rooms, Rooms(Stage(tmp_path), lambda: Room(9, 9))):  # and when the stage is read again
+        assert [found.of(n).tokens for n in range(7)] == [1000, 1000, 1000, 500, 500, 250, 250]
 
 
 def test_memory_that_runs_out_is_written_down_and_a_run_that_goes_on_ends_the_same(

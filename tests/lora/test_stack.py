@@ -138,6 +138,8 @@ def test_a_policy_is_loaded_by_its_folder_and_shares_what_is_loaded(model: str, 
         assert found.spec == spec and found.base_name == model
         assert found.forward(input_ids=IDS).logits.equal(over.forward(input_ids=IDS).logits)
     assert ways[0].model is not base.model is ways[2].model
+    other_base = tiny.save(tmp_path / "other", seed=1)
+    assert load_model(other_base, loaded=base).model is not base.model, "other weights are loaded"
     assert ways[2].with_stack(None).spec == base.spec, "workers load it without the stack"
     save_peft(no_change(base.runner, RECIPE), tmp_path / "none", model)
     assert load_model(spec.at(tmp_path / "none")).stack is None
