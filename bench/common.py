@@ -21,6 +21,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from seal.lora.hardware import product_rate
 from seal.lora.model import Model
 from seal.machine import machine
 
@@ -98,20 +99,8 @@ def parameters(policy: Model) -> int:
 
 
 def matmul_rate(device: str, dtype: torch.dtype, tokens: int = 4096, width: int = 1024) -> float:
-    """FLOP/s of a plain matrix product on this device, best of five."""
-    x, w = (
-        torch.randn(tokens, width, dtype=dtype, device=device),
-        torch.randn(width, width, dtype=dtype, device=device),
-    )
-    best = math.inf
-    for _ in range(6):
-        wait(device)
-        start = time.perf_counter()
-        for _ in range(10):
-            torch.nn.functional.linear(x, w)
-        wait(device)
-        best = min(best, (time.perf_counter() - start) / 10)
-    return 2 * tokens * width * width / best
+    """FLOP/s of a plain matrix product on this device."""
+    return product_rate(device, dtype, shape=(tokens, width))
 
 
 def wait(device: str) -> None:

@@ -36,12 +36,19 @@ def rates(device: str) -> tuple[dict[str, float], str]:
     return found, "bfloat16" if native_bf16(device) else "float32"
 
 
-def product_rate(device: str, dtype: torch.dtype, threads: int | None = None) -> float:
-    """FLOP/s of a plain matrix product of (1024, 1024) by (1024, 1024) on a device: the best of a tenth of a
-    second or more. On the CPU with so many threads (those in force)."""
+def product_rate(
+    device: str, dtype: torch.dtype, threads: int | None = None, shape: tuple[int, int] | None = None
+) -> float:
+    """FLOP/s of a plain matrix product on a device: the best of a tenth of a second or more.
+
+    Args:
+        threads: of the CPU; those in force, unless given.
+        shape: tokens and width of the product (tokens, width) by (width, width); 1024 both on the CPU, and
+            8192 elsewhere.
+    """
+    tokens, width = shape or ((1024, 1024) if device == "cpu" else (8192, 8192))
+    x, w = (torch.randn(n, width, device=device).to(dtype) for n in (tokens, width))
     before = torch.get_num_threads()
-    size = 1024 if device == "cpu" else 8192
-    x, w = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     torch.set_num_threads(threads or before)
     try:
         best, end = math.inf, time.perf_counter() + 0.1
@@ -54,7 +61,7 @@ def product_rate(device: str, dtype: torch.dtype, threads: int | None = None) ->
             best = min(best, (time.perf_counter() - begin) / 3)
     finally:
         torch.set_num_threads(before)
-    return 2 * size**3 / best
+    return 2 * tokens * width * width / best
 
 
 def peak_memory(device: str) -> int:
