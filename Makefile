@@ -58,7 +58,7 @@ bench: .venv/.installed
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 10M --edits 16 --slots 1 4 16 --single 3 --trainer-steps 2 --no-warm-up
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 100M --edits 16 --slots 1 4 16 --single 2 --trainer-steps 1 --no-warm-up
 	$(BIN)/python bench/round.py --shape 10M
-	OUT=docs/results $(BIN)/python bench/policy.py
+	$(BIN)/python bench/policy.py --json docs/results/policy.json
 	$(BIN)/python bench/cpu.py
 	$(BIN)/python bench/scaling.py
 

@@ -58,7 +58,9 @@ def main() -> None:
     )
     parser.add_argument("--before", help="the python of an earlier version's environment")
     parser.add_argument("--before-name", default="merged weights", help="which version that is")
+    parser.add_argument("--json", type=Path, default=Path("docs/results/policy.json"), help="the record")
     args = parser.parse_args()
+    os.environ["OUT"] = str(args.json.parent)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +91,7 @@ def main() -> None:
         ratios["two layers of 7B, bf16 weights"] = against_merged(wide)
     rates = {d: matmul_rate("cpu", getattr(torch, d)) for d in ("float32", "bfloat16")}
     workload = {"rounds": 2, "stack": f"{ROUNDS} x rank {OUTER.rank}, all linear layers", "repeats": REPEATS}
-    record("policy", workload, rows, ratios, matmul_flops_per_second=rates)
+    record(args.json.stem, workload, rows, ratios, matmul_flops_per_second=rates)
 
 
 def random_model(folder: Path, shape: dict[str, Any]) -> str:
