@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -21,6 +22,7 @@ from seal.lora.hardware import Shape, product_rate
 from seal.lora.load import load_model
 from seal.lora.records import ModelSpec, Recipe
 from seal.machine import EXTRAS, missing
+from seal.store import claim
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -147,3 +149,47 @@ def test_a_rate_is_a_rate_and_leaves_the_threads_alone() -> None:
     assert product_rate("cpu", torch.float32, 1) > 1e8
     assert torch.get_num_threads() == before
     assert tiny.policy().device.type == "cpu"
+
+
+def test_every_command_that_takes_long_compares_at_its_end(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is taught from standard input, which can be read only once."""
+
+    def told() -> bool:
+        err = capsys.readouterr().err
+        return "seal: reckoned" in err and "seal: it took" in err
+
+    assert main(["train", *flags(model, tmp_path)]) == 0 and told()
+    assert main(["eval", *flags(model, tmp_path)]) == 0 and told()
+    more = ["--continual.sequences", "1", "--continual.length", "2", "--continual.known", "1"]
+    assert main(["continual", *flags(model, tmp_path, *more), "--name", "stream"]) == 0 and told()
+    text = io.TextIOWrapper(io.BytesIO(b"# Velora\n\nVelora was walled in May.\n"))
+    monkeypatch.setattr("sys.stdin", text)
+    words = [
+        "learn",
+        "-",
+        "--model",
+        model,
+        "--out",
+        str(tmp_path / "taught"),
+        "--edits",
+        "1",
+        "--questions",
+        "0",
+    ]
+    assert main([*words, "--epochs", "1"]) in (0, 1) and told()
+
+
+def test_a_dry_run_takes_no_lock_and_writes_nothing(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(None, flags(model, tmp_path))
+    train(config)
+    before = {p: p.stat().st_mtime_ns for p in config.folder.rglob("*")}
+    with claim(config.folder):  # as by a run that is at work
+        assert main(["eval", *flags(model, tmp_path), "--dry-run"]) == 0
+    assert "seal: reckoned" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in config.folder.rglob("*") if p.name != ".lock"} == {
+        p: t for p, t in before.items() if p.name != ".lock"
+    }

@@ -5,7 +5,7 @@
 No weights are needed: shapes are written here, and lengths are those of SQuAD with the paper's edits (passages
 of 170 tokens, 4.5 questions of 14, answers of 4, edits as long as ``write.max_tokens``; of puzzles, 375 steps
 of two rows of 900 tokens). Time is at :data:`RATE` FLOP/s in 16 bits, of which training and reading are taken
-to reach .3 and writing .1 (:data:`seal.loop.cost.SHARES`, measured on a CPU): assumed, nobody has run it.
+to reach .3 and writing .1 (:data:`seal.loop.cost.SHARES`): assumed, all of it; nobody has run it.
 """
 
 from __future__ import annotations

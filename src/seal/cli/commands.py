@@ -63,7 +63,7 @@ def takes_model(args: Namespace) -> bool:
     """Whether a command may load a model."""
     if args.command == "check":
         return bool(args.grader)
-    return args.command in ("learn", "edits", "ask", "quiz") or (args.command == "export" and args.merge)
+    return args.command in ("learn", "edits", "ask", "quiz") or bool(args.command == "export" and args.merge)
 
 
 def check(args: Namespace) -> int:
@@ -257,10 +257,13 @@ def report_continual(
 def learn(args: Namespace) -> int:
     """``seal learn``: teach a model documents, and prove what it knows."""
     from seal.config import LearnConfig, default_config
-    from seal.loop.cost import compared
+    from seal.loop.cost import Cost, compared
+    from seal.lora.hardware import Shape
     from seal.records import Recipe
+    from seal.teach.ask import open_taught
     from seal.teach.cost import reckon_learn
     from seal.teach.learn import learn as teach
+    from seal.teach.learn import passages_for
 
     settings = LearnConfig.model_fields.keys() - {"recipe"}
     given = {n: v for n in settings if (v := getattr(args, n)) is not None}
@@ -274,9 +277,15 @@ def learn(args: Namespace) -> int:
     except ValueError as error:
         raise SealError(first_of(error)) from error
     if args.dry_run:
-        print("\n".join(reckon_learn(config, args.documents).lines("seal: reckoned")))
+        shape = Shape(config.spec)
+        passages = passages_for(shape, args.documents, config.passage_tokens)
+        print("\n".join(reckon_learn(config, passages, shape).lines("seal: reckoned")))
         return 0
-    with compared(args.out, config.device, lambda: reckon_learn(config, args.documents)):
+
+    def reckoned() -> Cost:  # standard input is read once: by now the passages lie in the folder
+        return reckon_learn(config, open_taught(args.out).passages, Shape(config.spec))
+
+    with compared(args.out, config.device, reckoned):
         card = teach(config, args.documents, args.out)
     code = _report_card(args.out, card)
     if args.push:

@@ -257,11 +257,9 @@ def _ready_for_models() -> None:
 def _controls(command: str, config: Any, own: Json) -> list[str]:
     """The controls that a command trains, or has a table of."""
     from seal.loop.evaluate import trained_controls
-    from seal.store import Store
 
     if command == "eval":
-        there = config.folder / "config.json"
-        return [b.name for b in trained_controls(Store(config), config.rounds)] if there.exists() else []
+        return [b.name for b in trained_controls(config.folder, config.rounds)]
     named = own["controls"].split(",") if own["controls"] else []
     return ["random"] if command == "demo" else [*(["random"] * own["control"]), *named]
 
@@ -312,6 +310,7 @@ def _train(config: Any, own: Json) -> int:
 
 def _eval(config: Any, own: Json) -> int:
     from seal.cli.commands import command_line, must_be_new, print_table
+    from seal.loop.cost import compared
     from seal.loop.verbs import evaluate, results_path
     from seal.records import record_text
     from seal.report.pages import write_report
@@ -319,7 +318,9 @@ def _eval(config: Any, own: Json) -> int:
     from seal.store import read_json, write_whole
 
     must_be_new(own["json"])
-    evaluate(config, own["split"])
+    controls = _controls("eval", config, own)
+    with compared(config.folder / own["split"], config.model.device, lambda: _cost("eval", config, controls)):
+        evaluate(config, own["split"])
     summary = summarise([read_json(results_path(config.folder, own["split"]))], command_line())
     if own["json"]:
         write_whole(Path(own["json"]), record_text(summary))
@@ -356,6 +357,7 @@ def _continual(config: Any, own: Json) -> int:
     from datetime import date
 
     from seal.cli.commands import must_be_new, report_continual
+    from seal.loop.cost import compared
     from seal.lora.load import threads_of
     from seal.machine import environment, machine
     from seal.memory.stream import Continual
@@ -365,8 +367,9 @@ def _continual(config: Any, own: Json) -> int:
     store = Store(config, environment(threads_of(config.model)))
     experiment = Continual(config, store)
     record: Json = {"date": date.today().isoformat(), "machine": machine(), "seed": config.seed}
-    record |= {"untouched": experiment.untouched(), "baseline": experiment.baseline()}
-    record["results"] = [experiment.run(name) for name in config.continual.strategies]
+    with compared(store.folder / "continual", config.model.device, lambda: _cost("continual", config, [])):
+        record |= {"untouched": experiment.untouched(), "baseline": experiment.baseline()}
+        record["results"] = [experiment.run(name) for name in config.continual.strategies]
     path = store.folder / "continual.json"
     if not path.exists():
         write_whole(path, json.dumps(record))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from seal.config import InnerConfig, RunConfig
@@ -129,7 +130,7 @@ class Evaluation:
         """The trained policies as writers: the controls, then SEAL's after every round."""
         rounds, results = self.config.rounds, []
         on_policy = self.config.inner.start == "policy"
-        for branch in trained_controls(self.store, rounds):
+        for branch in trained_controls(self.store.folder, rounds):
             with self._load(self.store.policy(branch.folder, rounds)) as policy:
                 results.append(
                     self.policy_edits(control(branch.name), policy, policy if on_policy else self.base)
@@ -244,7 +245,7 @@ class Evaluation:
         return int(self.store.stage(f"{self.split}/saturation").once("epochs", compute))
 
 
-def trained_controls(store: Store, rounds: int) -> list[Branch]:
+def trained_controls(run: Path, rounds: int) -> list[Branch]:
     """The controls that a run has."""
     last = f"round-{rounds}/policy"
-    return [b for b in CONTROLS.values() if rounds and (store.folder / b.folder / last).exists()]
+    return [b for b in CONTROLS.values() if rounds and (run / b.folder / last).exists()]

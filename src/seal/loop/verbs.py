@@ -87,7 +87,11 @@ def evaluate(config: RunConfig, split: str = "eval") -> list[Result]:
     found = [Result(**row) for row in read_json(path)["settings"]]
     settings = {r.setting for r in found}
     if missed := next(
-        (b.name for b in trained_controls(store, config.rounds) if control(b.name).label not in settings),
+        (
+            b.name
+            for b in trained_controls(store.folder, config.rounds)
+            if control(b.name).label not in settings
+        ),
         None,
     ):
         raise SealError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from seal.lora.adapter import adapted_modules
 from seal.lora.capacity import BYTES_PER_WEIGHT, ENOUGH, MOST_SLOTS, free_memory, spread, weights_bytes
 from seal.lora.load import native_bf16, shape_of, threads_of, usable_cores
+from seal.lora.model import context_of
 from seal.lora.records import ModelSpec, Recipe
 
 
@@ -68,6 +68,10 @@ def peak_memory(device: str) -> int:
     """The most that this process has held so far, on the device."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -85,6 +89,11 @@ class Shape:
         kind = spread(spec.device)[0]
         self.native = native_bf16(kind) if spec.bf16 == "auto" else spec.bf16
         self.bytes_each = 4 if spec.dtype == "float32" and not self.native and not spec.quantize else 2
+
+    @property
+    def context(self) -> int:
+        """As :attr:`seal.lora.model.Model.context`."""
+        return context_of(self.config)
 
     def count(self, text: str) -> int:
         """Tokens of a text."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seal.lora.adapter import Adapter, join
@@ -86,7 +86,7 @@ class Model:
     @property
     def context(self) -> int:
         """The longest row the model takes, in tokens."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
+        return context_of(self.model.config)
 
     @property
     def vocabulary(self) -> int:
@@ -110,7 +110,7 @@ class Model:
         again.
         """
         inputs = {"input_ids": lines.ids, "position_ids": lines.positions, "use_cache": False}
-        if self.plain and max(stop - start for start, stop in lines.spans) <= self._window:
+        if self._is_fast(lines):
             with rows_apart(self.runner.config, lines):
                 weight, bias = self._head
                 there = weight.device
@@ -138,7 +138,7 @@ class Model:
         """The likeliest tokens at the M places of some lines, and their log-probabilities: (M, top) each."""
         inputs = {"input_ids": lines.ids, "position_ids": lines.positions, "use_cache": False}
         found = []
-        if self.plain and max(stop - start for start, stop in lines.spans) <= self._window:
+        if self._is_fast(lines):
             with rows_apart(self.runner.config, lines):
                 weight, bias = self._head
                 hidden = self._body(**inputs).last_hidden_state.to(weight.device).flatten(0, 1)
@@ -186,6 +186,9 @@ class Model:
         config = self.runner.config.get_text_config()
         sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         return min([int(s) for s in sizes if s] or [self.context])
+
+    def _is_fast(self, lines: Lines) -> bool:
+        return self.plain and max(stop - start for start, stop in lines.spans) <= self._window
 
     def _is_plain(self) -> bool:
         """Found out by trying: a few rows through the fast path, and each alone through the model's own
@@ -270,6 +273,11 @@ class Model:
         except SafetensorError as error:  # a full disk, most often
             raise OSError(str(error)) from error
         return arrived
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """The longest row that a model of this config takes, in tokens."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
 
 
 def must_match(adapter: Adapter, model: Model) -> None:

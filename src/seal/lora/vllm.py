@@ -87,7 +87,8 @@ class InProcess:
         needed = max([self.rank, *(a.rank for a in adapters if a)])
         if needed > MAX_RANK:
             raise LoraError(
-                f"vLLM takes adapters up to rank {MAX_RANK}, not {needed}: take model.engine transformers"
+                f"vLLM takes adapters up to rank {MAX_RANK}, not {needed}: take model.engine transformers, or a "
+                "smaller outer.compress"
             )
         if self.llm is not None and self.sleeps:
             self._wake()

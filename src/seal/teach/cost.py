@@ -8,7 +8,7 @@ from seal.config import LearnConfig
 from seal.loop.cost import ROW_BYTES, Cost, Work, flops_of, seconds_of
 from seal.lora.hardware import Shape
 from seal.lora.train import plan_batches
-from seal.teach.documents import read_documents
+from seal.records import Passage
 from seal.teach.quiz import ANSWER_TOKENS, DRAFTS, MAX_DRAFT_TOKENS
 
 EDIT_TOKENS = 512
@@ -19,16 +19,9 @@ QUESTION = 24
 """Tokens of a question, assumed."""
 
 
-def reckon_learn(config: LearnConfig, documents: Sequence[str]) -> Cost:
-    """What ``seal learn`` will cost: every quiz question drafted and asked, every edit as long as it may be.
-
-    Raises:
-        SealError: the documents or the model's config cannot be read.
-    """
-    shape = Shape(config.spec)
-    context = int(getattr(shape.config.get_text_config(), "max_position_embeddings", 2048))
-    budget = min(config.passage_tokens, context // 3)
-    passages = list(read_documents(documents, budget, shape.count))
+def reckon_learn(config: LearnConfig, passages: Sequence[Passage], shape: Shape) -> Cost:
+    """What ``seal learn`` will cost: every quiz question drafted and asked, every edit as long as it may
+    be."""
     lengths = [shape.count(p["context"]) for p in passages]
     n, text = len(passages), sum(lengths)
     work = Work()
@@ -41,7 +34,7 @@ def reckon_learn(config: LearnConfig, documents: Sequence[str]) -> Cost:
     written = 0 if config.writer else n * config.edits * EDIT_TOKENS
     work += Work(0, 0, text, written)
     if config.keep:
-        one = config.recipe.epochs * (EDIT_TOKENS + budget)
+        one = config.recipe.epochs * (EDIT_TOKENS + max(lengths))
         work += Work(1, round(one), QUESTION * config.questions, 0, 1) * (n * config.edits)
     edits = min(config.keep or config.edits, config.edits)
     rows = [*lengths, *[EDIT_TOKENS // ROWS] * (ROWS * edits * n)]

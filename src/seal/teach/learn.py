@@ -32,6 +32,7 @@ from seal.endpoint import Endpoint, is_endpoint
 from seal.loop.inner import InnerLoop, understand
 from seal.loop.write import finished, from_another, from_policy
 from seal.lora.adapter import Adapter
+from seal.lora.hardware import Shape
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Sampling
@@ -159,11 +160,11 @@ def unhelpful(passages: Sequence[Passage], quiz: Sequence[Quiz], answers: Sequen
     return sorted(name for name, n in gain.items() if n <= 0)
 
 
-def passages_for(policy: Model, documents: Sequence[str], most_tokens: int) -> list[Passage]:
+def passages_for(reader: Model | Shape, documents: Sequence[str], most_tokens: int) -> list[Passage]:
     """The passages of documents, each as many tokens at most, and no more than a third of what the model can
     read at once."""
-    budget = min(most_tokens, policy.context // 3)
-    return list(read_documents(documents, budget, lambda text: len(policy.tokenizer(text)["input_ids"])))
+    budget = min(most_tokens, reader.context // 3)
+    return list(read_documents(documents, budget, lambda text: len(reader.tokenizer(text)["input_ids"])))
 
 
 def settle(config: LearnConfig, passages: Sequence[Passage], out: Path) -> None:
