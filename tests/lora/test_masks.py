@@ -33,7 +33,7 @@ def row(ids: Sequence[int]) -> Row:
 
 
 def losses(policy: Model, *batches: Sequence[Row]) -> list[float]:
-    with torch.no_grad(), policy.losses(pack(batches, "cpu")) as (_, each):
+    with torch.no_grad(), policy.losses(policy.pack(batches)) as (_, each):
         return [float(x) for x in each]
 
 
@@ -67,7 +67,7 @@ def test_rows_in_one_pass_do_not_see_each_other(precision: str) -> None:
 def test_the_fast_path_is_kept_and_is_the_models_own_loss(precision: str) -> None:
     """In bf16 as well: a policy that finds it wrong falls back in silence, several times as slow."""
     policy = in_precision(precision)
-    assert policy.plain
+    assert policy.nature.packs
     ids = torch.randint(2, 98, (1, 60), generator=torch.Generator().manual_seed(1))
     logits = policy.forward(input_ids=ids).logits[0, :-1].float()
     expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")

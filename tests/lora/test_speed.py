@@ -110,14 +110,14 @@ def test_losses_and_gradients_are_those_of_each_row_alone(name: str) -> None:
     """Whatever the architecture, packed rows of several adapters compute what the model's own forward of one
     row does."""
     policy = ARCHITECTURES[name]()
-    assert policy.plain is (
+    assert policy.nature.packs is (
         name not in ("gemma2, capped scores", "gemma3, window shorter than a row") or "gemma3" in name
     )
     rows = [
         Row(tuple(2 + (5 * i + 3 * j) % 90 for j in range(n)), (False, *[True] * (n - 1)))
         for i, n in enumerate((9, 30, 17, 4, 25))
     ]
-    lines = pack([rows[:2], rows[2:4], rows[4:]], policy.device)
+    lines = policy.pack([rows[:2], rows[2:4], rows[4:]])
     first = next(m for m in target_modules(policy.runner, "all-linear").values()).weight.requires_grad_()
     with policy.losses(lines) as (total, each):
         (packed,) = torch.autograd.grad(total, first)

@@ -13,6 +13,7 @@ from seal.lora.adapter import Adapter
 from seal.lora.capacity import Room, spread
 from seal.lora.load import load_model
 from seal.lora.model import Model
+from seal.lora.probe import Nature
 from seal.lora.records import ModelSpec, Sampling
 from seal.lora.sample import ask, generate
 from seal.lora.score import log_likelihood
@@ -60,13 +61,13 @@ def work(policy: Model) -> tuple[list[Adapter | None], list[str], list[list[str]
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_model_over_two_devices_learns_and_answers_the_same(plain: bool) -> None:
     alone = Model(model(), tiny.tokenizer(), "tiny")
-    alone.plain = plain
+    alone.nature = Nature(plain, plain)
     expected = work(alone)
     with Devices() as labels:
         apart = Model(place(model(), PLACES, labels), tiny.tokenizer(), "tiny")
-        assert apart.plain, "the fast path is right across devices"
+        assert apart.nature.packs, "the fast path is right across devices"
         assert [str(d) for d in apart.devices] == ["cuda:0", "cuda:1"] and str(apart.device) == "cuda:0"
-        apart.plain = plain
+        apart.nature = Nature(plain, plain)
         found = work(apart)
     assert labels.moved > 0
     for a, b in zip(expected[0], found[0], strict=True):

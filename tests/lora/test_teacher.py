@@ -18,7 +18,8 @@ from seal.lora.adapter import Adapter, init_adapter, target_modules
 from seal.lora.capacity import Room
 from seal.lora.loss import chunked_loss
 from seal.lora.model import Model
-from seal.lora.packing import SoftTargets, pack
+from seal.lora.packing import SoftTargets
+from seal.lora.probe import Nature
 from seal.lora.records import Example, LoraError, Recipe
 from seal.lora.slots import Slots
 from seal.lora.teacher import Teacher, taught_rows
@@ -80,7 +81,7 @@ def adapter_of(model: Model, seed: int) -> Adapter:
 @pytest.mark.parametrize("who", ["itself", "another adapter", "the untouched model"])
 def test_loss_and_gradient_are_those_of_a_plain_loop(policy: Model, who: str, plain: bool) -> None:
     learner = policy.plus(adapter_of(policy, 3))
-    learner.plain = plain
+    learner.nature = Nature(plain, plain)
     teacher = Teacher(top=5, weight=0.7, ordinary=0.3)
     speaker = learner
     if who == "another adapter":
@@ -93,7 +94,7 @@ def test_loss_and_gradient_are_those_of_a_plain_loop(policy: Model, who: str, pl
     mine = adapter_of(policy, 2)
     room = Slots(target_modules(learner.runner, "all-linear"), 1, 4, "cpu")  # type: ignore[arg-type]
     room.put(0, mine)
-    lines = pack([taught_rows(teacher, learner, ROWS)], "cpu")
+    lines = learner.pack([taught_rows(teacher, learner, ROWS)])
     with room.attached(torch.float32, grad=True) as weights:
         with learner.losses(lines) as (total, _):
             found = torch.autograd.grad(total, weights)

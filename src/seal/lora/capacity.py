@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from seal.lora.adapter import adapted_modules, init_adapter
 from seal.lora.model import Model
-from seal.lora.packing import pack
 from seal.lora.records import LoraError, Recipe
 from seal.lora.slots import Slots
 from seal.lora.tokens import Row
@@ -144,8 +143,6 @@ def room_for(model: Model, recipes: Sequence[Recipe]) -> Room:
             raise
         tokens = 1  # training will find out whether anything fits
     enough = ENOUGH.get(model.device.type, ENOUGH["cuda"])
-    if not model.plain:
-        enough = min(enough, 2048)  # their mask is as wide as the pass, both ways
     return Room(max(1, min(MOST_SLOTS, slots)), max(1, min(enough, tokens)))
 
 
@@ -169,7 +166,7 @@ def bytes_per_token(model: Model, recipe: Recipe) -> int:
     with (
         slots.attached(model.runner.dtype, grad=True) as weights,
         saved,
-        model.losses(pack([[row]], model.device)),
+        model.losses(model.pack([[row]])),
     ):
         pass
     for weight in weights:

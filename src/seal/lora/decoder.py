@@ -276,9 +276,9 @@ class _Batch:
 
     def _select(self, index: Tensor) -> None:
         """These rows of the cache, whose layers may lie on several devices."""
-        for layer in self.cache.layers:
+        for layer in self.cache.layers:  # of every kind: keys and values, states of recurrent layers
             keys = getattr(layer, "keys", None)
-            layer.batch_select_indices(index if keys is None else index.to(keys.device))
+            layer.reorder_cache(index if keys is None else index.to(keys.device))
 
     def _worth_keeping(self, open_rows: set[int]) -> list[int]:
         """Places of the rows still open; with adapters, as many for every slot that has any (filled up with

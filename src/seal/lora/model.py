@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from seal.lora.adapter import Adapter, join
 from seal.lora.attention import rows_apart
 from seal.lora.loss import chunked_loss, divergence_from
-from seal.lora.packing import Lines, pack
+from seal.lora.packing import Lines, beside, pack
+from seal.lora.probe import Nature, nature_of, windows
 from seal.lora.records import LoraError, ModelSpec
 from seal.lora.stack import laid_over, merge_into
 from seal.lora.tokens import Row
@@ -63,10 +64,11 @@ class Model:
         self.served: Any = None
         """Who writes and answers in this process's place: something with ``complete(prompts, sampling, seeds,
         adapters, beneath)``, a :class:`~seal.lora.records.Written` each; ``None``: nobody."""
-        self.plain = True
-        """Whether the model is a body with plain causal attention and then a linear head: then the fast path
-        is right."""
-        self.plain = self._is_plain()
+        self.nature = Nature()
+        """How it may be computed with, found out by trying."""
+        self.runner = self.model  # in the weights' own precision, where rounding hides least
+        self.nature = nature_of(self)
+        self.runner = self.bare
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +95,34 @@ class Model:
         """Tokens there are."""
         return int(self.model.config.get_text_config().vocab_size)
 
+    @property
+    def window(self) -> int:
+        """The longest row that every layer sees all of: longer ones are not packed."""
+        return min([self.context, *windows(self.model.config)])
+
+    def pack(self, batches: Sequence[Sequence[Row]]) -> Lines:
+        """Rows on the device, a line for each batch: in one sequence where the model computes them rightly
+        so, else side by side.
+
+        Raises:
+            LoraError: a row is longer than the model's context.
+        """
+        longest = max(len(row.ids) for batch in batches for row in batch)
+        if longest > self.context:
+            raise LoraError(
+                f"a row of {longest} tokens does not fit the {self.context} positions of {self.name!r}"
+            )
+        if self.nature.packs and longest <= self.window:
+            return pack(batches, self.device)
+        return beside(batches, self.device, self.context)
+
+    def tokens_of(self, batches: Sequence[Sequence[Row]]) -> int:
+        """Tokens that :meth:`pack` makes of these rows: theirs, or as many as the longest has for each."""
+        lengths = [len(row.ids) for batch in batches for row in batch]
+        if self.nature.packs and max(lengths) <= self.window:
+            return sum(lengths)
+        return len(batches) * max(map(len, batches)) * max(lengths)
+
     def clip_row(self, row: Row) -> Row:
         """A row cut to the model's context."""
         return Row(row.ids[: self.context], row.loss[: self.context])
@@ -109,12 +139,11 @@ class Model:
         A context, within which gradients are to be taken: recomputed activations need the same attention
         again.
         """
-        inputs = {"input_ids": lines.ids, "position_ids": lines.positions, "use_cache": False}
-        if self._is_fast(lines):
-            with rows_apart(self.runner.config, lines):
+        with self._in_force(lines) as inputs:
+            if self.nature.linear_head:
                 weight, bias = self._head
                 there = weight.device
-                hidden = self._body(**inputs).last_hidden_state.to(there)  # (K, T, H)
+                hidden = self._body(**inputs).last_hidden_state.to(there)  # (b, n, H)
                 at, targets, share = lines.at.to(there), lines.targets.to(there), lines.share.to(there)
                 chunk = max(
                     64, (1 << (20 if self.device.type == "cpu" else 27)) // len(weight)
@@ -124,7 +153,7 @@ class Model:
                     hidden.flatten(0, 1)[at], weight, bias, targets, share, chunk, soft
                 )
                 yield total, each.to(self.device)
-        else:
+                return
             logits = self.forward(**inputs).logits.flatten(0, 1)[lines.at].float()
             each = cross_entropy(logits, lines.targets, reduction="none")
             if lines.soft:
@@ -133,21 +162,32 @@ class Model:
                 each = lines.soft.ordinary * each + lines.soft.weight * kl
             yield (each * lines.share).sum(), each.detach()
 
+    @contextmanager
+    def _in_force(self, lines: Lines) -> Iterator[dict[str, Any]]:
+        """What goes into the model; meanwhile its attention keeps the rows of one sequence apart."""
+        inputs = {"input_ids": lines.ids, "use_cache": False}
+        if lines.beside:  # as it would read each alone: positions are its own matter
+            yield inputs
+        elif not self.nature.packs:
+            raise ValueError(f"rows of {self.name!r} cannot stand in one sequence: pack them by Model.pack")
+        else:
+            with rows_apart(self.runner.config, lines):
+                yield {**inputs, "position_ids": lines.positions}
+
     @torch.no_grad()
     def likeliest(self, lines: Lines, top: int) -> tuple[Tensor, Tensor]:
         """The likeliest tokens at the M places of some lines, and their log-probabilities: (M, top) each."""
-        inputs = {"input_ids": lines.ids, "position_ids": lines.positions, "use_cache": False}
         found = []
-        if self._is_fast(lines):
-            with rows_apart(self.runner.config, lines):
+        with self._in_force(lines) as inputs:
+            if self.nature.linear_head:
                 weight, bias = self._head
                 hidden = self._body(**inputs).last_hidden_state.to(weight.device).flatten(0, 1)
                 for at in torch.split(lines.at.to(weight.device), 256):
                     logs = linear(hidden[at], weight, bias).float().log_softmax(-1)
                     found.append(logs.topk(top))
-        else:
-            logs = self.forward(**inputs).logits.flatten(0, 1)[lines.at].float().log_softmax(-1)
-            found.append(logs.topk(top))
+            else:
+                logs = self.forward(**inputs).logits.flatten(0, 1)[lines.at].float().log_softmax(-1)
+                found.append(logs.topk(top))
         return torch.cat([x.indices for x in found]), torch.cat([x.values for x in found])
 
     @contextmanager
@@ -180,40 +220,6 @@ class Model:
     def _head(self) -> tuple[Tensor, Tensor | None]:
         head: Any = self.runner.get_output_embeddings()
         return head.weight, getattr(head, "bias", None)
-
-    @property
-    def _window(self) -> int:
-        config = self.runner.config.get_text_config()
-        sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return min([int(s) for s in sizes if s] or [self.context])
-
-    def _is_fast(self, lines: Lines) -> bool:
-        return self.plain and max(stop - start for start, stop in lines.spans) <= self._window
-
-    def _is_plain(self) -> bool:
-        """Found out by trying: a few rows through the fast path, and each alone through the model's own
-        forward. Models with capped scores, sinks or scaled logits take their own forward with a mask."""
-        config = self.runner.config.get_text_config()
-        if any(getattr(config, name, None) for name in ("final_logit_softcapping", "attn_logit_softcapping")):
-            return False
-        n = min(6, self.context)
-        rows = [
-            Row(tuple((7 * i + j) % config.vocab_size for j in range(n - i)), (False, *[True] * (n - i - 1)))
-            for i in range(3)
-        ]
-        lines = pack([rows[:2], rows[2:]], self.device)
-        with torch.no_grad():
-            alone = [
-                self.forward(input_ids=torch.tensor([r.ids], device=self.device)).logits[0, :-1] for r in rows
-            ]
-            expected = cross_entropy(torch.cat(alone).float(), lines.targets, reduction="none")
-            try:
-                with self.losses(lines) as (_, found):
-                    pass
-            except (NotImplementedError, TypeError, AttributeError, ValueError):
-                return False
-        tolerance = 1e-3 if self.runner.dtype == torch.float32 else 0.1
-        return bool(torch.allclose(expected, found, atol=tolerance, rtol=tolerance))
 
     def with_stack(self, stack: Adapter | None) -> Model:
         """The same weights under another stack, or bare. Weights and engine are shared, and neither notices.

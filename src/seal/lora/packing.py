@@ -1,9 +1,13 @@
-"""Rows of many adapters as one step's tensors: one flat sequence, and its rectangles.
+"""Rows of many adapters as one step's tensors: one flat sequence, and its rectangles; or rows side by side.
 
 An adapter's rows of one step stand one after another in its *line*, and the lines one after another in a flat
 sequence of N
 tokens: nothing is padded but its end. Where a rectangle is needed (the adapters' own products, attention)
 tokens are gathered into one and back; its holes carry no loss and no gradient.
+
+A model whose rows cannot stand in one sequence (a state that runs on, positions that are counted otherwise)
+takes them side by side, each filled up at its end (:func:`beside`): what comes later changes nothing in a
+causal model.
 """
 
 from __future__ import annotations
@@ -65,12 +69,12 @@ class SoftTargets:
 class Lines:
     """One step's rows on the device."""
 
-    ids: Int[Tensor, "1 N"]
-    """(1, N)"""
-    positions: Int[Tensor, "1 N"]
-    """(1, N); 0 where a row begins."""
+    ids: Int[Tensor, "b n"]
+    """(1, N); side by side (K · rows, T)."""
+    positions: Int[Tensor, "b n"]
+    """As ``ids``; 0 where a row begins."""
     at: Int[Tensor, " M"]
-    """(M,) places whose next token carries loss."""
+    """(M,) places of the flattened ``ids`` whose next token carries loss."""
     targets: Int[Tensor, " M"]
     """(M,) those next tokens."""
     owner: Int[Tensor, " M"]
@@ -82,12 +86,14 @@ class Lines:
     soft: SoftTargets | None
     """What teachers say there; ``None`` where no row has one."""
     spans: tuple[tuple[int, int], ...]
-    """Start and stop of every row."""
+    """Start and stop of every row, in the flattened ``ids``."""
+    beside: bool = False
+    """Whether rows stand side by side instead of in one sequence."""
 
     @property
     def n_real(self) -> int:
         """Tokens that are not padding."""
-        return self.spans[-1][1]
+        return sum(stop - start for start, stop in self.spans)
 
 
 def of_menu(n: int, finest: int = 1) -> int:
@@ -117,28 +123,68 @@ def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> Lines:
     n = of_menu(real, 16) if real <= 2048 else -(-real // 256) * 256
     ids = np.zeros(n, np.int64)
     ids[:real] = np.concatenate([row.ids for row in rows])
-    positions = np.arange(n)
-    positions[:real] -= np.repeat(starts, stops - starts)
-    positions[real:] -= real
-    loss = np.concatenate([row.loss for row in rows])
-    loss[starts] = False  # nothing comes before it
-    places = np.flatnonzero(loss) - 1
+    positions = np.zeros(n, np.int64)  # what fills up is a row of nothing but beginnings: no table is too short
+    positions[:real] = np.arange(real) - np.repeat(starts, stops - starts)
     widths = np.array([sum(len(row.ids) for row in batch) for batch in batches])
-    line_of = np.repeat(np.arange(len(batches)), widths)
-    owner = line_of[places]
-    counts = np.bincount(owner, minlength=len(batches))
-    return Lines(
-        send(ids[None], device),
-        send(positions[None], device),
-        send(places, device),
-        send(ids[places + 1], device),
-        send(owner, device),
-        send((1 / np.maximum(counts, 1))[owner].astype(np.float32), device),
+    rectangle = (
         None
         if len(batches) == 1 or bool((widths * len(widths) == n).all())
-        else _side_by_side(widths, device),
+        else _side_by_side(widths, device)
+    )
+    spans = tuple(zip(starts.tolist(), stops.tolist(), strict=True))
+    return _lines(batches, ids[None], positions[None], spans, rectangle, device)
+
+
+def beside(batches: Sequence[Sequence[Row]], device: torch.device | str, longest: int) -> Lines:
+    """One row of tokens per row, each filled up at its end; as many for every batch, so that adapters meet
+    their own. Costs what the longest row costs, for every row.
+
+    Args:
+        longest: the longest row that the model takes: nothing is filled up beyond it.
+    """
+    count = max(len(batch) for batch in batches)
+    width = max(len(row.ids) for batch in batches for row in batch)
+    width = max(width, min(longest, of_menu(width, 16)))
+    ids = np.zeros((len(batches) * count, width), np.int64)
+    positions = np.tile(np.arange(width), (len(ids), 1))
+    spans = []
+    for k, batch in enumerate(batches):
+        for i, row in enumerate(batch):
+            ids[k * count + i, : len(row.ids)] = row.ids
+            start = (k * count + i) * width
+            spans.append((start, start + len(row.ids)))
+    return _lines(batches, ids, positions, tuple(spans), None, device, side_by_side=True)
+
+
+def _lines(
+    batches: Sequence[Sequence[Row]],
+    ids: Ints,
+    positions: Ints,
+    spans: tuple[tuple[int, int], ...],
+    rectangle: Rectangle | None,
+    device: torch.device | str,
+    side_by_side: bool = False,
+) -> Lines:
+    """Tokens that stand at ``spans`` of the flattened ``ids``, with the places of their loss."""
+    rows = [row for batch in batches for row in batch]
+    # nothing comes before a row's first token
+    at = [np.flatnonzero(row.loss[1:]) + start for row, (start, _) in zip(rows, spans, strict=True)]
+    owner = np.repeat(
+        np.repeat(np.arange(len(batches)), [len(batch) for batch in batches]), [len(x) for x in at]
+    )
+    places = np.concatenate(at)
+    counts = np.bincount(owner, minlength=len(batches))
+    return Lines(
+        send(ids, device),
+        send(positions, device),
+        send(places, device),
+        send(ids.reshape(-1)[places + 1], device),
+        send(owner, device),
+        send((1 / np.maximum(counts, 1))[owner].astype(np.float32), device),
+        rectangle,
         _soft(rows, device),
-        tuple(zip(starts.tolist(), stops.tolist(), strict=True)),
+        spans,
+        side_by_side,
     )
 
 

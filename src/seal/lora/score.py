@@ -14,7 +14,6 @@ from seal.lora.capacity import in_parts
 from seal.lora.chat import render
 from seal.lora.decoder import rectangle_of
 from seal.lora.model import Model
-from seal.lora.packing import pack
 from seal.lora.records import Example, Query
 from seal.lora.sample import ROWS
 from seal.lora.slots import slots_of
@@ -38,7 +37,7 @@ def log_likelihood(
         for part in _at_most(ROWS, rows):
             asked = sorted(part, key=lambda k: sum(len(r.ids) for r in part[k]))
             room = slots_of(model.runner, [adapters[start + k] for k in asked], model.device)
-            lines = pack([part[k] for k in asked], model.device)
+            lines = model.pack([part[k] for k in asked])
             with (
                 room.attached(model.runner.dtype, rectangle=lines.rectangle) if room else nullcontext(),
                 model.losses(lines) as (_, each),

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from seal.lora.adapter import Adapter
-from seal.lora.packing import pack
 from seal.lora.records import Example, LoraError
 from seal.lora.slots import slots_of
 from seal.lora.tokens import Row, Soft, encode_example
@@ -88,7 +87,7 @@ def _seen(model: Model, example: Example, row: Row) -> Row:
 
 
 def _told(model: Model, teacher: Teacher, rows: Sequence[Row]) -> list[Soft]:
-    lines = pack([list(rows)], model.device)
+    lines = model.pack([list(rows)])
     room = slots_of(model.runner, [teacher.adapter], model.device)
     with room.attached(model.runner.dtype) if room else nullcontext():
         ids, logs = model.likeliest(lines, min(teacher.top, model.vocabulary - 1))

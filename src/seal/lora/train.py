@@ -21,7 +21,7 @@ from torch import Tensor
 from seal.lora.adapter import Adapter, adapted_modules, init_adapter, join, target_modules, upper
 from seal.lora.capacity import OutOfRoom, Room, is_out_of_memory, room_for
 from seal.lora.model import Model
-from seal.lora.packing import of_menu, pack, send
+from seal.lora.packing import of_menu, send
 from seal.lora.records import Example, LoraError, Recipe
 from seal.lora.slots import Slots
 from seal.lora.teacher import Teacher, taught_rows
@@ -219,8 +219,9 @@ class _Training:
             for slot, work in enumerate(works):
                 self._admit(slot, work)
         while works:
-            chosen = choose([w.width for w in works], [w.left for w in works], self.room.tokens)
-            if self._step([works[i] for i in chosen]):
+            costs = [self.model.tokens_of([w.batch()]) for w in works]
+            chosen = choose(costs, [w.left for w in works], self.room.tokens)
+            if self._step(self._fitting([works[i] for i in chosen])):
                 works = self._settled(works)
         return [o for o in self.outcomes if o is not None]
 
@@ -265,11 +266,19 @@ class _Training:
                 going.append(following)
         return going
 
+    def _fitting(self, works: list[_Work]) -> list[_Work]:
+        """As many of these as a pass holds: side by side they take more than each of them alone."""
+        while len(works) > 1 and self.model.tokens_of([w.batch() for w in works]) > self.room.tokens:
+            works = works[:-1]
+        return works
+
     def _step(self, works: list[_Work]) -> bool:
         """One forward and backward of these slots together (of one alone in several passes, where one does not
         hold its batch), and their optimiser step; false where memory ran out."""
         batches = [w.batch() for w in works]
-        parts = in_passes(batches[0], self.room.tokens) if len(works) == 1 else [batches]
+        parts = [batches]
+        if len(works) == 1:
+            parts = in_passes(batches[0], self.room.tokens, lambda rows: self.model.tokens_of([rows]))
         gradient = losses = None
         for part in parts:
             try:
@@ -301,7 +310,7 @@ class _Training:
 
     def _pass(self, works: list[_Work], batches: list[list[Row]]) -> tuple[Tensor, Tensor]:
         """Of these rows: the gradient (K', P), and every slot's loss (K',), the mean over its tokens."""
-        lines = pack(batches, self.model.device)
+        lines = self.model.pack(batches)
         chosen = [w.slot for w in works]
         with (
             self.model.recomputing(self.room.recompute),
@@ -343,12 +352,16 @@ class _Training:
         self.tally.halvings += 1
 
 
-def in_passes(batch: Sequence[Row], tokens: int) -> list[list[list[Row]]]:
+def in_passes(
+    batch: Sequence[Row],
+    tokens: int,
+    taken: Callable[[Sequence[Row]], int] = lambda rows: sum(len(r.ids) for r in rows),
+) -> list[list[list[Row]]]:
     """One job's batch as passes of at most so many tokens (or of one row), in order; rows without loss only
-    take part beside others."""
+    take part beside others. ``taken``: the tokens that some rows take."""
     parts: list[list[Row]] = []
     for row in batch:
-        if not parts or sum(len(r.ids) for r in parts[-1]) + len(row.ids) > tokens:
+        if not parts or taken([*parts[-1], row]) > tokens:
             parts.append([])
         parts[-1].append(row)
     return [[part] for part in parts if len(parts) == 1 or n_loss(part)]

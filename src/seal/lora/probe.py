@@ -1,0 +1,144 @@
+"""What a model can do, found out by trying when it is loaded: no list of architectures is believed.
+
+Each row alone through the model's own forward is what is right. Rows side by side, filled up at their ends,
+must give the same: of a causal model nothing that comes later changes what came before. Rows in one sequence
+must too, before the fast path is taken. Else the model is refused in a sentence.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from transformers import PretrainedConfig
+
+from seal.lora.packing import beside, pack
+from seal.lora.records import LoraError
+from seal.lora.tokens import Row
+
+if TYPE_CHECKING:
+    from seal.lora.model import Model
+
+LONGEST = 48
+"""Tokens of the longest row that is tried, but for a window: then it is longer than that."""
+WIDEST = 512
+"""A window up to this is tried with a longer row; a wider one is only believed (it costs what it costs)."""
+
+
+@dataclass(frozen=True)
+class Nature:
+    """How a model may be computed with."""
+
+    packs: bool = False
+    """Rows may stand in one sequence, with attention row by row: the fast path."""
+    linear_head: bool = False
+    """The logits are a linear layer of the body's hidden states, and nothing more."""
+
+
+def nature_of(model: Model) -> Nature:
+    """Find it out.
+
+    Raises:
+        LoraError: the model is no causal LM, or does not compute alike side by side.
+    """
+    rows = _rows(model)
+    places = [torch.tensor(row.ids[1:], device=model.device) for row in rows]
+    with torch.no_grad():
+        try:
+            alone = [_logits(model, [row.ids])[0, :-1] for row in rows]
+        except (TypeError, ValueError, AttributeError, NotImplementedError, KeyError, RuntimeError) as error:
+            raise LoraError(
+                f"the model {model.name!r} cannot be computed from a row of text alone, as a causal language "
+                f"model is: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            ) from error
+        right = torch.cat([cross_entropy(x, y, reduction="none") for x, y in zip(alone, places, strict=True)])
+        if not bool(right.isfinite().all()):
+            raise LoraError(f"the model {model.name!r} gives no finite probabilities: its weights are broken")
+        _must_be_causal(model, rows, right)
+        noise = 1e-4 if model.runner.dtype == torch.float32 else 0.02
+        lines = [rows[:2], rows[2:]]
+        longest = max(len(row.ids) for row in rows)
+        head = _agrees(model, beside(lines, model.device, longest), Nature(linear_head=True), right, noise)
+        short = [Row(r.ids[: model.window], r.loss[: model.window]) for r in rows]
+        right = torch.cat([x[: model.window - 1] for x in _by_row(right, rows)])
+        packs = head and _agrees(
+            model, pack([short[:2], short[2:]], model.device), Nature(True, True), right, noise
+        )
+    return Nature(packs, head)
+
+
+def _rows(model: Model) -> list[Row]:
+    """Of random tokens: one longer than every window, one of half of it, and short ones."""
+    narrow = [w for w in windows(model.model.config) if w <= WIDEST]
+    longest = min(model.context, max(LONGEST, *(w + 9 for w in narrow), 0))
+    rng = random.Random(0)
+    rows = []
+    for n in (longest, longest // 2 + 1, min(5, longest), min(2, longest)):
+        ids = tuple(rng.randrange(model.vocabulary) for _ in range(n))
+        rows.append(Row(ids, (False, *[True] * (n - 1))))
+    return rows
+
+
+def _logits(model: Model, ids: Any) -> Tensor:
+    out = model.forward(input_ids=torch.tensor(ids, device=model.device), use_cache=False)
+    logits: Tensor = out.logits.float()
+    return logits
+
+
+def _by_row(values: Tensor, rows: list[Row]) -> list[Tensor]:
+    return list(torch.split(values, [len(row.ids) - 1 for row in rows]))
+
+
+def _must_be_causal(model: Model, rows: list[Row], right: Tensor) -> None:
+    """Rows side by side, after each of which other tokens follow."""
+    rng = random.Random(1)
+    width = min(model.context, len(rows[0].ids) + 3)
+    ids = [[*r.ids, *(rng.randrange(model.vocabulary) for _ in range(width - len(r.ids)))] for r in rows]
+    logits = _logits(model, ids)
+    found = torch.cat(
+        [
+            cross_entropy(x[: len(row.ids) - 1], torch.tensor(row.ids[1:], device=x.device), reduction="none")
+            for x, row in zip(logits, rows, strict=True)
+        ]
+    )
+    tolerance = 1e-3 if model.runner.dtype == torch.float32 else 0.2
+    off = float((found - right).abs().mean())
+    if not off <= tolerance:
+        raise LoraError(
+            f"the model {model.name!r} is no causal language model that SEAL can train: what comes later in a "
+            f"row, or stands beside it, changes what it foretells (by {off:.3f} nats a token)"
+        )
+
+
+def _agrees(model: Model, lines: Any, nature: Nature, right: Tensor, noise: float) -> bool:
+    before = model.nature
+    model.nature = nature
+    try:
+        with model.losses(lines) as (_, found):
+            off = (found.float() - right).abs()
+            return bool(off.mean() <= noise and off.max() <= 50 * noise)
+    except (NotImplementedError, TypeError, AttributeError, ValueError, RuntimeError):
+        return False
+    finally:
+        model.nature = before
+
+
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "sliding_window_size",
+    "attention_window_size",
+    "window_size",
+    "local_attention",
+)
+"""What configs call the tokens that a layer sees; a layer that sees fewer than a row is never packed."""
+
+
+def windows(config: PretrainedConfig) -> list[int]:
+    """The windows that a config speaks of."""
+    text = config.get_text_config()
+    return [int(w) for w in (getattr(text, name, None) for name in WINDOWS) if isinstance(w, int) and w > 1]
