@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,16 @@ class Adapter:
 
 
 def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Linear]:
-    """Path → linear layer, in the model's order. ``all-linear`` is every ``nn.Linear`` but the output head.
+    """Path → linear layer, in the model's order. ``all-linear`` is every ``nn.Linear`` of the language model
+    but the output head: none of a vision tower beside it, and none that computes in its own way (a router).
 
     Raises:
         LoraError: a name matches no ``nn.Linear`` of this model.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    language: Any = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
+    inside = set((language or model).modules())
+    linears = {n: m for n, m in model.named_modules() if _is_linear(m) and m is not head and m in inside}
     if targets == "all-linear":
         if not linears:
             raise LoraError(
@@ -49,6 +53,13 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
             f"no linear layer is named {', '.join(sorted(missing))} in this model; it has: {known}"
         )
     return found
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """A linear layer, or one that a library of quantisation has put in its place; not a class of a model's own
+    file that is derived from it and gives something else."""
+    own = type(module).__module__.startswith(("transformers.models.", "transformers_modules."))
+    return isinstance(module, nn.Linear) and (type(module).forward is nn.Linear.forward or not own)
 
 
 def adapted_modules(model: nn.Module, recipe: Recipe) -> dict[str, nn.Linear]:

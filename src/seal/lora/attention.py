@@ -189,18 +189,18 @@ rows."""
 
 
 class _PlainCausal(torch.autograd.Function):
-    """Causal attention by matrix products: q (scaled), k, v (B, T, D) and an additive mask (1, C, C) → (B, T,
-    D)."""
+    """Causal attention by matrix products: q (scaled), k (B, T, D), v (B, T, E) and an additive mask (1, C, C)
+    → (B, T, E)."""
 
     @staticmethod
     def forward(
         ctx: Any,
         q: Float[Tensor, "B T D"],
         k: Float[Tensor, "B T D"],
-        v: Float[Tensor, "B T D"],
+        v: Float[Tensor, "B T E"],
         mask: Float[Tensor, "1 C C"],
-    ) -> Float[Tensor, "B T D"]:
-        out = torch.empty_like(q)
+    ) -> Float[Tensor, "B T E"]:
+        out = torch.empty_like(v)
         chunks = []
         for chunk, until in _chunks(q.shape[1], mask.shape[1]):
             scores = torch.bmm(q[:, chunk], k[:, :until].mT)  # (B, c, until)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from seal.lora.adapter import Adapter
+from seal.lora.batch import Batch
 from seal.lora.chat import render
 from seal.lora.grammar import Constraint
 from seal.lora.model import Model
 from seal.lora.records import LoraError, Prompt, Sampling, Written
-from seal.lora.slots import Slots, slots_of
-from seal.lora.tokens import encode_prompt, end_token, pad_left
+from seal.lora.slots import slots_of
+from seal.lora.tokens import encode_prompt, end_token
 
 T = TypeVar("T")
 
@@ -90,9 +89,10 @@ class Decoder:
     def step(self) -> list[tuple[int, int]]:
         """One token more of every request: (its number, the token). A request whose end has come is in
         :attr:`written` afterwards, and an end is no token."""
-        for sampling in dict.fromkeys(r.sampling for r in self._new):
-            mine = [r for r in self._new if r.sampling == sampling]
-            self._cohorts.append(_Cohort(self.model, mine, sampling))
+        alike: dict[tuple[Sampling, int], list[_Request]] = {}
+        for r in self._new:  # one length at a time, where the model reads no padded prompts
+            alike.setdefault((r.sampling, 0 if self.model.nature.pads else len(r.prompt)), []).append(r)
+        self._cohorts += [_Cohort(self.model, mine, sampling) for (sampling, _), mine in alike.items()]
         self._new = []
         tokens: list[tuple[int, int]] = []
         for cohort in list(self._cohorts):
@@ -150,7 +150,7 @@ class _Cohort:
         rows, width = rectangle_of(by_slot)  # with adapters as many rows for each: a short one is filled up
         mine = [k * width + i for k, slot in enumerate(by_slot) for i in range(len(slot))]
         self.requests = {row: rows[row] for row in mine}
-        self.batch = _Batch(model, [r.prompt for r in rows], room)
+        self.batch = Batch(model, [r.prompt for r in rows], room)
         self.draws = _draws(
             sampling, [r.seed for r in rows]
         )  # (N, max_tokens) uniform numbers, one row's own, or None
@@ -213,87 +213,6 @@ class _Cohort:
 def answers_in(texts: Sequence[str], sampling: Sampling) -> list[str]:
     """Each up to what ends an answer, once something is written."""
     return [t.lstrip().split(sampling.stop)[0] if sampling.stop else t for t in texts]
-
-
-class _Batch:
-    """Rows being decoded: what goes in next, the KV cache, and which prompt and slot each row belongs to."""
-
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], room: Slots | None) -> None:
-        self.model, self.room = model, room
-        self.rows = list(range(len(prompts)))
-        self.width = len(prompts) // len(room) if room else 1  # rows per slot, now
-        self.wide = self.width  # and at the start: row // wide is a row's slot
-        self.slots: list[int] | None = None  # those that are left; all
-        self.adapters = ExitStack()
-        self.cache = DynamicCache(config=model.runner.config)
-        # Samples of one prompt share its prefill. Under adapters the same prompt is not the same computation.
-        first: dict[tuple[int, ...], int] = {}
-        self.repeats = (
-            [first.setdefault(tuple(p), len(first)) for p in prompts] if room is None else self.rows
-        )
-        alone = list(map(list, first)) if room is None else prompts
-        self.ids, self.mask = pad_left(alone, model.device)
-        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-
-    def attach(self) -> None:
-        """Put the adapters of the slots that are left in force, until ``adapters`` is closed."""
-        self.adapters.close()
-        if self.room:
-            self.adapters.enter_context(self.room.attached(self.model.runner.dtype, self.slots))
-
-    def forward(self) -> Tensor:
-        """Logits of the next token of every row, (N, V)."""
-        out = self.model.forward(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = out.logits[:, -1].float()
-        if len(logits) < len(self.rows):  # the prompts have been read: one row for each of their samples
-            index = torch.tensor(self.repeats, device=logits.device)
-            self._select(index)
-            self.mask, self.positions, logits = self.mask[index], self.positions[index], logits[index]
-        return logits
-
-    def take(self, tokens: Tensor, open_rows: set[int]) -> None:
-        """Go on with these tokens, without rows that have stopped where that is worth the copy."""
-        keep = self._worth_keeping(open_rows)
-        if len(keep) <= 0.7 * len(self.rows):
-            index = torch.tensor(keep, device=tokens.device)
-            self.rows = [self.rows[i] for i in keep]
-            self._select(index)
-            tokens, self.mask, self.positions = tokens[index], self.mask[index], self.positions[index]
-            if self.room:
-                self.slots = list(dict.fromkeys(row // self.wide for row in self.rows))
-                self.width = len(self.rows) // len(self.slots)
-                self.attach()
-        self.ids = tokens[:, None]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        self.positions = self.positions[:, -1:] + 1
-
-    def _select(self, index: Tensor) -> None:
-        """These rows of the cache, whose layers may lie on several devices."""
-        for layer in self.cache.layers:  # of every kind: keys and values, states of recurrent layers
-            keys = getattr(layer, "keys", None)
-            layer.reorder_cache(index if keys is None else index.to(keys.device))
-
-    def _worth_keeping(self, open_rows: set[int]) -> list[int]:
-        """Places of the rows still open; with adapters, as many for every slot that has any (filled up with
-        stopped ones)."""
-        going = [i for i, row in enumerate(self.rows) if row in open_rows]
-        if self.room is None:
-            return going
-        slots = [range(k, k + self.width) for k in range(0, len(self.rows), self.width)]
-        width = max(sum(self.rows[i] in open_rows for i in places) for places in slots)
-        keep = []
-        for places in slots:
-            still = sorted(places, key=lambda i: self.rows[i] not in open_rows)[:width]
-            if self.rows[still[0]] in open_rows:
-                keep += sorted(still)
-        return keep
 
 
 def _draws(sampling: Sampling, seeds: Sequence[int]) -> Tensor | None:

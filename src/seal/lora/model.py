@@ -6,6 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ class Model:
             if self.nature.linear_head:
                 weight, bias = self._head
                 there = weight.device
-                hidden = self._body(**inputs).last_hidden_state.to(there)  # (b, n, H)
+                hidden = self._body(**inputs).last_hidden_state.to(weight)  # (b, n, H)
                 at, targets, share = lines.at.to(there), lines.targets.to(there), lines.share.to(there)
                 chunk = max(
                     64, (1 << (20 if self.device.type == "cpu" else 27)) // len(weight)
@@ -181,7 +182,7 @@ class Model:
         with self._in_force(lines) as inputs:
             if self.nature.linear_head:
                 weight, bias = self._head
-                hidden = self._body(**inputs).last_hidden_state.to(weight.device).flatten(0, 1)
+                hidden = self._body(**inputs).last_hidden_state.to(weight).flatten(0, 1)
                 for at in torch.split(lines.at.to(weight.device), 256):
                     logs = linear(hidden[at], weight, bias).float().log_softmax(-1)
                     found.append(logs.topk(top))
@@ -195,18 +196,17 @@ class Model:
         """While inside, activations are computed again in the backward pass instead of kept. For a training
         pass alone: a layer that recomputes ignores the KV cache, and what is generated meanwhile is
         garbage."""
-        layers = [(m, m.gradient_checkpointing, m.training) for m in self._layers] if on else []
+        # not by transformers' own switch: that asks for the training mode, and with it comes dropout
+        layers = [(m.__dict__, m.__dict__.get("forward"), m.forward) for m in self._layers] if on else []
         try:
-            for layer, _, _ in layers:
-                layer.gradient_checkpointing = True
-                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-                layer.training = (
-                    True  # of the layer alone: transformers asks it, and no dropout inside follows
-                )
+            for own, _, forward in layers:
+                own["forward"] = partial(checkpoint, forward, use_reentrant=False)
             yield
         finally:
-            for layer, before, training in layers:
-                layer.gradient_checkpointing, layer.training = before, training
+            for own, before, _ in layers:
+                own.pop("forward")
+                if before is not None:  # what accelerate put there
+                    own["forward"] = before
 
     @property
     def _layers(self) -> list[GradientCheckpointingLayer]:
@@ -233,7 +233,8 @@ class Model:
             other.spec = self.spec and self.spec.model_copy(update={"adapter": None})
         else:
             must_match(stack, self)
-            other.runner = laid_over(self.bare, self.model, stack)
+            heard = {n: ab for n, ab in stack.weights.items() if n not in self.nature.unheard}
+            other.runner = laid_over(self.bare, self.model, replace(stack, weights=heard))
         return other
 
     def plus(self, adapter: Adapter) -> Model:
@@ -251,7 +252,10 @@ class Model:
             LoraError: the weights are quantised.
         """
         whole = copy.deepcopy(self.model)
-        return whole, merge_into(whole, self.stack) if self.stack else 1.0
+        if self.stack is None:
+            return whole, 1.0
+        heard = {n: ab for n, ab in self.stack.weights.items() if n not in self.nature.unheard}
+        return whole, merge_into(whole, replace(self.stack, weights=heard))
 
     def __enter__(self) -> Model:
         return self
@@ -282,8 +286,15 @@ class Model:
 
 
 def context_of(config: PretrainedConfig) -> int:
-    """The longest row that a model of this config takes, in tokens."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
+    """The longest row that a model of this config takes, in tokens. Where positions mean something else from
+    some length on, that length: "longrope" changes those that came before, and a row in the making with them.
+    """
+    text = config.get_text_config()
+    longest = int(getattr(text, "max_position_embeddings", None) or 2048)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+        longest = min(longest, int(rope.get("original_max_position_embeddings") or longest))
+    return longest
 
 
 def must_match(adapter: Adapter, model: Model) -> None:

@@ -8,14 +8,17 @@ must too, before the fast path is taken. Else the model is refused in a sentence
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig
 
+from seal.lora.batch import Batch
 from seal.lora.packing import beside, pack
 from seal.lora.records import LoraError
 from seal.lora.tokens import Row
@@ -37,6 +40,11 @@ class Nature:
     """Rows may stand in one sequence, with attention row by row: the fast path."""
     linear_head: bool = False
     """The logits are a linear layer of the body's hidden states, and nothing more."""
+    pads: bool = True
+    """Prompts of several lengths are read together, filled up at the left."""
+    unheard: frozenset[str] = frozenset()
+    """Linear layers whose weights the model takes without asking the layer: an adapter there changes
+    nothing, here as in PEFT, and is not merged either."""
 
 
 def nature_of(model: Model) -> Nature:
@@ -49,13 +57,16 @@ def nature_of(model: Model) -> Nature:
     places = [torch.tensor(row.ids[1:], device=model.device) for row in rows]
     with torch.no_grad():
         try:
-            alone = [_logits(model, [row.ids])[0, :-1] for row in rows]
-        except (TypeError, ValueError, AttributeError, NotImplementedError, KeyError, RuntimeError) as error:
+            with _listening(model) as unheard:
+                alone = [_logits(model, [row.ids])[0] for row in rows]
+        except Exception as error:  # of a model that somebody else wrote
             raise LoraError(
                 f"the model {model.name!r} cannot be computed from a row of text alone, as a causal language "
                 f"model is: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
             ) from error
-        right = torch.cat([cross_entropy(x, y, reduction="none") for x, y in zip(alone, places, strict=True)])
+        right = torch.cat(
+            [cross_entropy(x[:-1], y, reduction="none") for x, y in zip(alone, places, strict=True)]
+        )
         if not bool(right.isfinite().all()):
             raise LoraError(f"the model {model.name!r} gives no finite probabilities: its weights are broken")
         _must_be_causal(model, rows, right)
@@ -68,7 +79,61 @@ def nature_of(model: Model) -> Nature:
         packs = head and _agrees(
             model, pack([short[:2], short[2:]], model.device), Nature(True, True), right, noise
         )
-    return Nature(packs, head)
+        pads = _reads(model, rows, alone)
+    return Nature(packs, head, pads, frozenset(unheard))
+
+
+@contextmanager
+def _listening(model: Model) -> Iterator[set[str]]:
+    """The linear layers that are not called meanwhile."""
+    linears = {n: m for n, m in model.runner.named_modules() if isinstance(m, torch.nn.Linear)}
+    unheard = set(linears)
+    hooks = [
+        m.register_forward_hook(lambda *_, name=n: unheard.discard(name) and None) for n, m in linears.items()
+    ]
+    try:
+        yield unheard
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+AHEAD = 3
+"""Tokens that are read one after another, from a cache, behind what was read at once."""
+
+
+def _reads(model: Model, rows: list[Row], alone: list[Tensor]) -> bool:
+    """Whether prompts of several lengths may be read together.
+
+    Raises:
+        LoraError: even alone, a prompt that is read from a cache goes on otherwise than the model does.
+    """
+    some = [(row.ids, x) for row, x in zip(rows, alone, strict=True) if len(row.ids) > AHEAD]
+    if not some or _reads_on(model, some):
+        return True
+    if all(_reads_on(model, [one]) for one in some):
+        return False
+    raise LoraError(
+        f"the model {model.name!r} does not go on from a cache as it does without one (transformers' own class "
+        f"{type(model.model).__name__}): SEAL cannot let it write"
+    )
+
+
+def _reads_on(model: Model, some: list[tuple[tuple[int, ...], Tensor]]) -> bool:
+    tolerance = 1e-3 if model.runner.dtype == torch.float32 else 0.2
+    try:
+        batch = Batch(model, [ids[:-AHEAD] for ids, _ in some], None)
+        for step in range(AHEAD):
+            found = batch.forward()
+            at = step - AHEAD - 1
+            wanted = torch.stack([x[at] for _, x in some])
+            if not float((found - wanted).abs().mean()) <= tolerance * max(1.0, float(wanted.std())):
+                return False
+            nexts = torch.tensor([ids[at + 1] for ids, _ in some], device=model.device)
+            batch.take(nexts, set(range(len(some))))
+    except Exception:  # of a model that somebody else wrote
+        return False
+    return True
 
 
 def _rows(model: Model) -> list[Row]:
@@ -121,7 +186,7 @@ def _agrees(model: Model, lines: Any, nature: Nature, right: Tensor, noise: floa
         with model.losses(lines) as (_, found):
             off = (found.float() - right).abs()
             return bool(off.mean() <= noise and off.max() <= 50 * noise)
-    except (NotImplementedError, TypeError, AttributeError, ValueError, RuntimeError):
+    except Exception:  # of a model that somebody else wrote
         return False
     finally:
         model.nature = before

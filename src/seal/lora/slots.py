@@ -219,7 +219,8 @@ class _AdaptedLinear(torch.autograd.Function):
         _add(out, low, b.mT, rectangle)
         ctx.rectangle, ctx.shape = rectangle, x.shape
         ctx.save_for_backward(side, weight, a, b, scale, low)
-        return out.view(*x.shape[:-1], -1)
+        # not a view of its own: a model may change what a layer gives in place (clipped queries)
+        return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], out.shape[-1]])
 
     @staticmethod
     @once_differentiable
