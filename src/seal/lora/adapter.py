@@ -29,7 +29,8 @@ class Adapter:
 
 def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Linear]:
     """Path → linear layer, in the model's order. ``all-linear`` is every ``nn.Linear`` of the language model
-    but the output head: none of a vision tower beside it, and none that computes in its own way (a router).
+    but the output head: none of a vision tower beside it, and none that computes in its own way (a router);
+    and beside experts in one tensor none that PEFT would take for an expert's (:data:`EXPERTS`).
 
     Raises:
         LoraError: a name matches no ``nn.Linear`` of this model.
@@ -38,6 +39,8 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     language: Any = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     inside = set((language or model).modules())
     linears = {n: m for n, m in model.named_modules() if _is_linear(m) and m is not head and m in inside}
+    if any(p.ndim == 3 and "experts" in n for n, p in model.named_parameters()):
+        linears = {n: m for n, m in linears.items() if n.rsplit(".", 1)[-1] not in EXPERTS}
     if targets == "all-linear":
         if not linears:
             raise LoraError(
@@ -53,6 +56,11 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
             f"no linear layer is named {', '.join(sorted(missing))} in this model; it has: {known}"
         )
     return found
+
+
+EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate")
+"""Names under which PEFT looks for experts. In a model that keeps them in one tensor, it puts what an adapter
+has for a dense layer of such a name on the experts instead (PEFT 0.21, ``transformers_weight_conversion``)."""
 
 
 def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:

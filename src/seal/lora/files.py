@@ -39,11 +39,9 @@ def save_peft(adapter: Adapter, folder: str | Path, base_model: str) -> None:
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "target_modules": sorted({n.rsplit(".", 1)[-1] for n in adapter.weights}),
+        # whole paths: a last part alone may name layers that are not adapted (experts, other blocks)
+        "target_modules": sorted(adapter.weights),
     }
-    numbers = {int(x) for n in adapter.weights for x in n.split(".") if x.isdigit()}
-    if numbers and min(numbers) > 0:  # the last layers alone
-        config["layers_to_transform"] = sorted(numbers)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

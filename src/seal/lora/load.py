@@ -120,14 +120,24 @@ def _load(spec: ModelSpec) -> Model:
     how = _how(spec)
     try:
         shape = AutoConfig.from_pretrained(where)
+        if shape.is_encoder_decoder:
+            raise LoraError(
+                f"the model {spec.name!r} ({shape.model_type}) is an encoder with a decoder, not a causal "
+                "language model"
+            )
         needed = weights_bytes(shape, spec.dtype, spec.quantize, native and spec.dtype == "float32")
         must_fit(spec.name, needed, spec.device)
         tokenizer = AutoTokenizer.from_pretrained(where)
-        weights = AutoModelForCausalLM.from_pretrained(where, **how)
+        weights, told = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **how)
     except LoraError:
         raise
     except Exception as error:
         raise _unreadable(spec.name, error, where) from error
+    if missing := sorted({*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}):
+        raise LoraError(
+            f"the files of {spec.name!r} lack {len(missing)} weights of a causal language model "
+            f"({type(weights).__name__}), the first {missing[0]!r}: it is of another kind, or not whole"
+        )
     if len(tokenizer) > (rows := weights.get_input_embeddings().weight.shape[0]):
         raise LoraError(
             f"the tokenizer of {spec.name!r} has {len(tokenizer)} tokens, its embedding only {rows}: they do "

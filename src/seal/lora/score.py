@@ -14,7 +14,7 @@ from seal.lora.capacity import in_parts
 from seal.lora.chat import render
 from seal.lora.decoder import rectangle_of
 from seal.lora.model import Model
-from seal.lora.records import Example, Query
+from seal.lora.records import Example, LoraError, Query
 from seal.lora.sample import ROWS
 from seal.lora.slots import slots_of
 from seal.lora.tokens import Row, encode_example
@@ -112,7 +112,13 @@ def divergence(
 
 def _gold_row(model: Model, query: Query) -> Row:
     example = Example(_joined(query, model), prompt=query.prompt.text, chat=True)
-    return model.clip_row(encode_example(example, model.tokenizer, model.chat))
+    row = encode_example(example, model.tokenizer, model.chat)
+    if len(row.ids) > model.context:
+        raise LoraError(
+            f"a question with its answer is {len(row.ids)} tokens, and the model's context holds "
+            f"{model.context}: {query.prompt.text[:60]!r}…"
+        )
+    return row
 
 
 def _joined(query: Query, model: Model) -> str:

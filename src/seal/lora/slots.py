@@ -220,7 +220,8 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx.rectangle, ctx.shape = rectangle, x.shape
         ctx.save_for_backward(side, weight, a, b, scale, low)
         # not a view of its own: a model may change what a layer gives in place (clipped queries)
-        return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], out.shape[-1]])
+        whole: Tensor = torch.ops.aten._unsafe_view(out, [*x.shape[:-1], out.shape[-1]])
+        return whole
 
     @staticmethod
     @once_differentiable

@@ -97,6 +97,11 @@ class _Work:
     def __init__(self, index: int, job: Job, model: Model) -> None:
         self.index, self.job = index, job
         modules = adapted_modules(model.runner, job.recipe)
+        if modules.keys() <= model.nature.unheard:
+            raise LoraError(
+                f"no layer that {model.name!r} reads text with is among the targets ({next(iter(modules))!r} "
+                "is not called)"
+            )
         self.fresh = job.start or init_adapter(modules, job.recipe, job.seed)
         self.start = join(job.beneath, self.fresh)
         self.trainable: Tensor | None = None
@@ -355,10 +360,11 @@ class _Training:
 def in_passes(
     batch: Sequence[Row],
     tokens: int,
-    taken: Callable[[Sequence[Row]], int] = lambda rows: sum(len(r.ids) for r in rows),
+    taken: Callable[[Sequence[Row]], int] | None = None,
 ) -> list[list[list[Row]]]:
     """One job's batch as passes of at most so many tokens (or of one row), in order; rows without loss only
-    take part beside others. ``taken``: the tokens that some rows take."""
+    take part beside others. ``taken``: the tokens that some rows take, if not theirs alone."""
+    taken = taken or (lambda rows: sum(len(row.ids) for row in rows))
     parts: list[list[Row]] = []
     for row in batch:
         if not parts or taken([*parts[-1], row]) > tokens:
