@@ -49,7 +49,7 @@ from workloads import PAPER, Work, arc, atlas, embedded_grids, passages
 
 
 def rows_of(work: Work, job: Job) -> tuple[list[Row], list[list[int]]]:
-    rows = [encode_example(e, work.policy.tokenizer) for e in job.examples]
+    rows = [encode_example(e, work.policy.conventions) for e in job.examples]
     return rows, plan_batches([len(r.ids) for r in rows], job.recipe, job.seed)
 
 

@@ -10,9 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
-from seal.lora.records import Example, LoraError, Prompt, Query, Recipe, Sampling, Written
+from seal.lora.records import (
+    UNFINISHED,
+    Example,
+    LoraError,
+    Prompt,
+    Query,
+    Recipe,
+    Sampling,
+    Written,
+    spoken,
+)
 
 __all__ = [
+    "UNFINISHED",
     "Attempt",
     "BadEdit",
     "Edit",
@@ -31,6 +42,7 @@ __all__ = [
     "Wanted",
     "Written",
     "seed_of",
+    "spoken",
 ]
 
 

@@ -19,6 +19,7 @@ from seal.domains.check import HOSTILE, check_domain
 from seal.domains.knowledge import Knowledge
 from seal.loop.inner import InnerLoop
 from seal.loop.write import sampling_of, write_edits
+from seal.lora.chat import conventions_of
 from seal.lora.tokens import encode_example
 from seal.records import Attempt, BadEdit, Edit, SealError, Task
 from seal.store import Stage
@@ -170,8 +171,8 @@ def test_what_an_edit_chooses_is_what_is_trained(folder: Path) -> None:
     assert all(c > counts[0] for c in counts[1:])
     everywhere = domain.parse(task, edit_text(**off, strategy="train_using_all_tokens"))
     assert isinstance(everywhere, Edit) and all(e.loss_on_prompt for e in everywhere.examples)
-    tokenizer = tiny.tokenizer()
-    answer, whole = (encode_example(e.examples[0], tokenizer) for e in (plain, everywhere))
+    plain_text = conventions_of(tiny.tokenizer())
+    answer, whole = (encode_example(e.examples[0], plain_text) for e in (plain, everywhere))
     assert sum(answer.loss) < len(answer.ids) / 3 and sum(whole.loss) == len(whole.ids) - 1
 
 
@@ -243,6 +244,7 @@ def test_the_papers_config_runs_end_to_end_on_a_tiny_instruct_model(folder: Path
         f"--model.name={tmp_path / 'model'}",
         "--model.device=cpu",
         "--model.dtype=float32",
+        "--model.chat=on",
         f"--runs={tmp_path / 'runs'}",
         f"--domain.options={json.dumps(options)}",
         "--edits_per_task=3",

@@ -319,6 +319,7 @@ def test_directives_drawn_at_random_end_the_edits_of_the_first_round(tmp_path: P
 def test_completions_of_grpo_are_the_edits_whatever_the_template(tmp_path: Path) -> None:
     pytest.importorskip("trl")
     from seal.loop.selection import sft_examples
+    from seal.lora.chat import conventions_of
     from seal.lora.tokens import encode_example
     from seal.records import Prompt, Selected
 
@@ -326,9 +327,10 @@ def test_completions_of_grpo_are_the_edits_whatever_the_template(tmp_path: Path)
     policy.tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
     )
+    policy.conventions = conventions_of(policy.tokenizer, chat="on")
     for prompt in (Prompt("Read."), Prompt("Read.", "Be brief.")):
         example = sft_examples([Selected("a", "Velora is walled.", 1.0)], {"a": prompt})[0]
-        row = encode_example(example, policy.tokenizer, policy.chat)
+        row = encode_example(example, policy.conventions)
         begins = row.loss.index(True)
         assert (
             policy.tokenizer.decode(row.ids[begins:], skip_special_tokens=True).strip() == "Velora is walled."

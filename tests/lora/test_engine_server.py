@@ -164,6 +164,7 @@ def test_on_cuda_the_engine_sleeps_between_two_calls(monkeypatch: pytest.MonkeyP
         context=64,
         runner=tiny_one.runner,
         model=tiny_one.model,
+        conventions=tiny_one.conventions,
     )
     engine = InProcess(policy)
     for _ in range(2):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seal.lora.adapter import Adapter, init_adapter, target_modules
 from seal.lora.capacity import Room
+from seal.lora.chat import conventions_of
 from seal.lora.loss import chunked_loss
 from seal.lora.model import Model
 from seal.lora.packing import SoftTargets
@@ -50,7 +51,7 @@ def said(model: Model, ids: Sequence[int]) -> Tensor:
 def loss_by_hand(learner: Model, speaker: Model, rows: Sequence[Example], teacher: Teacher) -> Tensor:
     total, count = torch.zeros(()), 0
     for example in rows:
-        row = encode_example(example, learner.tokenizer)
+        row = encode_example(example, learner.conventions)
         view = learner.tokenizer(f"{example.view}\n\n")["input_ids"] if example.view else []
         for i, on in enumerate(row.loss):
             if not on:
@@ -171,6 +172,7 @@ def test_what_cannot_be_taught_is_one_sentence(policy: Model) -> None:
 def test_a_view_goes_into_the_turn_of_a_chat(policy: Model) -> None:
     """The loss tokens are the very same ones, whatever stands before them."""
     policy.tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    policy.conventions = conventions_of(policy.tokenizer, chat="on")
     row = Example("red", prompt="colour?", chat=True, view=VIEW)
     (found,) = taught_rows(Teacher(top=3), policy, [row])
     assert found.soft is not None and found.soft.ids.shape == (len("red") + 1, 3)

@@ -27,6 +27,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from seal.lora.adapter import Adapter, away_from, init_adapter, join, target_modules
 from seal.lora.capacity import Room
+from seal.lora.chat import conventions_of
 from seal.lora.decoder import _choose
 from seal.lora.files import load_peft, save_peft
 from seal.lora.model import Model
@@ -87,7 +88,7 @@ def by_peft(job: Job, policy: Model) -> Adapter:
             parameters[f"base_model.model.{name}.lora_B.default.weight"].copy_(b)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    rows = [encode_example(e, policy.tokenizer) for e in job.examples]
+    rows = [encode_example(e, policy.conventions) for e in job.examples]
     batches = plan_batches([len(r.ids) for r in rows], recipe, job.seed)
     make = {"linear": get_linear_schedule_with_warmup, "cosine": get_cosine_schedule_with_warmup}[
         recipe.schedule
@@ -283,7 +284,7 @@ def test_the_loss_that_is_told_is_the_mean_over_the_steps_own_tokens(policy: Mod
     ]
     for rows, loss in zip((ROWS, ROWS[:1]), told, strict=True):
         each = []
-        for row in (encode_example(e, policy.tokenizer) for e in rows):
+        for row in (encode_example(e, policy.conventions) for e in rows):
             logits = policy.forward(input_ids=torch.tensor([row.ids])).logits[0, :-1]
             each += cross_entropy(logits, torch.tensor(row.ids[1:]), reduction="none").tolist()
         assert loss == pytest.approx(sum(each) / len(each), abs=1e-4)
@@ -357,15 +358,16 @@ def test_last_layers_alone_leave_the_others_as_they_are_here_and_in_peft(
 
 def test_loss_falls_on_the_completion_and_one_end_token_alone() -> None:
     tok = tiny.tokenizer()
-    row = encode_example(Example("two", prompt="one "), tok)
+    plain = conventions_of(tok)
+    row = encode_example(Example("two", prompt="one "), plain)
     assert [t for t, on in zip(row.ids, row.loss, strict=True) if on] == [
         *tok("two")["input_ids"],
         tok.eos_token_id,
     ]
     assert row.ids.count(tok.eos_token_id) == 1
-    open_ = encode_example(Example("two", prompt="one ", ends=False), tok)
+    open_ = encode_example(Example("two", prompt="one ", ends=False), plain)
     assert open_.ids == row.ids[:-1] and open_.loss == row.loss[:-1], "what does not end has no end token"
-    whole = encode_example(Example("two"), tok)
+    whole = encode_example(Example("two"), plain)
     assert whole.loss == (False, True, True, True)
 
 

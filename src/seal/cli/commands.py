@@ -279,6 +279,7 @@ def learn(args: Namespace) -> int:
     if args.dry_run:
         shape = Shape(config.spec)
         passages = passages_for(shape, args.documents, config.passage_tokens)
+        print(f"seal: model    {shape.conventions.words()}")
         print("\n".join(reckon_learn(config, passages, shape).lines("seal: reckoned")))
         return 0
 

@@ -275,10 +275,13 @@ def _say_cost(command: str, config: Any, own: Json) -> int:
     order also where a model is not at hand."""
     if command == "try":
         return 0
+    from seal.lora.load import shape_of
     from seal.records import LoraError, SealError
 
     _ready_for_models()
     try:
+        if not config.model.name.startswith("fake:"):
+            print(f"seal: model    {shape_of(config.model)[1].words()}", file=sys.stderr)
         cost = _cost(command, config, _controls(command, config, own))
     except (SealError, LoraError) as error:
         print(f"seal: what it costs cannot be reckoned: {error}", file=sys.stderr)

@@ -120,7 +120,7 @@ class Reckoner:
         recipe = recipe or self.config.inner.recipe
         known = self.domain.oracle(task)
         edit, asked = checked_edit(self.domain, task, known or self.domain.plain(task) or "", recipe)
-        lengths = [len(encode_example(e, self.shape.tokenizer).ids) for e in edit.examples] if edit else []
+        lengths = [len(encode_example(e, self.shape.conventions).ids) for e in edit.examples] if edit else []
         if known is None:
             n = self.config.write.max_tokens
             lengths += [n // 8] * 8 if n >= 8 else [n]

@@ -29,7 +29,7 @@ def finetune(policy: Model, job: Job) -> tuple[Model, Trained]:
         raise SealError("4-bit weights cannot be finetuned in full: load the model without quantize")
     whole, _ = policy.merged()
     recipe = job.recipe
-    rows = [policy.clip_row(encode_example(e, policy.tokenizer, policy.chat)) for e in job.examples]
+    rows = [policy.clip_row(encode_example(e, policy.conventions)) for e in job.examples]
     data = [
         {"input_ids": r.ids, "labels": [t if on else -100 for t, on in zip(r.ids, r.loss, strict=True)]}
         for r in rows

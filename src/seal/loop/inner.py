@@ -27,6 +27,7 @@ from seal.lora.score import log_likelihood
 from seal.lora.train import Job, Trained, train_adapters
 from seal.progress import progress
 from seal.records import (
+    UNFINISHED,
     Attempt,
     BadEdit,
     Edit,
@@ -35,6 +36,7 @@ from seal.records import (
     Task,
     Wanted,
     seed_of,
+    spoken,
 )
 from seal.store import Stage
 
@@ -261,7 +263,10 @@ def understand(
 ) -> tuple[Edit | BadEdit | Wanted, Recipe]:
     """An edit and the recipe it asks for; an edit without rows, or whose settings are out of bounds, is a bad
     one."""
-    parsed = domain.parse(task, text)
+    said = spoken(text)
+    if said is None:
+        return BadEdit(text, UNFINISHED), recipe
+    parsed = domain.parse(task, said)
     if isinstance(parsed, Wanted):
         if not 0 < len(parsed.prompts) * parsed.n <= MAX_SAMPLES:
             return BadEdit(

@@ -201,7 +201,7 @@ def _judged(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str
     ratings = [
         str(n) for n in range(10)
     ]  # of one digit: a longer one would be favoured by a mean over tokens
-    queries = [Query(Prompt(p), (" " if not judge.chat else "") + r) for p in prompts for r in ratings]
+    queries = [Query(Prompt(p), r) for p in prompts for r in ratings]
     likely = np.array(log_likelihood(judge, [None], [queries])[0]).reshape(-1, len(ratings))
     weights = np.exp(likely - likely.max(1, keepdims=True))
     return _split(((weights / weights.sum(1, keepdims=True)) @ np.arange(10) / 9).tolist(), texts_P_E)

@@ -154,7 +154,11 @@ def sft_examples(kept: Sequence[Selected], prompts: Mapping[str, Prompt]) -> tup
     """Prompt → kept self-edit, loss on the edit alone: what the policy imitates. One that was cut off is
     imitated as far as it goes, and teaches no end: of four ways the one that did best (docs/LOG.md,
     ``tools/rules/cut.py``)."""
-    return tuple(Example(s.text, ends=not s.cut, prompt=prompts[s.task].text, chat=True) for s in kept)
+    asked = [prompts[s.task] for s in kept]
+    return tuple(
+        Example(s.text, ends=not s.cut, prompt=p.text, system=p.system, chat=True)
+        for s, p in zip(kept, asked, strict=True)
+    )
 
 
 # ---------------------------------------------------------------------------- branches: SEAL and its controls

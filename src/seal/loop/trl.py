@@ -29,7 +29,6 @@ from seal.loop.inner import HERE, InnerLoop, open_domain
 from seal.loop.rooms import inner_rooms
 from seal.loop.selection import sft_examples
 from seal.lora.adapter import Adapter, adapted_modules
-from seal.lora.chat import defuse, render
 from seal.lora.files import load_peft
 from seal.lora.load import load_model
 from seal.lora.model import Model
@@ -129,13 +128,13 @@ def preference(
         return None, {"kept": 0, "steps": 0, "tokens": 0, "loss": (0.0, 0.0), "diverged": False}
     rows = []
     for best, worst in pairs:
-        prompt = render(prompts[best.task], policy.tokenizer, policy.chat)
+        prompt = policy.conventions.render(prompts[best.task])
         prompt = (
             prompt.removeprefix(str(policy.tokenizer.bos_token or "")) if policy.chat else prompt
         )  # TRL writes it again
         texts = {
-            "chosen": defuse(best.text, policy.tokenizer),
-            "rejected": defuse(worst.text, policy.tokenizer),
+            "chosen": policy.conventions.defuse(best.text),
+            "rejected": policy.conventions.defuse(worst.text),
         }
         rows.append({"prompt": prompt, **texts})
     n_steps = outer.recipe.steps or max(
@@ -197,7 +196,7 @@ def grpo(
                 [Selected(name, broken.get((name, number), text), worth, (name, number) in broken)],
                 prompts,
             )[0]
-            row = encode_example(example, policy.tokenizer, policy.chat)  # as imitation would train on it
+            row = encode_example(example, policy.conventions)  # as imitation would train on it
             begins = row.loss.index(True) if True in row.loss else len(row.loss)
             found["prompt_ids"].append(list(row.ids[:begins]))
             found["completion_ids"].append(list(row.ids[begins:]))

@@ -11,18 +11,16 @@ from torch import Tensor
 
 from seal.lora.adapter import Adapter
 from seal.lora.batch import Batch
-from seal.lora.chat import render
 from seal.lora.grammar import Constraint
 from seal.lora.model import Model
-from seal.lora.records import LoraError, Prompt, Sampling, Written
+from seal.lora.records import LoraError, Prompt, Sampling, Written, spoken
 from seal.lora.slots import slots_of
-from seal.lora.tokens import encode_prompt, end_token
 
 T = TypeVar("T")
 
 
 def encode(model: Model, prompt: Prompt, sampling: Sampling) -> list[int]:
-    tokens = encode_prompt(render(prompt, model.tokenizer, model.chat), model.tokenizer, model.chat)
+    tokens = model.conventions.encode(model.conventions.render(prompt))
     if len(tokens) + sampling.max_tokens > model.context:
         raise LoraError(
             f"a prompt of {len(tokens)} tokens with room for {sampling.max_tokens} more does not fit the "
@@ -143,7 +141,7 @@ class _Cohort:
     """Requests that were read together."""
 
     def __init__(self, model: Model, requests: Sequence[_Request], sampling: Sampling) -> None:
-        self.tokenizer, self.sampling = model.tokenizer, sampling
+        self.conventions, self.sampling = model.conventions, sampling
         adapters = list(dict.fromkeys(r.adapter for r in requests))
         room = slots_of(model.runner, adapters, model.device)
         by_slot = [[r for r in requests if r.adapter is a] for a in adapters] if room else [list(requests)]
@@ -156,7 +154,7 @@ class _Cohort:
         )  # (N, max_tokens) uniform numbers, one row's own, or None
         self.ids: list[list[int]] = [[] for _ in rows]
         self.open = set(mine)
-        self.end = end_token(model.tokenizer)
+        self.ends = model.conventions.ends or {model.conventions.end}
         self.constraint = Constraint(model.tokenizer, sampling.schema, len(rows)) if sampling.schema else None
         self.steps = 0
         self.over = not sampling.max_tokens
@@ -181,14 +179,14 @@ class _Cohort:
 
     def _goes_on(self, row: int, token: int) -> bool:
         """Write a token down; whether it is one, and not the end."""
-        if token == self.end:
+        if token in self.ends:
             self.open.remove(row)
             return False
         self.ids[row].append(token)
         if self.constraint:
             self.constraint.take(row, token)
         stop = self.sampling.stop
-        if stop and stop in self.tokenizer.decode(self.ids[row]).lstrip():
+        if stop and stop in (spoken(self.conventions.decode(self.ids[row])) or "").lstrip():
             self.open.remove(row)
         return True
 
@@ -202,7 +200,7 @@ class _Cohort:
         rows = list(self.requests)
         if not rows:
             return {}
-        texts = self.tokenizer.batch_decode([self.ids[row] for row in rows], skip_special_tokens=True)
+        texts = [self.conventions.decode(self.ids[row]) for row in rows]
         answers = answers_in(texts, self.sampling)
         return {
             self.requests[row].number: Written(text, row in self.open)
@@ -211,8 +209,11 @@ class _Cohort:
 
 
 def answers_in(texts: Sequence[str], sampling: Sampling) -> list[str]:
-    """Each up to what ends an answer, once something is written."""
-    return [t.lstrip().split(sampling.stop)[0] if sampling.stop else t for t in texts]
+    """Each up to what ends an answer, once something is written after any thinking. Of thinking that does not
+    end nothing is an answer."""
+    if not sampling.stop:
+        return list(texts)
+    return [(spoken(t) or "").lstrip().split(sampling.stop)[0] for t in texts]
 
 
 def _draws(sampling: Sampling, seeds: Sequence[int]) -> Tensor | None:

@@ -80,7 +80,7 @@ class Shape:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.config, self.tokenizer = shape_of(spec)
+        self.config, self.conventions = shape_of(spec)
         with torch.device("meta"):
             self.empty: Any = AutoModelForCausalLM.from_config(self.config)
         linear = [m for m in self.empty.modules() if isinstance(m, torch.nn.Linear)]
@@ -97,7 +97,7 @@ class Shape:
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
-        return len(self.tokenizer(text)["input_ids"])
+        return len(self.conventions.tokenizer(text)["input_ids"])
 
     def adapter_weights(self, recipe: Recipe) -> int:
         """Of one adapter."""

@@ -13,12 +13,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PretrainedConfig,
-    PreTrainedTokenizerBase,
 )
 
 from seal.lora.adapter import Adapter
 from seal.lora.capacity import free_memory, must_fit, spread, weights_bytes
+from seal.lora.chat import Conventions, conventions_of, ends_of
 from seal.lora.files import base_named_in, load_peft
 from seal.lora.model import Model
 from seal.lora.records import EMBEDDED, LoraError, ModelSpec, is_adapter
@@ -62,6 +63,7 @@ def _weights(spec: ModelSpec, rank: int) -> Model:
 
         return load_fake(spec.name)
     model = _load(spec)
+    model.conventions = conventions_of(model.tokenizer, ends_of(model.model), spec.chat, spec.system)
     if spec.engine != "transformers":
         from seal.lora.vllm import InProcess, Server
 
@@ -86,8 +88,8 @@ def stack_of(folder: str | Path) -> Adapter | None:
     return stack if any(bool(b.any()) for _, b in stack.weights.values()) else None
 
 
-def shape_of(spec: ModelSpec) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """A model's config and tokenizer, without its weights.
+def shape_of(spec: ModelSpec) -> tuple[PretrainedConfig, Conventions]:
+    """A model's config and its conventions (with the tokenizer), without its weights.
 
     Raises:
         LoraError: there is no such model, or it cannot be read.
@@ -95,9 +97,14 @@ def shape_of(spec: ModelSpec) -> tuple[PretrainedConfig, PreTrainedTokenizerBase
     spec = _over_weights(spec)
     where = _folder(spec.name)
     try:
-        return AutoConfig.from_pretrained(where), AutoTokenizer.from_pretrained(where)
+        config, tokenizer = AutoConfig.from_pretrained(where), AutoTokenizer.from_pretrained(where)
     except Exception as error:
         raise _unreadable(spec.name, error, where) from error
+    try:
+        ends = GenerationConfig.from_pretrained(where).eos_token_id
+    except OSError:  # there is none: the config says it
+        ends = getattr(config.get_text_config(), "eos_token_id", None)
+    return config, conventions_of(tokenizer, ends, spec.chat, spec.system)
 
 
 def _folder(name: str) -> str | Path:

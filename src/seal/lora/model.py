@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seal.lora.adapter import Adapter, join
 from seal.lora.attention import rows_apart
+from seal.lora.chat import conventions_of, ends_of
 from seal.lora.loss import chunked_loss, divergence_from
 from seal.lora.packing import Lines, beside, pack
 from seal.lora.probe import Nature, nature_of, windows
@@ -46,6 +47,8 @@ class Model:
             if type(module).__name__ == "Linear4bit":
                 module.training = True
         self.tokenizer = tokenizer
+        self.conventions = conventions_of(tokenizer, ends_of(model))
+        """How it is asked, and how what it writes begins and ends."""
         self.name = name
         """What it was asked for by."""
         self.base_name = name
@@ -84,7 +87,7 @@ class Model:
     @property
     def chat(self) -> bool:
         """Whether prompts go through a chat template."""
-        return self.tokenizer.chat_template is not None
+        return self.conventions.chat
 
     @property
     def context(self) -> int:

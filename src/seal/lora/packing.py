@@ -123,7 +123,9 @@ def pack(batches: Sequence[Sequence[Row]], device: torch.device | str) -> Lines:
     n = of_menu(real, 16) if real <= 2048 else -(-real // 256) * 256
     ids = np.zeros(n, np.int64)
     ids[:real] = np.concatenate([row.ids for row in rows])
-    positions = np.zeros(n, np.int64)  # what fills up is a row of nothing but beginnings: no table is too short
+    positions = np.zeros(
+        n, np.int64
+    )  # what fills up is a row of nothing but beginnings: no table is too short
     positions[:real] = np.arange(real) - np.repeat(starts, stops - starts)
     widths = np.array([sum(len(row.ids) for row in batch) for batch in batches])
     rectangle = (

@@ -31,6 +31,36 @@ class Written(NamedTuple):
     cut: bool = False
 
 
+THINKING = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+"""What models put around their thinking."""
+
+
+def spoken(text: str) -> str | None:
+    """What a model says after it has thought: the text without a block of thinking at its beginning; ``None``
+    where that block does not end. A text that begins otherwise is itself, to the letter. What stands before
+    an end without a beginning is thinking too, where the beginning was the prompt's."""
+    start = text.lstrip()
+    for begin, end in THINKING:
+        if start.startswith(begin):
+            _, found, rest = start.partition(end)
+            return rest.lstrip() if found else None
+        if end in start and begin not in start.partition(end)[0]:
+            return start.partition(end)[2].lstrip()
+    return text
+
+
+UNFINISHED = "it begins with thinking that does not end"
+"""Why a text of which nothing is :func:`spoken` is no self-edit and no answer."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One training row. Loss falls on ``completion`` and one end token; ``prompt`` is context. An empty
@@ -38,10 +68,15 @@ class Example:
 
     completion: str
     prompt: str = ""
+    system: str = ""
+    """The system turn before the prompt, as :attr:`Prompt.system`."""
     chat: bool = False
     """Render the prompt through the model's chat template, where it has one."""
     loss_on_prompt: bool = False
     """Let loss fall on the prompt as well."""
+    answer: bool = False
+    """The completion is an answer, and begins as one does after this prompt: after a space, unless the prompt
+    ends in white space or a chat's template begins it otherwise."""
     ends: bool = True
     """Whether the text ends here: then an end token follows, and carries loss."""
     view: str | None = None
@@ -144,6 +179,11 @@ class ModelSpec(BaseModel):
     engine: Annotated[str, Field(pattern=r"^(transformers|vllm|https?://\S+)$")] = "transformers"
     """Who writes edits and answers: ``transformers``; ``vllm``, in this process; or a running ``vllm serve``
     (``http://host:8000/v1``)."""
+    chat: Literal["auto", "on", "off"] = "auto"
+    """Whether prompts go through the model's chat template; ``auto``: exactly if the token that ends its turns is
+    one that the model ends at, which that of a base model is not."""
+    system: str | None = None
+    """The system prompt of a chat; empty: none, where the template would insert one of its own."""
     quantize: Literal["4bit"] | None = None
     """Hold the frozen weights in 4 bits (NF4, through bitsandbytes)."""
 

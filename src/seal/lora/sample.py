@@ -13,14 +13,15 @@ from seal.lora.adapter import Adapter
 from seal.lora.capacity import in_parts
 from seal.lora.decoder import Decoder, encode
 from seal.lora.model import Model
-from seal.lora.records import Prompt, Sampling, Written
+from seal.lora.records import Prompt, Sampling, Written, spoken
 
 
 def generate(
     model: Model, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int], batch: int = 128
 ) -> list[str]:
-    """One text per prompt from the model without adapters, in order, wherever it ends."""
-    return [written.text for written in complete(model, prompts, sampling, seeds, batch)]
+    """One text per prompt from the model without adapters, in order, wherever it ends, without any thinking at
+    its beginning."""
+    return [spoken(written.text) or "" for written in complete(model, prompts, sampling, seeds, batch)]
 
 
 def complete(
@@ -69,7 +70,7 @@ def ask(
                 [t for _, t in flat], sampling, [0] * len(flat), [a for a, _ in flat], model.stack
             )
         )
-        return [[next(texts).text for _ in prompts] for prompts in prompts_K_Q]
+        return [[spoken(next(texts).text) or "" for _ in prompts] for prompts in prompts_K_Q]
 
     def some(start: int, stop: int) -> None:
         answers[start:stop] = [[] for _ in range(start, stop)]
@@ -82,7 +83,7 @@ def ask(
                 ]
                 written = decoder.run()
             for k, number in numbers:
-                answers[k].append(written[number].text)
+                answers[k].append(spoken(written[number].text) or "")
 
     in_parts(len(adapters), slots, some)
     return answers

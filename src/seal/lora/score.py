@@ -11,7 +11,6 @@ import torch
 
 from seal.lora.adapter import Adapter
 from seal.lora.capacity import in_parts
-from seal.lora.chat import render
 from seal.lora.decoder import rectangle_of
 from seal.lora.model import Model
 from seal.lora.records import Example, LoraError, Query
@@ -74,7 +73,7 @@ def divergence(
 
     def some(start: int, stop: int) -> None:
         rows = [
-            [model.clip_row(encode_example(e, model.tokenizer, model.chat)) for e in mine]
+            [model.clip_row(encode_example(e, model.conventions)) for e in mine]
             for mine in examples_K_B[start:stop]
         ]
         flat, width = rectangle_of(rows)
@@ -111,18 +110,12 @@ def divergence(
 
 
 def _gold_row(model: Model, query: Query) -> Row:
-    example = Example(_joined(query, model), prompt=query.prompt.text, chat=True)
-    row = encode_example(example, model.tokenizer, model.chat)
+    prompt = query.prompt
+    example = Example(query.gold, prompt=prompt.text, system=prompt.system, chat=True, answer=True)
+    row = encode_example(example, model.conventions)
     if len(row.ids) > model.context:
         raise LoraError(
             f"a question with its answer is {len(row.ids)} tokens, and the model's context holds "
             f"{model.context}: {query.prompt.text[:60]!r}…"
         )
     return row
-
-
-def _joined(query: Query, model: Model) -> str:
-    """The gold answer as it follows its prompt: a space between, unless the prompt as the model reads it ends
-    in white space."""
-    text = render(query.prompt, model.tokenizer, model.chat)
-    return query.gold if text[-1:].isspace() else " " + query.gold

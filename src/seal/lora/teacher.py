@@ -57,7 +57,7 @@ def taught_rows(teacher: Teacher, learner: Model, examples: Sequence[Example]) -
         LoraError: a view does not fit the teacher's context together with its row.
     """
     model = teacher.model or learner
-    rows = [learner.clip_row(encode_example(e, learner.tokenizer, learner.chat)) for e in examples]
+    rows = [learner.clip_row(encode_example(e, learner.conventions)) for e in examples]
     views = {i: _seen(model, e, rows[i]) for i, e in enumerate(examples) if e.view is not None}
     order = sorted((i for i in views if any(views[i].loss)), key=lambda i: len(views[i].ids))
     while order:
@@ -73,9 +73,7 @@ def _seen(model: Model, example: Example, row: Row) -> Row:
     """A row as the teacher reads it: its view first, and then the very tokens that carry loss."""
     if not example.view:
         return row
-    whole = encode_example(
-        replace(example, prompt=f"{example.view}\n\n{example.prompt}"), model.tokenizer, model.chat
-    )
+    whole = encode_example(replace(example, prompt=f"{example.view}\n\n{example.prompt}"), model.conventions)
     n = len(row.ids) - row.loss.index(True) if any(row.loss) else 0
     ids = (*whole.ids[: len(whole.ids) - n], *row.ids[len(row.ids) - n :])
     if len(ids) > model.context:

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from seal.lora.chat import defuse, render
-from seal.lora.records import Example, LoraError, Prompt
+from seal.lora.chat import Conventions
+from seal.lora.records import Example, Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,46 +39,30 @@ class Row:
     soft: Soft | None = field(default=None, compare=False)
 
 
-def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, chat: bool) -> list[int]:
-    """Token ids of a rendered prompt. A chat template writes its own special tokens, so none are added
-    then."""
-    return list(tokenizer(text, add_special_tokens=not chat)["input_ids"])
-
-
-def encode_example(example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> Row:
+def encode_example(example: Example, conventions: Conventions) -> Row:
     """A training row with exactly one end token, or with none where the text does not end.
 
     A token carries loss if it covers any character of the completion. Prompt and completion are tokenised as
-    the one text they form, so the model trains on the very tokens it would meet when it generates.
+    the one text they form, so the model trains on the very tokens it would meet when it generates. In a chat
+    the end is the one that closes the assistant's turn.
     """
-    use_chat = chat and example.chat
-    prompt = render(Prompt(example.prompt), tokenizer, use_chat) if example.prompt else ""
-    encoded = tokenizer(
-        prompt + defuse(example.completion, tokenizer),
-        add_special_tokens=not use_chat,
-        return_offsets_mapping=True,
-    )
+    tokenizer = conventions.tokenizer
+    asked = bool(example.prompt or example.system)
+    chat = conventions.chat and example.chat and asked
+    prompt = conventions.render(Prompt(example.prompt, example.system), chat) if asked else ""
+    completion = conventions.defuse(example.completion)
+    if example.answer:
+        completion = conventions.answer(prompt, completion, chat)
+    encoded = tokenizer(prompt + completion, add_special_tokens=not chat, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     loss = [example.loss_on_prompt or end > len(prompt) for _, end in encoded["offset_mapping"]]
-    end_id = end_token(tokenizer)
-    if ids and ids[-1] == end_id:  # some tokenizers append it themselves
+    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append it themselves
         ids.pop(), loss.pop()
     if example.ends:
-        ids.append(end_id)
+        ids.append(conventions.close if chat and conventions.close is not None else conventions.end)
         loss.append(True)
     loss[:1] = [False] * len(loss[:1])
     return Row(tuple(ids), tuple(loss))
-
-
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that ends a text.
-
-    Raises:
-        LoraError: the tokenizer has no end-of-text token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise LoraError(f"the tokenizer of {tokenizer.name_or_path!r} has no end-of-text token (eos_token)")
-    return int(tokenizer.eos_token_id)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:

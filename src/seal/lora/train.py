@@ -114,7 +114,7 @@ class _Work:
         if job.teacher:
             self.rows = taught_rows(job.teacher, model, job.examples)
         else:
-            rows = [encode_example(e, model.tokenizer, model.chat) for e in job.examples]
+            rows = [encode_example(e, model.conventions) for e in job.examples]
             self.rows = [model.clip_row(r) for r in rows]
         if not any(any(r.loss) for r in self.rows):
             self.rows = []

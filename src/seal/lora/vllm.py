@@ -55,6 +55,7 @@ class InProcess:
             raise LoraError("model.engine vllm needs vLLM: pip install vllm (see docs/scale.md)") from error
         self.name, self.rank = policy.base_name, rank
         name = policy.base_name
+        self.ends = sorted(policy.conventions.ends)
         self.where = str(DATA / name) if name in EMBEDDED else name
         self.context, self.dtype = min(policy.context, 8192), str(policy.runner.dtype).removeprefix("torch.")
         self.on_gpu = policy.device.type == "cuda"
@@ -172,6 +173,7 @@ class InProcess:
                 max_tokens=sampling.max_tokens,
                 seed=int(s) % 2**63 if sampling.temperature else None,
                 stop=[sampling.stop] if sampling.stop and stop else None,
+                stop_token_ids=self.ends,
                 include_stop_str_in_output=False,
             )
             for s in seeds
@@ -203,6 +205,7 @@ class Server:
 
     def __init__(self, address: str, policy: Model) -> None:
         self.address, self.name = address.rstrip("/"), policy.base_name
+        self.ends = sorted(policy.conventions.ends)
         try:
             with urllib.request.urlopen(f"{self.address}/models", timeout=10) as reply:
                 self.model = str(json.load(reply)["data"][0]["id"])
@@ -242,6 +245,7 @@ class Server:
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "stop_token_ids": self.ends,
         }
         if sampling.temperature:
             body["seed"] = seed % 2**63

@@ -195,7 +195,7 @@ class Continual:
         wanted = Wanted("", prompts, 1, answering(self.domain, self.config.inner))
         answers = self.stage.once("own", lambda: [row[0] for row in samples_of(self.base, [wanted], [0])[0]])
         return tuple(
-            Example(f" {a}", prompt=p.text, chat=True)
+            Example(a, prompt=p.text, system=p.system, chat=True, answer=True)
             for p, a in zip(prompts, answers, strict=True)
             if a.strip()
         )

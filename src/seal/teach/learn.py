@@ -164,7 +164,9 @@ def passages_for(reader: Model | Shape, documents: Sequence[str], most_tokens: i
     """The passages of documents, each as many tokens at most, and no more than a third of what the model can
     read at once."""
     budget = min(most_tokens, reader.context // 3)
-    return list(read_documents(documents, budget, lambda text: len(reader.tokenizer(text)["input_ids"])))
+    return list(
+        read_documents(documents, budget, lambda text: len(reader.conventions.tokenizer(text)["input_ids"]))
+    )
 
 
 def settle(config: LearnConfig, passages: Sequence[Passage], out: Path) -> None:
