@@ -349,6 +349,12 @@ class LearnConfig(Part):
     """cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the frozen weights."""
+    chat: Literal["auto", "on", "off"] = "auto"
+    """Whether the model is asked through its chat template; auto: where its turns end as the model does."""
+    system: str | None = None
+    """The system prompt of a chat; empty: none, where the template would insert its own."""
+    start: str | None = None
+    """A LoRA adapter in PEFT's format to go on from, in place of a fresh one; its rank and scale hold."""
     policy: str | None = None
     """A folder with a SEAL-trained policy that writes the edits; the adapter is still of ``model``."""
     writer: str | None = None
@@ -381,7 +387,8 @@ class LearnConfig(Part):
     @property
     def spec(self) -> ModelSpec:
         """The model, to be loaded."""
-        return ModelSpec(name=self.model, device=self.device, dtype=self.dtype, bf16="auto")
+        talk = {"chat": self.chat, "system": self.system}
+        return ModelSpec(name=self.model, device=self.device, dtype=self.dtype, bf16="auto", **talk)
 
 
 EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=2e-3, epochs=8, batch_size=8)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seal.endpoint import RETRIES, Endpoint
+from seal.records import spoken
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,14 @@ def judge_prompt(item: Item) -> str:
 
 
 def verdict_of(text: str) -> bool | None:
-    """The verdict in a judge's reply; ``None`` if it is neither yes nor no."""
-    found = re.match(r"\W*(yes|no)\b", text.strip(), flags=re.IGNORECASE)
+    """The verdict in a judge's reply, after any thinking; ``None`` if it is neither yes nor no."""
+    said = spoken(text) or ""
+    found = re.match(r"\W*(yes|no)\b", said.strip(), flags=re.IGNORECASE)
     return None if found is None else found[1].lower() == "yes"
+
+
+VERDICT = 1024
+"""Tokens for one word: some models think before they speak."""
 
 
 class EndpointJudge:
@@ -58,7 +64,7 @@ class EndpointJudge:
         texts = (
             self.endpoint.write(
                 [judge_prompt(items[i]) for i in asked],
-                max_tokens=8,
+                max_tokens=VERDICT,
                 usable=lambda t: verdict_of(t) is not None,
             )
             if asked

@@ -42,7 +42,9 @@ def imitate(
     print(f"seal: {round_.stage.label}: {told(record, attempts, adapter is not None)}", file=sys.stderr)
     round_.stage.once("outer", lambda: record)
     whole = stack or no_change(policy.runner, config.outer.recipe)
-    round_.stage.once_folder("policy", lambda folder: save_peft(whole, folder, policy.base_name))
+    round_.stage.once_folder(
+        "policy", lambda folder: save_peft(whole, folder, policy.base_name, policy.fingerprint())
+    )
 
 
 def told(record: Mapping[str, Any], attempts: Sequence[Attempt], moved: bool) -> str:

@@ -60,7 +60,11 @@ def open_domain(config: RunConfig) -> Domain:
     """The domain of a run, with its judge loaded where that is a local model."""
     domain = load_domain(config.domain.name, config.domain.options)
     if domain.judge_model:
-        domain.judge = LocalJudge(load_model(config.model.at(domain.judge_model)))
+        domain.judge = LocalJudge(
+            load_model(
+                config.model.at(domain.judge_model).model_copy(update={"chat": "auto", "system": None})
+            )
+        )
     for note in domain.notes():
         print(f"seal: {note}", file=sys.stderr)
     return domain

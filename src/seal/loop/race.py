@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from seal.config import RunConfig
+from seal.domains.judges import VERDICT
 from seal.domains.knowledge.features import features
 from seal.endpoint import Endpoint, is_endpoint
 from seal.loop.inner import InnerLoop, understand
@@ -24,7 +25,7 @@ from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import ModelSpec
 from seal.lora.score import log_likelihood
-from seal.records import Attempt, BadEdit, Grade, Prompt, Query, SealError, Task, seed_of
+from seal.records import Attempt, BadEdit, Grade, Prompt, Query, SealError, Task, seed_of, spoken
 from seal.store import Round, Stage
 
 
@@ -189,7 +190,7 @@ def _judged(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str
     ]
     if is_endpoint(source):
         judge_ = Endpoint(source)
-        replies = judge_.write(prompts, max_tokens=8, usable=lambda x: rating_of(x) is not None)
+        replies = judge_.write(prompts, max_tokens=VERDICT, usable=lambda x: rating_of(x) is not None)
         rated = [rating_of(r or "") for r in replies]
         if left := sum(r is None for r in rated):
             raise SealError(
@@ -209,7 +210,7 @@ def _judged(source: str, tasks: Sequence[Task], texts_P_E: Sequence[Sequence[str
 
 def rating_of(reply: str) -> float | None:
     """The first number of a reply, as a share of nine; ``None`` if there is none from 0 to 9."""
-    found = re.search(r"\d{1,3}(?:\.\d{1,3})?", reply)
+    found = re.search(r"\d{1,3}(?:\.\d{1,3})?", spoken(reply) or "")
     return float(found[0]) / 9 if found and float(found[0]) <= 9 else None
 
 

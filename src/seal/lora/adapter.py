@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
@@ -21,6 +21,8 @@ class Adapter:
     rank: int
     alpha: float
     weights: dict[str, tuple[Tensor, Tensor]]
+    base: dict[str, str] | None = field(default=None, repr=False)
+    """The hash of the weights that it is of, where it was read from a file that says it."""
 
     @property
     def scale(self) -> float:
@@ -39,6 +41,7 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     language: Any = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     inside = set((language or model).modules())
     linears = {n: m for n, m in model.named_modules() if _is_linear(m) and m is not head and m in inside}
+    linears = {n: m for n, m in linears.items() if n.rsplit(".", 1)[-1] not in RENAMED}
     if any(p.ndim == 3 and "experts" in n for n, p in model.named_parameters()):
         linears = {n: m for n, m in linears.items() if n.rsplit(".", 1)[-1] not in EXPERTS}
     if targets == "all-linear":
@@ -61,6 +64,10 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
 EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate")
 """Names under which PEFT looks for experts. In a model that keeps them in one tensor, it puts what an adapter
 has for a dense layer of such a name on the experts instead (PEFT 0.21, ``transformers_weight_conversion``)."""
+
+
+RENAMED = ("weight_proj",)
+"""Of short convolutions (Inkling): transformers takes an adapter's key there for an old name of a weight."""
 
 
 def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:

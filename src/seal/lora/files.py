@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,16 +22,30 @@ from seal.lora.records import LoraError
 # ---------------------------------------------------------------------------------------------- PEFT's folder
 
 
-def save_peft(adapter: Adapter, folder: str | Path, base_model: str) -> None:
-    """Write PEFT's folder (``adapter_config.json``, ``adapter_model.safetensors``)."""
+BASE = "seal_base"
+"""In the weights file's own notes: which weights the adapter is of (:meth:`seal.lora.model.Model.fingerprint`)."""
+Json = dict[str, Any]
+
+
+def save_peft(
+    adapter: Adapter, folder: str | Path, base_model: str, base: dict[str, str] | None = None
+) -> None:
+    """Write PEFT's folder (``adapter_config.json``, ``adapter_model.safetensors``).
+
+    Args:
+        base_model: the name of the model that it is of.
+        base: the hash of those weights (:meth:`seal.lora.model.Model.fingerprint`): other ones are refused
+            when it is asked.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, (a, b) in adapter.weights.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
+    notes = {"format": "pt"} | ({BASE: json.dumps(base, sort_keys=True)} if base else {})
     try:
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / "adapter_model.safetensors", metadata=notes)
     except SafetensorError as error:  # a full disk, most often
         raise OSError(str(error)) from error
     config = {
@@ -68,6 +88,13 @@ def load_many(path: Path) -> list[Adapter]:
     return [Adapter(rank, alpha, w) for (rank, alpha), w in zip(shapes, weights, strict=True)]
 
 
+def copy_adapter(folder: Path, to: Path) -> None:
+    """An adapter's two files, into another folder."""
+    to.mkdir(parents=True, exist_ok=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(folder / name, to / name)
+
+
 def base_named_in(folder: str | Path) -> str:
     """The model that an adapter says it is of.
 
@@ -84,33 +111,129 @@ def base_named_in(folder: str | Path) -> str:
     return name
 
 
+HARMLESS = {
+    *("task_type", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
+    *("init_lora_weights", "megatron_core", "qalora_group_size", "runtime_config"),
+    *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),
+}
+"""Settings of PEFT's that say where an adapter goes or how it began, or that are computed here."""
+BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Ways to begin that leave the base weights as they are; PiSSA, OLoRA, CorDA and their like take a part out of
+them, and the adapter is wrong over the weights as they were."""
+
+
 def load_peft(folder: str | Path) -> Adapter:
-    """Read a LoRA adapter from PEFT's folder.
+    """Read a LoRA adapter from PEFT's folder: one that computes here what it does in PEFT. Ranks and scales by
+    module, and rsLoRA's, are put into B.
 
     Raises:
-        LoraError: a file is missing, or the adapter is of a kind other than plain LoRA.
+        LoraError: a file is missing, or the adapter is of a kind that is not computed here: which.
     """
     folder = Path(folder)
+    if (folder / "adapter_model.bin").exists() and not (folder / "adapter_model.safetensors").exists():
+        raise LoraError(
+            f"{folder} holds its weights as a pickle, which can run any program: save it again with PEFT as "
+            "safetensors"
+        )
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            about = json.loads((file.metadata() or {}).get(BASE) or "null")
         if not isinstance(config, dict):
             raise TypeError("adapter_config.json holds no settings")
+        rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
+        if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or not 0 < rank <= 4096:
+            raise TypeError(f"r is {rank!r} and lora_alpha {alpha!r}")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise LoraError(f"{folder} is not an adapter folder in PEFT's format: {error}") from error
-    unsupported = [
-        k
-        for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
-        if config.get(k)
-    ]
-    unsupported += sorted({k for k in tensors if ".lora_A." not in k and ".lora_B." not in k})[:2]
-    if config.get("peft_type") != "LORA" or unsupported:
-        raise LoraError(
-            f"{folder} is not a plain LoRA adapter ({', '.join(unsupported) or config.get('peft_type')})"
+    if strange := _strange(config, tensors):
+        raise LoraError(f"{folder} is not an adapter that is computed here: it has {', '.join(strange[:3])}")
+    pairs = {
+        key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): (
+            a.float(),
+            tensors[key.replace(".lora_A.", ".lora_B.")].float(),
+        )
+        for key, a in tensors.items()
+        if key.endswith(".lora_A.weight")
+    }
+    if not pairs:
+        raise LoraError(f"{folder} holds no adapter of a linear layer")
+    found = _one_scale(folder, config, pairs)
+    return replace(found, base=about) if isinstance(about, dict) else found
+
+
+def _strange(config: Json, tensors: dict[str, Tensor]) -> list[str]:
+    """What of an adapter is not computed here."""
+    kind = config.get("peft_type")
+    found = [] if kind == "LORA" else [f"peft_type {kind}"]
+    begun = config.get("init_lora_weights")
+    if not any(begun is x or (isinstance(x, str) and begun == x) for x in BEGINNINGS):
+        found.append(f"init_lora_weights {begun!r}, which changes the base weights")
+    defaults = {"bias": "none"}
+    for key, value in config.items():
+        if key not in HARMLESS and value and value != defaults.get(key):
+            found.append(f"{key} {str(value)[:40]}")
+    ends = (".lora_A.weight", ".lora_B.weight")
+    found += sorted(f"the tensor {k}" for k, x in tensors.items() if not k.endswith(ends) or x.ndim != 2)
+    for key in tensors:
+        other = (
+            key.replace(".lora_A.", ".lora_B.") if ".lora_A." in key else key.replace(".lora_B.", ".lora_A.")
+        )
+        if other not in tensors:
+            found.append(f"the tensor {key} without its other half")
+    return found
+
+
+PLAIN = re.compile(r"(?:[\w.$^|()-]|\\[.dw]\+?|\.\*|\[0-9\]\+?)*")
+"""Patterns of module names that are looked for: those in use, and none that takes for ever."""
+
+
+def _one_scale(folder: Path, config: Json, pairs: dict[str, tuple[Tensor, Tensor]]) -> Adapter:
+    """An adapter of one rank and one scale, whatever its modules have of their own.
+
+    Raises:
+        LoraError: a pattern is none, or the weights are not of the ranks that the config says.
+    """
+    patterns = [config.get(k) or {} for k in ("rank_pattern", "alpha_pattern")]
+    for pattern in patterns:
+        for key in pattern if isinstance(pattern, dict) else [str(pattern)]:
+            if len(key) > 200 or not PLAIN.fullmatch(key) or len(re.findall(r"[*+]", key)) > 4:
+                raise LoraError(f"{folder}: the pattern {key[:60]!r} of module names is not understood")
+
+    def of(pattern: Json, name: str, default: float) -> float:
+        """By the first pattern that fits, as PEFT does (``get_pattern_key``)."""
+        try:
+            return next((v for k, v in pattern.items() if re.match(rf"(.*\.)?({k})$", name)), default)
+        except (re.error, AttributeError) as error:
+            raise LoraError(f"{folder}: a pattern of module names is none: {error}") from error
+
+    scales = {}
+    for name, (a, b) in pairs.items():
+        rank, alpha = (
+            of(patterns[0], name, config.get("r", 8)),
+            of(patterns[1], name, config.get("lora_alpha", 8)),
+        )
+        if len(a) != rank or b.shape[1] != rank:
+            raise LoraError(
+                f"{folder}: the layer {name} has rank {len(a)} (and {b.shape[1]}), its settings say {rank}"
+            )
+        scales[name] = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    rank = max(len(a) for a, _ in pairs.values())
+    scale = next(iter(scales.values()))
+    if len(set(scales.values())) == 1 and all(len(a) == rank for a, _ in pairs.values()):
+        plain = not config.get("use_rslora")
+        return Adapter(
+            rank, float(config.get("lora_alpha", 8)) if plain and not any(patterns) else scale * rank, pairs
         )
     weights = {}
-    for key, a in tensors.items():
-        if key.endswith(".lora_A.weight"):
-            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            weights[name] = (a.float(), tensors[key.replace(".lora_A.", ".lora_B.")].float())
-    return Adapter(int(config["r"]), float(config["lora_alpha"]), weights)
+    for name, (a, b) in pairs.items():
+        short = rank - len(a)
+        scaled = b * (scales[name] / scale) if scales[name] != scale else b
+        weights[name] = (
+            torch.cat([a, a.new_zeros(short, a.shape[1])]),
+            torch.cat([scaled, b.new_zeros(len(b), short)], 1),
+        )
+    return Adapter(rank, scale * rank, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from seal.lora.attention import rows_apart
 from seal.lora.chat import conventions_of, ends_of
 from seal.lora.loss import chunked_loss, divergence_from
 from seal.lora.packing import Lines, beside, pack
-from seal.lora.probe import Nature, nature_of, windows
+from seal.lora.probe import Nature, must_compute, nature_of, windows
 from seal.lora.records import LoraError, ModelSpec
 from seal.lora.stack import laid_over, merge_into
 from seal.lora.tokens import Row
@@ -68,11 +69,14 @@ class Model:
         self.served: Any = None
         """Who writes and answers in this process's place: something with ``complete(prompts, sampling, seeds,
         adapters, beneath)``, a :class:`~seal.lora.records.Written` each; ``None``: nobody."""
+        self._fingerprint: dict[str, str] = {}
         self.nature = Nature()
         """How it may be computed with, found out by trying."""
         self.runner = self.model  # in the weights' own precision, where rounding hides least
         self.nature = nature_of(self)
         self.runner = self.bare
+        if self.bare is not self.model:
+            must_compute(self)
 
     @property
     def device(self) -> torch.device:
@@ -126,6 +130,14 @@ class Model:
         if self.nature.packs and max(lengths) <= self.window:
             return sum(lengths)
         return len(batches) * max(map(len, batches)) * max(lengths)
+
+    def fingerprint(self) -> dict[str, str]:
+        """A hash of the frozen weights, without reading them all: some numbers of each, rounded to bf16.
+        ``outside``: of what no quantisation touches; ``weights``: of everything, where nothing is
+        quantised."""
+        if not self._fingerprint:
+            self._fingerprint.update(fingerprint_of(self.model))
+        return dict(self._fingerprint)
 
     def clip_row(self, row: Row) -> Row:
         """A row cut to the model's context."""
@@ -288,6 +300,25 @@ class Model:
         return arrived
 
 
+@torch.no_grad()
+def fingerprint_of(weights: Any) -> dict[str, str]:
+    """A hash of a model's parameters: their names, shapes, and up to 64 numbers of each in bf16 (two loadings
+    of one checkpoint agree in any precision)."""
+    whole, outside = hashlib.sha256(), hashlib.sha256()
+    linear = {f"{n}.weight" for n, m in weights.named_modules() if isinstance(m, torch.nn.Linear)}
+    quantised = False
+    for name, p in weights.named_parameters():
+        if not p.is_floating_point():
+            quantised = True
+            continue
+        flat = p.detach().reshape(-1)
+        some = flat[:: max(1, len(flat) // 64)][:64].to("cpu", torch.bfloat16).float()
+        for hashed in (whole,) if name in linear else (whole, outside):
+            hashed.update(f"{name} {tuple(p.shape)} ".encode() + some.numpy().tobytes())
+    found = {"outside": outside.hexdigest()[:16]}
+    return found if quantised else {**found, "weights": whole.hexdigest()[:16]}
+
+
 def context_of(config: PretrainedConfig) -> int:
     """The longest row that a model of this config takes, in tokens. Where positions mean something else from
     some length on, that length: "longrope" changes those that came before, and a row in the making with them.
@@ -305,6 +336,14 @@ def must_match(adapter: Adapter, model: Model) -> None:
     Raises:
         LoraError: the adapter is of another model.
     """
+    if adapter.base:
+        mine = model.fingerprint()
+        both = next((k for k in ("weights", "outside") if k in adapter.base and k in mine), None)
+        if both and adapter.base[both] != mine[both]:
+            raise LoraError(
+                f"the adapter is of other weights (hash {adapter.base[both]}) than those of {model.name!r} "
+                f"({mine[both]}): ask the model that it was trained on"
+            )
     modules = dict(model.bare.named_modules())
     for name, (a, b) in adapter.weights.items():
         module: Any = modules.get(name)

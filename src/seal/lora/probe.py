@@ -184,6 +184,24 @@ def _must_be_causal(model: Model, rows: list[Row], right: Tensor) -> None:
         )
 
 
+@torch.no_grad()
+def must_compute(model: Model) -> None:
+    """
+    Raises:
+        LoraError: the copy in bf16 does not run.
+    """
+    try:
+        ids = [range(min(5, model.context, model.vocabulary))]
+        sound = bool(_logits(model, [list(i) for i in ids]).isfinite().all())
+    except Exception as error:  # of a model that somebody else wrote
+        raise LoraError(
+            f"the model {model.name!r} does not compute on a copy in bf16 ({type(error).__name__}): take "
+            "--model.bf16 false"
+        ) from error
+    if not sound:
+        raise LoraError(f"the model {model.name!r} overflows in bf16: take --model.bf16 false")
+
+
 def _agrees(model: Model, lines: Any, nature: Nature, right: Tensor, noise: float) -> bool:
     before = model.nature
     model.nature = nature

@@ -140,7 +140,10 @@ def slots_of(model: nn.Module, adapters: Sequence[Adapter | None], device: torch
 
 
 def _leaf(weight: Tensor, module: nn.Linear, grad: bool) -> Tensor:
-    return weight.to(module.weight.device).contiguous().requires_grad_(grad)
+    """A slot's weights as their layer computes: some models keep single layers in fp32."""
+    own = module.weight.dtype
+    exact = own if type(module) is nn.Linear and own.is_floating_point else weight.dtype
+    return weight.to(module.weight.device, exact).contiguous().requires_grad_(grad)
 
 
 class _Inputs:

@@ -36,6 +36,8 @@ class Lesson:
     rows: tuple[Example, ...]
     recipe: Recipe
     seed: int
+    start: str = ""
+    """A folder of the library's folder with the adapter to go on from; empty: a fresh one."""
 
 
 class Library:
@@ -50,6 +52,7 @@ class Library:
         record = {
             "name": lesson.name,
             "seed": lesson.seed,
+            **({"start": lesson.start} if lesson.start else {}),
             "recipe": lesson.recipe.model_dump(mode="json"),
             "rows": [asdict(row) for row in lesson.rows],
         }
@@ -72,7 +75,11 @@ class Library:
         data = read_json(path)
         try:
             rows = tuple(Example(**row) for row in data["rows"])
-            return Lesson(str(data["name"]), rows, Recipe.model_validate(data["recipe"]), int(data["seed"]))
+            start = str(data.get("start", ""))
+            if Path(start).name != start:
+                raise ValueError(f"start {start!r} is no folder of its own")
+            recipe = Recipe.model_validate(data["recipe"])
+            return Lesson(str(data["name"]), rows, recipe, int(data["seed"]), start)
         except (KeyError, TypeError, ValueError) as error:
             raise SealError(f"{path} is damaged: {error}") from error
 
@@ -107,16 +114,20 @@ class Library:
         wanted = list(self.names() if names is None else names)
         owed = [self.lesson(n) for n in wanted if not (self.place(n) / "seal.json").exists()]
         with progress("train", len(owed)) as advance:
-            jobs = [Job(lesson.rows, lesson.recipe, lesson.seed) for lesson in owed]
+            starts = {s: load_peft(self.folder / s) if s else None for s in {x.start for x in owed}}
+            for start in starts.values():
+                if start is not None:
+                    must_match(start, model)
+            jobs = [Job(x.rows, x.recipe, x.seed, start=starts[x.start]) for x in owed]
             for lesson, trained in zip(owed, train_adapters(model, jobs), strict=True):
-                self._save(lesson, trained, model.name)
+                self._save(lesson, trained, model)
                 advance(1)
         found = {name: load_peft(self.place(name)) for name in wanted}
         for adapter in found.values():
             must_match(adapter, model)
         return found
 
-    def _save(self, lesson: Lesson, trained: Trained, model: str) -> None:
+    def _save(self, lesson: Lesson, trained: Trained, model: Model) -> None:
         adapter, folder = trained.adapter, self.place(lesson.name)
         if adapter is None:
             raise SealError(
@@ -125,7 +136,7 @@ class Library:
             )
 
         def fill(aside: Path) -> None:
-            save_peft(adapter, aside, model)
+            save_peft(adapter, aside, model.name, model.fingerprint())
             record = {
                 "document": lesson.name,
                 "steps": trained.steps,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from seal.domains.knowledge.prompts import ASK, ASK_FREE, ASK_OPEN
 from seal.lora.adapter import Adapter
@@ -39,6 +40,8 @@ class Taught:
     """In PEFT's format; those of a library that are not on disk are made again when they are asked."""
     passages: list[Passage]
     library: Library | None = None
+    talk: dict[str, Any] = field(default_factory=dict)
+    """How it is spoken with, as it was taught: ``chat`` and ``system`` of its settings."""
 
     def load(self, model: Model) -> dict[str, Adapter]:
         """The adapters, by document.
@@ -78,7 +81,9 @@ def open_taught(folder: Path) -> Taught:
         if not adapters and not (folder / "card.json").exists():
             raise SealError(f"{folder} has no adapter yet: `seal learn` was cut off; run it again to go on")
         adapters = {n: p for n, p in adapters.items() if n not in dropped}
-        return Taught(_text_of(folder / "learn.json", "model"), adapters, passages, library)
+        settings = read_json(folder / "learn.json")
+        talk = {k: settings[k] for k in ("chat", "system") if k in settings}
+        return Taught(_text_of(folder / "learn.json", "model"), adapters, passages, library, talk)
     if (folder / "adapter_config.json").exists():
         return Taught(_text_of(folder / "adapter_config.json", "base_model_name_or_path"), {"": folder}, [])
     raise SealError(f"{folder} is neither a folder of `seal learn` nor an adapter in PEFT's format")
@@ -107,7 +112,7 @@ class Talk:
                 "say which model to ask: --model NAME, or --adapter FOLDER of one that was taught"
             )
         self.passages = [*taught.passages, *(documents or [])]
-        self.policy = load_model(ModelSpec(name=name, device=device, bf16="auto"))
+        self.policy = load_model(ModelSpec(name=name, device=device, bf16="auto", **taught.talk))
         self.adapters = taught.load(self.policy)
         titles, texts = ([str(p[k]) for p in self.passages] for k in ("title", "context"))
         self.router = Router(titles, texts) if self.passages else None

@@ -182,6 +182,7 @@ def rebuild(
         update={
             "model": model or config.model,
             "device": device,
+            "start": str(folder / "start") if config.start else None,
             "keep": None,
             "recipe": Recipe.model_validate(changed.model_dump()),
         }

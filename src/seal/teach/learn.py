@@ -21,6 +21,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from seal.endpoint import Endpoint, is_endpoint
 from seal.loop.inner import InnerLoop, understand
 from seal.loop.write import finished, from_another, from_policy
 from seal.lora.adapter import Adapter
+from seal.lora.files import copy_adapter, load_peft
 from seal.lora.hardware import Shape
 from seal.lora.load import load_model
-from seal.lora.model import Model
+from seal.lora.model import Model, must_match
 from seal.lora.records import Sampling
 from seal.lora.sample import ask
 from seal.memory.library import Lesson, Library
@@ -121,8 +123,15 @@ def teach(config: LearnConfig, policy: Model, writer: Model, passages: Sequence[
             document = passage["source"] if config.per_document else ""
             rows.setdefault(document, []).extend(_rows(domain, passage, asked, mine, counts))
     library = Library(out)
+    beginning = ""
+    if config.start:  # a copy: what was taught can be made again without the original
+        beginning = "start"
+        must_match(load_peft(config.start), policy)
+        Stage(out).once_folder(beginning, partial(copy_adapter, Path(config.start)))
     for name, examples in rows.items():
-        library.add(Lesson(name, tuple(examples), config.recipe, seed_of("learn", config.seed, name)))
+        library.add(
+            Lesson(name, tuple(examples), config.recipe, seed_of("learn", config.seed, name), beginning)
+        )
     adapters = library.adapters(policy, rows)
     trained = {name: library.told(name) for name in rows}
     answers = [
@@ -183,6 +192,12 @@ def settle(config: LearnConfig, passages: Sequence[Passage], out: Path) -> None:
     found = read_json(out / "learn.json")
     if not isinstance(found, dict):
         raise SealError(f"{out / 'learn.json'} is damaged: it holds no settings")
+    found = {
+        "chat": "auto",
+        "system": None,
+        "start": None,
+        **found,
+    }  # an earlier version had no such settings
     if (
         found | {"recipe": wanted["recipe"]} == wanted
         and config.keep is None
