@@ -71,6 +71,8 @@ class Grade:
     score: float
     scores: tuple[float, ...]
     kinds: tuple[str, ...]
+    f1: float | None = None
+    """Mean token F1 of the answers, where the domain has gold answers in words."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class Attempt:
     log_likelihood: float | None = None
     likelihoods: tuple[float, ...] = ()
     """Of the gold answer of each query, per token."""
+    f1: float | None = None
+    """Mean token F1 of the answers, where the domain has gold answers in words."""
     rows: int = 0
     steps: int = 0
     tokens: int = 0
@@ -146,7 +150,7 @@ class Attempt:
         """One that has not been trained: the model answers as before, and nothing is earned."""
         return Attempt(
             task, edit, seed, text, "ok", "", reward=0.0, before=before.score, after=before.score,
-            scores=before.scores, kinds=before.kinds,
+            scores=before.scores, kinds=before.kinds, f1=before.f1,
         )  # fmt: skip
 
     def refused(self, reason: str) -> Attempt:
@@ -163,20 +167,20 @@ class Attempt:
         """Of an adapter that is not finite: nothing can be asked of it."""
         reason = f"training gave a number that is not finite, at step {self.steps}"
         zeros = tuple(0.0 for _ in self.scores)
-        return replace(self, status="diverged", reason=reason, after=0.0, scores=zeros)
+        return replace(self, status="diverged", reason=reason, after=0.0, scores=zeros, f1=None)
 
     def ungraded(self, answers: Sequence[str]) -> Attempt:
         """Answered, and no verdict came: neither right nor wrong."""
         zeros = tuple(0.0 for _ in self.scores)
         return replace(
-            self, status="ungraded", reason="the judge gave no verdict", reward=None, scores=zeros,
+            self, status="ungraded", reason="the judge gave no verdict", reward=None, scores=zeros, f1=None,
             answers=tuple(answers), silent=_silent(answers),
         )  # fmt: skip
 
     def graded(self, answers: Sequence[str], grade: Grade, reward: float) -> Attempt:
         """Answered, and graded."""
         return replace(
-            self, reward=reward, after=grade.score, scores=grade.scores, kinds=grade.kinds,
+            self, reward=reward, after=grade.score, scores=grade.scores, kinds=grade.kinds, f1=grade.f1,
             answers=tuple(answers), silent=_silent(answers),
         )  # fmt: skip
 
@@ -316,6 +320,8 @@ class Result:
     """Mean score over those that could; ``None`` where nothing was to be trained."""
     cut: float = 0.0
     """Share of edits that the limit of tokens cut off."""
+    f1: float | None = None
+    """Mean token F1 of the answers; ``None`` where the domain has none."""
 
 
 # -------------------------------------------------------------------- records as they lie on disk, key by key
@@ -338,6 +344,8 @@ class Question(TypedDict):
 
     question: str
     answer: str
+    answers: NotRequired[list[str]]
+    """Every gold answer, where there are several."""
     kind: NotRequired[str]
     """*known*: answered rightly without the passage; else *new*."""
     half: NotRequired[str]
@@ -404,6 +412,7 @@ Row = TypedDict(
         "seconds": float,
         "bad": float,
         "cut": float,
+        "f1": NotRequired[float | None],
         "if_trained": float | None,
         "kinds": dict[str, Told],
         "note": str,

@@ -19,7 +19,7 @@ from seal.domains.grading import exact, string_rule
 from seal.domains.knowledge import Knowledge, atlas
 from seal.domains.knowledge.division import divide
 from seal.domains.knowledge.domain import MAX_EDIT_CHARS, MAX_LINE_CHARS, MAX_ROWS
-from seal.domains.knowledge.passages import read_passages
+from seal.domains.knowledge.passages import noted_passages, read_passages
 from seal.records import BadEdit, Edit, SealError, Task
 from seal.report.agreement import agreement, judge_graders, read_verdicts
 
@@ -200,7 +200,12 @@ def test_a_record_that_is_no_passage_is_one_clear_sentence(tmp_path: Path, row: 
     sound = {"title": "T", "context": "c", "questions": [{"question": "q", "answer": "a"}]}
     (tmp_path / "p.json").write_text(json.dumps([sound, {**sound, **row}]))
     with pytest.raises(SealError, match=r"passage 1"):
-        read_passages(tmp_path / "p.json")
+        read_passages(tmp_path / "p.json", strict=True)
+    left, (note,) = noted_passages(tmp_path / "p.json")
+    assert [r["title"] for r in left] == ["T"] and "left out 1 of 2 records, passage 1" in note
+    assert (
+        note in Knowledge(source=str(tmp_path / "p.json"), sizes={"train": 1, "select": 0, "eval": 0}).notes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,7 +287,7 @@ def test_released_passages_and_edits_are_read() -> None:
         ("Who?", "Marie Curie", "Pierre", False, False),
         ("How many towers?", "twelve towers", "12", False, True),
         ("Where?", "The Hague", "hague", True, True),
-        ("Who?", "Beyoncé", "beyonce", True, True),
+        ("Who?", "Beyoncé", "beyonce", False, True),
         ("What?", "salt", "", False, False),
         ("Which?", "+", "", False, False),
         ("Which?", "+", "+", True, True),

@@ -71,7 +71,9 @@ COMPUTED: dict[str, dict[str, Any]] = {
 def test_what_is_taken_is_computed_as_peft_does(kind: str, tmp_path: Path) -> None:
     theirs = made(tmp_path, **COMPUTED[kind])
     assert torch.allclose(ours(load_peft(tmp_path)), theirs, atol=1e-5)
-    assert not torch.allclose(ours(load_peft(tmp_path)), tiny.policy().forward(input_ids=IDS).logits, atol=1e-2)
+    assert not torch.allclose(
+        ours(load_peft(tmp_path)), tiny.policy().forward(input_ids=IDS).logits, atol=1e-2
+    )
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -159,7 +161,9 @@ def test_training_goes_on_from_what_peft_has(kind: str, tmp_path: Path) -> None:
 
 def test_an_adapter_names_its_base_and_no_other_is_asked_with_it(tmp_path: Path) -> None:
     mine, other = (load_model(tiny.save(tmp_path / name, seed)) for name, seed in (("a", 0), ("b", 1)))
-    adapter = train_adapters(mine, [Job((Example("learn this"),), Recipe(rank=2, targets="all-linear", steps=1), 0)])[0]
+    adapter = train_adapters(
+        mine, [Job((Example("learn this"),), Recipe(rank=2, targets="all-linear", steps=1), 0)]
+    )[0]
     assert adapter.adapter is not None
     save_peft(adapter.adapter, tmp_path / "adapter", mine.name, mine.fingerprint())
     back = load_peft(tmp_path / "adapter")
@@ -168,7 +172,10 @@ def test_an_adapter_names_its_base_and_no_other_is_asked_with_it(tmp_path: Path)
     mine.with_stack(back)
     with pytest.raises(LoraError, match="of other weights"):
         other.with_stack(back)
-    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == mine.name
+    assert (
+        json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+        == mine.name
+    )
     peft.PeftModel.from_pretrained(tiny.llama(), str(tmp_path / "adapter"))
 
 
@@ -179,7 +186,9 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_their_precision(tmp_path: Pa
     exact, rounded = load_model(name), load_model(ModelSpec(name=name, dtype="bfloat16", threads=None))
     assert exact.fingerprint() == rounded.fingerprint()
     merged = exact.plus(
-        train_adapters(exact, [Job((Example("x" * 9),), Recipe(rank=2, learning_rate=0.1, steps=2), 0)])[0].adapter  # type: ignore[arg-type]
+        train_adapters(exact, [Job((Example("x" * 9),), Recipe(rank=2, learning_rate=0.1, steps=2), 0)])[
+            0
+        ].adapter  # type: ignore[arg-type]
     )
     merged.save(tmp_path / "merged")
     assert load_model(tmp_path / "merged").fingerprint()["weights"] != exact.fingerprint()["weights"]

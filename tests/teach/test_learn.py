@@ -362,7 +362,7 @@ def test_adapters_of_another_model_or_damaged_are_one_sentence(
     other = tiny.save(tmp_path / "other")
     assert main(["ask", "q", "--adapter", str(taught), "--model", other]) == 2
     assert main(["export", str(taught), "--merge", str(tmp_path / "m"), "--model", other]) == 2
-    assert "is not of the model" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("is of other weights") == 2
     for file, text in {"adapter_model.safetensors": "junk", "adapter_config.json": "[]"}.items():
         broken = Path(shutil.copytree(taught / "adapter", tmp_path / file))
         (broken / file).write_text(text)

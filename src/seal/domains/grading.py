@@ -7,16 +7,35 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 Grader = Callable[[str, str, str], bool]
 """(question, gold, answer) → whether it is right."""
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _CARDINALS = {w: i for i, w in enumerate(_ONES)} | {w: 10 * i for i, w in enumerate(_TENS, 2)}
 _ORDINALS = {
     "first": 1, "second": 2, "third": 3, "fifth": 5, "eighth": 8, "ninth": 9, "twelfth": 12,
@@ -26,13 +45,54 @@ _ORDINALS = {
 _SCALES = {"hundred": 100, "thousand": 1_000}
 """Millions and more stay words of their own, as most texts write them: 1.4 million."""
 _STOP = set(
-    "a an the of in on at to for and or by with from as is was were are be been it its that this which who".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "for",
+        "and",
+        "or",
+        "by",
+        "with",
+        "from",
+        "as",
+        "is",
+        "was",
+        "were",
+        "are",
+        "be",
+        "been",
+        "it",
+        "its",
+        "that",
+        "this",
+        "which",
+        "who",
+    ]
 )
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _FULL_MONTHS = set(
-    "january february march april may june july august september october november december".split()
+    [
+        "january",
+        "february",
+        "march",
+        "april",
+        "may",
+        "june",
+        "july",
+        "august",
+        "september",
+        "october",
+        "november",
+        "december",
+    ]
 )
-_NEGATIONS = set("not no never none nobody nothing neither nor without cannot".split())
+_NEGATIONS = set(["not", "no", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot"])
 _UNITS = {
     form: forms.split()[0]
     for forms in (
@@ -159,7 +219,11 @@ def _words(text: str) -> list[tuple[str, bool]]:
     for match in re.finditer(_WORD, text):
         for token in _apart(match[0]):
             alone = len(token) == 1 and token.isalpha() and not _runs_on(token)
-            letter = alone and text[match.end() : match.end() + 1] != "." and (token.isupper() or token not in "aI")
+            letter = (
+                alone
+                and text[match.end() : match.end() + 1] != "."
+                and (token.isupper() or token not in "aI")
+            )
             if letter and token == "A" and match.start() == 0:
                 letter = False  # the article of a beginning
             word = token.lower()
@@ -168,7 +232,9 @@ def _words(text: str) -> list[tuple[str, bool]]:
     return [(_stem(w), letter) for w, letter in _counted(tokens)]
 
 
-_WORD = re.compile(r"[^\W_](?:\w|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff\u0e31-\u0e4e\u0eb1-\u0ece\u102b-\u103e\u17b4-\u17d3])*")
+_WORD = re.compile(
+    r"[^\W_](?:\w|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff\u0e31-\u0e4e\u0eb1-\u0ece\u102b-\u103e\u17b4-\u17d3])*"
+)
 
 
 def _bare(text: str) -> str:
@@ -224,7 +290,9 @@ def _value(word: str) -> float | None:
     """What a word counts for, where it is a number."""
     if word in _CARDINALS or word in _ORDINALS:
         return float(_CARDINALS.get(word, _ORDINALS.get(word, 0)))
-    if re.fullmatch(r"\d{1,15}(d\d{1,6})?", word) and not (len(word) > 1 and word[0] == "0" and "d" not in word):
+    if re.fullmatch(r"\d{1,15}(d\d{1,6})?", word) and not (
+        len(word) > 1 and word[0] == "0" and "d" not in word
+    ):
         return float(word.replace("d", "."))
     return None
 
@@ -290,11 +358,7 @@ def _contradicts(
 
 def _measured(words: Sequence[str]) -> dict[str, str]:
     """Each number's unit, where one follows."""
-    return {
-        n: _UNITS[unit]
-        for n, unit in zip(words, words[1:], strict=False)
-        if _is_number(n) and unit in _UNITS
-    }
+    return {n: _UNITS[unit] for n, unit in pairwise(words) if _is_number(n) and unit in _UNITS}
 
 
 def _same(word: str, other: str) -> bool:

@@ -26,6 +26,11 @@ Judge = Callable[[Sequence[Item]], list[bool | None]]
 wrong."""
 
 
+def any_of(golds: Sequence[str]) -> str:
+    """Several gold answers as a judge is told of them: the first, or any of the others."""
+    return golds[0] if len(golds) == 1 else " (or: ".join([golds[0], "; ".join(golds[1:])]) + ")"
+
+
 def judge_prompt(item: Item) -> str:
     """How a model is asked for a verdict. The answer is whatever a model wrote, so it stands apart, and cut
     to a sensible length."""

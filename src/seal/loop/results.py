@@ -24,7 +24,14 @@ def from_grades(
     silent = sum(not a.strip() for a in all_answers) / max(1, len(all_answers))
     seconds = (time.monotonic() - start) / max(1, len(grades))
     return Result(
-        setting.label, [g.score for g in grades], kinds, len(all_answers), silent, 0.0, round(seconds, 4)
+        setting.label,
+        [g.score for g in grades],
+        kinds,
+        len(all_answers),
+        silent,
+        0.0,
+        round(seconds, 4),
+        f1=_mean([g.f1 for g in grades]),
     )
 
 
@@ -60,6 +67,7 @@ def from_attempts(
         note,
         1 - len(trained) / len(attempts),
         sum(trained) / len(trained) if trained else None,
+        f1=_mean([_mean([a.f1 for a in g]) for g in groups]),
     )
 
 

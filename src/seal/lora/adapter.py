@@ -41,7 +41,8 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     language: Any = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     inside = set((language or model).modules())
     linears = {n: m for n, m in model.named_modules() if _is_linear(m) and m is not head and m in inside}
-    linears = {n: m for n, m in linears.items() if n.rsplit(".", 1)[-1] not in RENAMED}
+    taken = {n for n in linears if n.rsplit(".", 1)[-1] in RENAMED or _is_fused(model, n)}
+    linears = {n: m for n, m in linears.items() if n not in taken}
     if any(p.ndim == 3 and "experts" in n for n, p in model.named_parameters()):
         linears = {n: m for n, m in linears.items() if n.rsplit(".", 1)[-1] not in EXPERTS}
     if targets == "all-linear":
@@ -75,6 +76,14 @@ def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     file that is derived from it and gives something else."""
     own = type(module).__module__.startswith(("transformers.models.", "transformers_modules."))
     return isinstance(module, nn.Linear) and (type(module).forward is nn.Linear.forward or not own)
+
+
+def _is_fused(model: nn.Module, name: str) -> bool:
+    """Whether it is the last layer of a Mamba block: its fused kernels take the weight past the layer, and
+    PEFT refuses an adapter there."""
+    parent, _, last = name.rpartition(".")
+    block = model.get_submodule(parent)
+    return last == "out_proj" and hasattr(block, "conv1d") and hasattr(block, "D")
 
 
 def adapted_modules(model: nn.Module, recipe: Recipe) -> dict[str, nn.Linear]:

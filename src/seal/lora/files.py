@@ -43,7 +43,8 @@ def save_peft(
     for name, (a, b) in adapter.weights.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = a.contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
-    notes = {"format": "pt"} | ({BASE: json.dumps(base, sort_keys=True)} if base else {})
+    # one note alone: safetensors writes several in any order, and the same adapter is to be the same bytes
+    notes = {BASE: json.dumps(base, sort_keys=True)} if base else {"format": "pt"}
     try:
         save_file(tensors, folder / "adapter_model.safetensors", metadata=notes)
     except SafetensorError as error:  # a full disk, most often

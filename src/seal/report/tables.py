@@ -97,6 +97,7 @@ def summarise(records: Sequence[Json], command: str) -> Table:
                 "seconds": round(sum(s["seconds"] for s in settings) / len(settings), 3),
                 "bad": _round(sum(s.get("bad", 0.0) for s in settings) / len(settings)),
                 "cut": _round(sum(s.get("cut", 0.0) for s in settings) / len(settings)),
+                "f1": _over([s.get("f1") for s in settings]),
                 "if_trained": _over([s.get("if_trained") for s in settings]),
                 "kinds": {k: _interval(v) for k, v in kinds.items()},
                 "note": " or ".join(dict.fromkeys(s["note"] for s in settings if s["note"])),
@@ -191,7 +192,8 @@ def table_lines(summary: Table) -> list[list[str]]:
     show = kinds if len(kinds) > 1 else []
     more = {"bad": "bad edits", "cut": "cut off"}
     more = {key: name for key, name in more.items() if any(r.get(key) for r in summary["rows"])}
-    lines = [["writer", "accuracy", "95 % interval", *show, *more.values(), "silent", "tokens"]]
+    overlap = ["F1"] if any(r.get("f1") is not None for r in summary["rows"]) else []
+    lines = [["writer", "accuracy", "95 % interval", *overlap, *show, *more.values(), "silent", "tokens"]]
     for row in summary["rows"]:
         note = f" ({row['note']})" if row["note"] else ""
         lines.append(
@@ -199,6 +201,7 @@ def table_lines(summary: Table) -> list[list[str]]:
                 row["setting"] + note,
                 f"{row['accuracy']:.3f}",
                 f"{row['low']:.3f} … {row['high']:.3f}",
+                *("" if row.get("f1") is None else f"{row['f1']:.3f}" for _ in overlap),
                 *(f"{row['kinds'][k]['mean']:.3f}" if k in row["kinds"] else "" for k in show),
                 *(f"{row.get(key, 0.0):.3f}" for key in more),
                 f"{row['silent']:.3f}",

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
+from seal.domains.grading import golds_of
 from seal.records import Answers, Card, Json, Passage, Quiz, Told
 from seal.stats import Interval, difference, interval
 from seal.store import write_whole
@@ -99,7 +100,7 @@ def _worse(
         {
             "title": p["title"],
             "question": q["question"],
-            "gold": q["answer"],
+            "gold": " / ".join(golds_of(q)),
             "before": a["before"][i],
             "after": a["after"][i],
         }

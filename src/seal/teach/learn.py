@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from seal.config import InnerConfig, LearnConfig, WriteConfig
-from seal.domains.grading import normalize, string_rule
+from seal.domains.grading import best_over, normalize, string_rule
 from seal.domains.knowledge import Knowledge
 from seal.domains.knowledge.prompts import ASK, ASK_OPEN
 from seal.endpoint import Endpoint, is_endpoint
@@ -367,6 +367,4 @@ def _asked(passage: Passage, quiz: Quiz, template: str) -> list[Prompt]:
 
 
 def _right(quiz: Quiz, answers: Sequence[str]) -> list[bool]:
-    return [
-        string_rule(q["question"], q["answer"], a) for q, a in zip(quiz["questions"], answers, strict=True)
-    ]
+    return [best_over(string_rule, q, a) for q, a in zip(quiz["questions"], answers, strict=True)]

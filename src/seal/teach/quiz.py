@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from seal.domains.grading import normalize, string_rule
+from seal.domains.grading import best_over, normalize, string_rule
 from seal.domains.knowledge.prompts import ASK, ASK_OPEN, QUIZ, WRITE
 from seal.lora.model import Model
 from seal.lora.records import EMBEDDED, Sampling
@@ -43,14 +43,14 @@ def draft_quiz(
     drafted = [_different(texts[i * drafts : (i + 1) * drafts], p["context"]) for i, p in enumerate(passages)]
     shown = _answers(policy, passages, drafted, ASK_OPEN)
     sound = [
-        [q for q, a in zip(questions, answers, strict=True) if string_rule(q["question"], q["answer"], a)][:n]
+        [q for q, a in zip(questions, answers, strict=True) if best_over(string_rule, q, a)][:n]
         for questions, answers in zip(drafted, shown, strict=True)
     ]
     blind = _answers(policy, passages, sound, ASK)
     found: list[Quiz] = []
     for passage, before, questions, answers in zip(passages, drafted, sound, blind, strict=True):
         for q, a in zip(questions, answers, strict=True):
-            q["kind"] = "known" if string_rule(q["question"], q["answer"], a) else "new"
+            q["kind"] = "known" if best_over(string_rule, q, a) else "new"
             q["half"] = "proof" if seed_of("half", normalize(q["answer"])) % 2 == 0 else "practice"
         found.append(
             {"id": passage["id"], "drafted": len(before), "sound": len(questions), "questions": questions}

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from seal.domains.grading import golds_of
 from seal.records import Json, SealError
 from seal.store import is_claimed
 
@@ -183,7 +184,7 @@ def _same_origin(request: Request) -> None:
 def _quiz(questions: list[Json], answers: Json | None) -> list[Json]:
     rows = []
     for i, q in enumerate(questions):
-        row = {"question": q["question"], "gold": q["answer"]}
+        row = {"question": q["question"], "gold": " / ".join(golds_of(q))}
         if answers:
             row |= {
                 w.replace(" ", "_"): (answers[w][i], answers["right"][w][i])

@@ -331,6 +331,8 @@ class Arc(Domain):
         for name, answers in (("before", before), ("after", after)):
             grid = grids.read_grid(answers[0]) if answers else None
             verdict = "right" if grid == test.output else "wrong" if grid else "no grid"
+            if around := grids.forgiven(answers[0]) if answers else []:
+                verdict += f" (forgiven: {', '.join(around)})"
             rows.append((f"{name}: {verdict}", [grid] if grid else []))
         return "".join(
             f"<p><em>{name}</em></p><p>{' '.join(map(grids.as_svg, shown))}</p>" for name, shown in rows
@@ -386,7 +388,8 @@ class Arc(Domain):
         return found
 
     def grade(self, task: Task, answers: Sequence[str]) -> Grade:
-        """1 if every test's grid is exactly right. With views: right if the grid most views agree on is; also
+        """1 if every test's grid is exactly right; a fence around it, a label before it, and space between its
+        cells are forgiven. With views: right if the grid most views agree on is; also
         pass@2."""
         views = self.views or (None,)
         first, second = [], []

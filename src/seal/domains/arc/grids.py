@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -91,25 +92,63 @@ def as_svg(grid: Grid, cell: int = 12) -> str:
 FORMS: dict[str, Callable[[Grid], str]] = {"digits": as_digits, "lists": as_lists}
 
 
+LABEL = re.compile(
+    r"(?:\*\*)?(?:(?:the|my|test|final|predicted|so|here|is)\s+)*(?:output|answer|grid|result|solution)(?:\s+(?:grid|is))*\s*:?(?:\*\*)?:?\s*",
+    re.IGNORECASE,
+)
+"""What may stand before a grid."""
+FENCE = re.compile(r"`{3,}[\w-]*[ \t]*\n?")
+
+
 def read_grid(text: str) -> Grid | None:
     """The grid that a text begins with, in either form; ``None`` where there is none. What follows it does
-    not count."""
+    not count. What is forgiven (:func:`forgiven` says which): a fence, a label, and space or commas between
+    the cells."""
+    return _read(text)[0]
+
+
+def forgiven(text: str) -> list[str]:
+    """What stood around or within a text's grid that a strict reader would not take: ``fence``, ``label``,
+    ``spaces``; of a text without a grid nothing."""
+    return _read(text)[1]
+
+
+def _read(text: str) -> tuple[Grid | None, list[str]]:
+    said: list[str] = []
     text = text.strip()
+    for _ in range(4):  # a label before a fence, or within it
+        if fence := FENCE.match(text):
+            said, text = [*said, "fence"], text[fence.end() :].lstrip()
+        elif label := LABEL.match(text):
+            said, text = [*said, "label"], text[label.end() :].lstrip()
+        else:
+            break
+    grid, spaced = _begun(text)
+    return grid, [] if grid is None else list(dict.fromkeys([*said, *(["spaces"] if spaced else [])]))
+
+
+SPACED = re.compile(r"\d(?:\s*[, |]\s*\d)*")
+
+
+def _begun(text: str) -> tuple[Grid | None, bool]:
+    """The grid that a text begins with, and whether anything stands between its cells."""
     if text.startswith("["):
         depth = 0
         for end, character in enumerate(text):
             depth += (character == "[") - (character == "]")
             if depth == 0:
-                return _checked(text[: end + 1])
-        return None
-    rows = []
+                return _checked(text[: end + 1]), False
+        return None, False
+    rows, spaced = [], False
     for line in map(str.strip, text.split("\n")):
-        if not (line.isascii() and line.isdigit()):
+        bare = line.strip("|").strip()
+        if not (bare.isascii() and (bare.isdigit() or SPACED.fullmatch(bare))):
             break
-        rows.append([int(c) for c in line])
+        spaced = spaced or line != bare or not bare.isdigit()
+        rows.append([int(c) for c in bare if c.isdigit()])
         if len(rows) > LARGEST:
-            return None
-    return make_grid(rows)
+            return None, False
+    return make_grid(rows), spaced
 
 
 def _checked(text: str) -> Grid | None:

@@ -16,11 +16,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seal.domains.base import Domain, split_sizes
-from seal.domains.grading import GRADERS
-from seal.domains.judges import EndpointJudge, Item
+from seal.domains.grading import GRADERS, best_f1, best_over, golds_of
+from seal.domains.judges import EndpointJudge, Item, any_of
 from seal.domains.knowledge import atlas, prompts
 from seal.domains.knowledge.division import divide, grouped, shared_questions
-from seal.domains.knowledge.passages import read_passages
+from seal.domains.knowledge.passages import noted_passages
 from seal.domains.retrieval import Retriever
 from seal.endpoint import is_endpoint
 from seal.records import BadEdit, Edit, Example, Grade, Prompt, Query, SealError, Task
@@ -47,6 +47,7 @@ class Knowledge(Domain):
             seed.
         seed: of the invented world and of the division of a file.
         passage_row: also train on the passage itself, with its title (the paper does).
+        strict: refuse a file with a record that is no passage, where it is left out and said otherwise.
         directives: the first or last line of an edit may be a JSON object that says how to train on it
             (:class:`Directives`).
     """
@@ -60,6 +61,7 @@ class Knowledge(Domain):
         seed: int = 0,
         passage_row: bool = True,
         directives: bool = False,
+        strict: bool = False,
     ) -> None:
         if not isinstance(source, str):
             raise SealError(f"source is 'atlas' or the name of a file, not {source!r}")
@@ -88,7 +90,7 @@ class Knowledge(Domain):
         self.grader = GRADERS.get(grader, GRADERS["string"])
         self.sizes = split_sizes(sizes, {"train": 48, "select": 32, "eval": 64})
         self.seed = seed
-        self.passage_row, self.directives = passage_row, directives
+        self.passage_row, self.directives, self.strict = passage_row, directives, strict
         self._tasks: dict[str, list[Task]] = {}
         self._notes: list[str] = []
         self._groups: dict[str, str] = {}
@@ -101,7 +103,8 @@ class Knowledge(Domain):
         return self._tasks[split]
 
     def _read(self) -> dict[str, list[Task]]:
-        passages = read_passages(Path(self.source))
+        passages, said = noted_passages(Path(self.source), self.strict)
+        self._notes += said
         groups, repeats = grouped(passages)
         self._groups = {row["id"]: name for row, name in zip(passages, groups, strict=True)}
         tasks = divide(passages, self.sizes, self.seed, groups)
@@ -236,23 +239,24 @@ class Knowledge(Domain):
 
     def grade(self, task: Task, answers: Sequence[str]) -> Grade:
         questions = task.data["questions"]
-        return _grade(
-            task,
-            [self.grader(q["question"], q["answer"], a) for q, a in zip(questions, answers, strict=True)],
-        )
+        right = [best_over(self.grader, q, a) for q, a in zip(questions, answers, strict=True)]
+        return _grade(task, right, answers)
 
     def grade_all(self, tasks: Sequence[Task], answers: Sequence[Sequence[str]]) -> list[Grade | None]:
         if self.judge is None:
             return [self.grade(t, a) for t, a in zip(tasks, answers, strict=True)]
         items = [
-            [Item(q["question"], q["answer"], a) for q, a in zip(t.data["questions"], row, strict=True)]
+            [
+                Item(q["question"], any_of(golds_of(q)), a)
+                for q, a in zip(t.data["questions"], row, strict=True)
+            ]
             for t, row in zip(tasks, answers, strict=True)
         ]
         verdicts = iter(self.judge([item for row in items for item in row]))
         rows = [[next(verdicts) for _ in row] for row in items]
         return [
-            None if None in row else _grade(t, [bool(v) for v in row])
-            for t, row in zip(tasks, rows, strict=True)
+            None if None in row else _grade(t, [bool(v) for v in row], given)
+            for t, row, given in zip(tasks, rows, answers, strict=True)
         ]
 
     def oracle(self, task: Task) -> str | None:
@@ -307,8 +311,13 @@ def _reason(error: ValueError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
 
 
-def _grade(task: Task, right: Sequence[bool]) -> Grade:
+def _grade(task: Task, right: Sequence[bool], answers: Sequence[str]) -> Grade:
+    questions = task.data["questions"]
     scores = tuple(map(float, right))
+    overlap = [best_f1(q, a) for q, a in zip(questions, answers, strict=True)]
     return Grade(
-        sum(scores) / max(1, len(scores)), scores, tuple(q.get("kind", "all") for q in task.data["questions"])
+        sum(scores) / max(1, len(scores)),
+        scores,
+        tuple(q.get("kind", "all") for q in questions),
+        round(sum(overlap) / max(1, len(overlap)), 6),
     )
