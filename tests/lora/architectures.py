@@ -474,13 +474,15 @@ def generation(model: Model, folder: Path, adapters: Sequence[Adapter | None]) -
                     input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
                 )
             wanted = out.sequences[0, ids.shape[1] :].tolist()
-            wanted = wanted[
-                : next((i for i, t in enumerate(wanted) if t in model.conventions.ends), len(wanted))
-            ]
-            ours = model.tokenizer(text)["input_ids"]
-            at = next((i for i, (x, y) in enumerate(zip(ours, wanted, strict=False)) if x != y), None)
-            if at is None and len(ours) != len(wanted):
-                at = min(len(ours), len(wanted))
+            stop = next((i for i, t in enumerate(wanted) if t in model.conventions.ends), len(wanted))
+            places = [i for i, t in enumerate(wanted[:stop]) if t != PAD]  # which no text shows
+            ours, theirs = model.tokenizer(text)["input_ids"], [wanted[i] for i in places]
+            same = next((i for i, (x, y) in enumerate(zip(ours, theirs, strict=False)) if x != y), None)
+            if same is None and len(ours) != len(theirs):
+                same = min(len(ours), len(theirs))
+            at = None
+            if same is not None:
+                at = places[same] if same < len(places) else min(stop, len(out.logits) - 1)
             if at is not None:
                 top = out.logits[at][0].float().topk(2).values
                 wrong += float(top[0] - top[1]) > CLOSE
