@@ -271,6 +271,12 @@ def table() -> dict[str, tuple[str, Any, dict[str, Any]]]:
 
 
 TABLE = table()
+USED = (
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "glm4", "granite", "olmo2", "cohere2",
+    "gpt_neox", "smollm3", "deepseek_v3", "qwen3_moe", "gpt_oss", "llama4_text", "bloom", "falcon: alibi", "qwen3_5_text",
+    "lfm2", "falcon_h1", "qwen3_5: whole checkpoint", "olmo: clipped qkv", "phi3: longrope, original 16",
+)  # fmt: skip
+"""Those that are tried by the tests too."""
 
 
 # ------------------------------------------------------------------------------------------------ what is tried

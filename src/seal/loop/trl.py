@@ -126,6 +126,9 @@ def preference(
     trl = _trl()
     if not pairs:
         return None, {"kept": 0, "steps": 0, "tokens": 0, "loss": (0.0, 0.0), "diverged": False}
+    talk = policy.conventions
+    other = talk.chat and talk.close not in (None, talk.tokenizer.eos_token_id)
+    closing = str(talk.tokenizer.convert_ids_to_tokens(talk.close)) if other else ""  # TRL writes only eos
     rows = []
     for best, worst in pairs:
         prompt = policy.conventions.render(prompts[best.task])
@@ -133,8 +136,8 @@ def preference(
             prompt.removeprefix(str(policy.tokenizer.bos_token or "")) if policy.chat else prompt
         )  # TRL writes it again
         texts = {
-            "chosen": policy.conventions.defuse(best.text),
-            "rejected": policy.conventions.defuse(worst.text),
+            "chosen": policy.conventions.defuse(best.text) + closing,
+            "rejected": policy.conventions.defuse(worst.text) + closing,
         }
         rows.append({"prompt": prompt, **texts})
     n_steps = outer.recipe.steps or max(

@@ -75,10 +75,8 @@ def from_another(
     if not is_endpoint(source):
         return [[Written(text) for text in row] for row in from_file(Path(source), tasks, n)]
     endpoint = Endpoint(source)
-    drawn = [
-        endpoint.complete([p.text for p in prompts], MAX_TOKENS, 1.0, seed * n + sample)
-        for sample in range(n)
-    ]
+    asked = [f"{p.system}\n\n{p.text}" if p.system else p.text for p in prompts]
+    drawn = [endpoint.complete(asked, MAX_TOKENS, 1.0, seed * n + sample) for sample in range(n)]
     if failed := sum(t is None for texts in drawn for t in texts):
         print(
             f"seal: {source} refused {failed} of {n * len(prompts)} edits, which stay empty; the first, of "

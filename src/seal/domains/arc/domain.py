@@ -272,7 +272,9 @@ class Arc(Domain):
         """The training rows of an edit: the same for the same task and choice of tools."""
         whole = edit.training.strategy == "train_using_all_tokens"
         return tuple(
-            Example(self.write(p.test.output), prompt=self.frame(p), chat=True, loss_on_prompt=whole)
+            Example(
+                self.write(p.test.output), prompt=self.frame(p), chat=True, answer=True, loss_on_prompt=whole
+            )
             for p in self.puzzles(task, edit.data_generation)
         )
 
