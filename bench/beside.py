@@ -1,8 +1,8 @@
 """Rows side by side, for models that cannot have them in one sequence, against rows packed: what it costs.
 
-    python bench/beside.py --json docs/results/beside.json        # five minutes of one core
+    python bench/beside.py --json docs/results/beside.json        # ten minutes of one core
 
-The same Llama of random weights trains the same jobs both ways, in turn, five times each: rows with the lengths
+The same Llama of random weights trains the same jobs both ways, in turn, three times each: rows with the lengths
 of SEAL's own data (a passage of 170 tokens, 7.9 rows of 46), sixteen adapters of rank 32, one row a step and
 eight. Only how rows stand differs; that both learn the same is a test's matter. A hybrid (Qwen 3.5's kind, of
 like size) stands beside it: what it takes per token where packing is not to be had.
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import SHAPES, interval, matmul_rate, random_policy, record, timed, word_tokenizer
 from workloads import passages
 
-REPEATS = 5
+REPEATS = 3
 ROOM = Room(16, 2048)
 
 
@@ -74,7 +74,7 @@ def main() -> None:
         jobs = passages(16, shape, "cpu", all_linear=False).jobs
         for batch in (1, 8):
             mine = [
-                replace(j, recipe=j.recipe.model_copy(update={"batch_size": batch, "steps": 64 // batch}))
+                replace(j, recipe=j.recipe.model_copy(update={"batch_size": batch, "steps": 48 // batch}))
                 for j in jobs
             ]
             trained(model, mine[:2], True)

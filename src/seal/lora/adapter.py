@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from seal.lora.records import LoraError, Recipe
 
@@ -39,7 +40,7 @@ def target_modules(model: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     language: Any = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
-    inside = set((language or model).modules())
+    inside = set((language if isinstance(language, PreTrainedModel) else model).modules())
     linears = {n: m for n, m in model.named_modules() if _is_linear(m) and m is not head and m in inside}
     taken = {n for n in linears if n.rsplit(".", 1)[-1] in RENAMED or _is_fused(model, n)}
     linears = {n: m for n, m in linears.items() if n not in taken}
@@ -71,11 +72,22 @@ RENAMED = ("weight_proj",)
 """Of short convolutions (Inkling): transformers takes an adapter's key there for an old name of a weight."""
 
 
+@torch.no_grad()
 def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """A linear layer, or one that a library of quantisation has put in its place; not a class of a model's own
-    file that is derived from it and gives something else."""
+    """A linear layer, also one that a library of quantisation has put in its place, or of a class of a model's
+    own that computes the same; not one that gives something else (a router, groups)."""
     own = type(module).__module__.startswith(("transformers.models.", "transformers_modules."))
-    return isinstance(module, nn.Linear) and (type(module).forward is nn.Linear.forward or not own)
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward or not own:
+        return isinstance(module, nn.Linear)
+    x = torch.ones(1, 2, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    try:
+        found: Any = module(x)
+    except Exception:  # of a model that somebody else wrote
+        return False
+    plain = nn.functional.linear(x, module.weight, module.bias)
+    if not isinstance(found, Tensor) or found.shape != plain.shape:
+        return False
+    return found.is_meta or bool(torch.allclose(found, plain, atol=1e-3, rtol=1e-3))
 
 
 def _is_fused(model: nn.Module, name: str) -> bool:

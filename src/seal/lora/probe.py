@@ -76,9 +76,7 @@ def nature_of(model: Model) -> Nature:
         head = _agrees(model, beside(lines, model.device, longest), Nature(linear_head=True), right, noise)
         short = [Row(r.ids[: model.window], r.loss[: model.window]) for r in rows]
         right = torch.cat([x[: model.window - 1] for x in _by_row(right, rows)])
-        packs = head and _agrees(
-            model, pack([short[:2], short[2:]], model.device), Nature(True, True), right, noise
-        )
+        packs = _agrees(model, pack([short[:2], short[2:]], model.device), Nature(True, head), right, noise)
         pads = _reads(model, rows, alone)
     return Nature(packs, head, pads, frozenset(unheard))
 

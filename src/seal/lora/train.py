@@ -225,7 +225,8 @@ class _Training:
                 self._admit(slot, work)
         while works:
             costs = [self.model.tokens_of([w.batch()]) for w in works]
-            chosen = choose(costs, [w.left for w in works], self.room.tokens)
+            beside = not self.model.nature.packs
+            chosen = choose(costs, [w.left for w in works], self.room.tokens, beside)
             if self._step(self._fitting([works[i] for i in chosen])):
                 works = self._settled(works)
         return [o for o in self.outcomes if o is not None]
@@ -378,13 +379,14 @@ def n_loss(rows: Sequence[Row]) -> int:
     return sum(sum(row.loss[1:]) for row in rows)
 
 
-def choose(widths: Sequence[int], left: Sequence[int], tokens: int) -> list[int]:
+def choose(widths: Sequence[int], left: Sequence[int], tokens: int, beside: bool = False) -> list[int]:
     """Which slots go together next, by width: at most ``tokens`` in all (but at least one slot), and a count
     of the menu.
 
     Slots next to each other in width make an even rectangle. Of all such runs the one that wastes least on
     the cost of a pass (counted as :data:`PASS` tokens), to 4 %; among equals the one whose slots have most
-    steps left, so that all end together.
+    steps left, so that all end together. ``beside``: each takes as much as the widest, and what is filled up is
+    waste.
     """
     order = sorted(range(len(widths)), key=lambda i: (widths[i], i))
     real = [0, *accumulate(widths[i] for i in order)]
@@ -392,12 +394,14 @@ def choose(widths: Sequence[int], left: Sequence[int], tokens: int) -> list[int]
     best: tuple[tuple[float, float], list[int]] = ((-1.0, 0.0), [])
     first = 0
     for last in range(1, len(order) + 1):
-        while first < last - 1 and real[last] - real[first] > tokens:
+        widest = widths[order[last - 1]]
+        while first < last - 1 and ((last - first) * widest if beside else real[last] - real[first]) > tokens:
             first += 1
         count = next(n for n in range(last - first, 0, -1) if of_menu(n) == n)
         begin = last - count
         total = real[last] - real[begin]
-        score = (round(25 * total / (total + PASS)), (steps[last] - steps[begin]) / count)
+        taken = count * widest if beside else total
+        score = (round(25 * total / (taken + PASS)), (steps[last] - steps[begin]) / count)
         if score > best[0]:
             best = (score, order[begin:last])
     return best[1]
