@@ -59,6 +59,8 @@ bench: .venv/.installed
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 100M --edits 16 --slots 1 4 16 --single 2 --trainer-steps 1 --no-warm-up
 	$(BIN)/python bench/round.py --shape 10M
 	$(BIN)/python bench/policy.py --json docs/results/policy.json
+	$(BIN)/python bench/beside.py --json docs/results/beside.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.lora.architectures --json docs/results/architectures.json
 	$(BIN)/python bench/cpu.py
 	$(BIN)/python bench/scaling.py
 

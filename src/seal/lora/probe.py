@@ -26,10 +26,13 @@ from seal.lora.tokens import Row
 if TYPE_CHECKING:
     from seal.lora.model import Model
 
-LONGEST = 48
+LONGEST = 32
 """Tokens of the longest row that is tried, but for a window: then it is longer than that."""
-WIDEST = 512
-"""A window up to this is tried with a longer row; a wider one is only believed (it costs what it costs)."""
+WORK = {"cpu": 3e11, "cuda": 3e14}
+"""FLOPs that trying may take (a few seconds): a window for which it would take more is believed, and no row
+longer than it is packed."""
+ROWS = 7
+"""Rows of the longest length that all of it comes to."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,8 @@ def nature_of(model: Model) -> Nature:
             raise LoraError(f"the model {model.name!r} gives no finite probabilities: its weights are broken")
         _must_be_causal(model, rows, right)
         noise = 1e-4 if model.runner.dtype == torch.float32 else 0.02
-        lines = [rows[:2], rows[2:]]
-        longest = max(len(row.ids) for row in rows)
-        head = _agrees(model, beside(lines, model.device, longest), Nature(linear_head=True), right, noise)
+        few, told = [rows[1:]], torch.cat(_by_row(right, rows)[1:])
+        head = _agrees(model, beside(few, model.device, model.context), Nature(linear_head=True), told, noise)
         short = [Row(r.ids[: model.window], r.loss[: model.window]) for r in rows]
         right = torch.cat([x[: model.window - 1] for x in _by_row(right, rows)])
         packs = _agrees(model, pack([short[:2], short[2:]], model.device), Nature(True, head), right, noise)
@@ -140,12 +142,14 @@ def _reads_on(model: Model, some: list[tuple[tuple[int, ...], Tensor]]) -> bool:
 
 
 def _rows(model: Model) -> list[Row]:
-    """Of random tokens: one longer than every window, one of half of it, and short ones."""
-    narrow = [w for w in windows(model.model.config) if w <= WIDEST]
-    longest = min(model.context, max(LONGEST, *(w + 9 for w in narrow), 0))
+    """Of random tokens: one longer than every window, and two short ones."""
+    each = 2 * ROWS * sum(p.numel() for p in model.runner.parameters())
+    most = WORK.get(model.device.type, WORK["cuda"]) / each
+    longer = [w + 9 for w in windows(model.model.config) if w + 9 <= most]
+    longest = min(model.context, max([LONGEST, *longer]))
     rng = random.Random(0)
     rows = []
-    for n in (longest, longest // 2 + 1, min(5, longest), min(2, longest)):
+    for n in (longest, min(9, longest), min(2, longest)):
         ids = tuple(rng.randrange(model.vocabulary) for _ in range(n))
         rows.append(Row(ids, (False, *[True] * (n - 1))))
     return rows
