@@ -2,7 +2,7 @@
 
     python bench/beside.py --json docs/results/beside.json        # ten minutes of one core
 
-The same Llama of random weights trains the same jobs both ways, in turn, three times each: rows with the lengths
+The same Llama of random weights trains the same jobs both ways, in turn, five times each: rows with the lengths
 of SEAL's own data (a passage of 170 tokens, 7.9 rows of 46), sixteen adapters of rank 32, one row a step and
 eight. Only how rows stand differs; that both learn the same is a test's matter. A hybrid (Qwen 3.5's kind, of
 like size) stands beside it: what it takes per token where packing is not to be had.
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import SHAPES, interval, matmul_rate, random_policy, record, timed, word_tokenizer
 from workloads import passages
 
-REPEATS = 3
+REPEATS = 5
 ROOM = Room(16, 2048)
 
 

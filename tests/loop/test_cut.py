@@ -160,7 +160,7 @@ def test_a_kept_edit_that_was_cut_is_imitated_as_it_was_written_and_without_an_e
     monkeypatch.setattr(loop, "try_siblings", tried)
     monkeypatch.setattr("seal.loop.imitate.train_once", train)
     one = Adapter(1, 1.0, {"q": (torch.ones(1, 1), torch.ones(1, 1))})
-    nobody: Any = SimpleNamespace(stack=one, base_name="base")
+    nobody: Any = SimpleNamespace(stack=one, base_name="base", fingerprint=dict)
     monkeypatch.setattr(loop, "load_model", lambda *_: nullcontext(nobody))
     sizes = {"options": {"sizes": {"train": 2, "select": 1, "eval": 1}}}
     config = RunConfig.model_validate(

@@ -38,7 +38,8 @@ class Recorder:
 
     def load_model(self, spec: ModelSpec, rank: int = 0, loaded: Any = None) -> Any:
         self.loaded.append(name_of(spec))
-        return nullcontext(SimpleNamespace(name=name_of(spec), base_name="base", stack=STACK))
+        known = {"name": name_of(spec), "base_name": "base", "stack": STACK, "fingerprint": dict}
+        return nullcontext(SimpleNamespace(**known))
 
     def write_edits(
         self, policy: Any, domain: Any, tasks: Sequence[Task], n: int, config: Any, seed: object, stage: Any
