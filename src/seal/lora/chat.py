@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from jinja2 import UndefinedError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from seal.lora.records import THINKING, LoraError, Prompt
@@ -36,6 +38,8 @@ class Conventions:
     """The system prompt that the template inserts of itself where none is given."""
     system: str | None = None
     """What is put there instead; ``None``: nothing, so that the template does as it does."""
+    parts: bool = False
+    """Whether the template takes what is said as a list of parts."""
 
     @property
     def end(self) -> int:
@@ -44,6 +48,8 @@ class Conventions:
         Raises:
             LoraError: the tokenizer has no end-of-text token.
         """
+        if self.tokenizer.eos_token_id is None and self.ends:
+            return min(self.ends)
         if self.tokenizer.eos_token_id is None:
             raise LoraError(
                 f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-text token (eos_token)"
@@ -88,14 +94,20 @@ class Conventions:
         if system and not self.system_turn:
             prompt, system = Prompt(f"{system}\n\n{prompt.text}"), None
         turns = [{"role": "system", "content": system}] if system is not None and self.system_turn else []
-        text = templated(self.tokenizer, [*turns, {"role": "user", "content": prompt.text}], True)
+        turns.append({"role": "user", "content": prompt.text})
+        text = templated(self.tokenizer, turns, True, self.parts)
+        if "<|channel|>" in self.control and text.endswith("<|start|>assistant"):
+            return f"{text}<|channel|>final<|message|>"  # gpt-oss: what it says aloud, and no thinking before
         opened = next((close for begin, close in THINKING if text.rstrip().endswith(begin)), None)
         return f"{text.rstrip()}\n\n{opened}\n\n" if opened else text
 
     def encode(self, rendered: str, chat: bool = True) -> list[int]:
         """Token ids of a rendered prompt. A chat template writes its own special tokens, so none are added
         then."""
-        return list(self.tokenizer(rendered, add_special_tokens=not (self.chat and chat))["input_ids"])
+        ids = list(self.tokenizer(rendered, add_special_tokens=not (self.chat and chat))["input_ids"])
+        while ids and not (self.chat and chat) and ids[-1] == self.tokenizer.eos_token_id:
+            ids.pop()  # some tokenizers end every text
+        return ids
 
     def answer(self, rendered: str, answer: str, chat: bool = True) -> str:
         """An answer as it follows its prompt. In a chat as the template begins it; else after a space, unless
@@ -106,7 +118,9 @@ class Conventions:
 
     def words(self) -> str:
         """All of it in a line, for people."""
-        ends = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(self.ends)))
+        known = len(self.tokenizer)
+        names = [self.tokenizer.convert_ids_to_tokens(i) if i < known else str(i) for i in sorted(self.ends)]
+        ends = ", ".join(map(str, names)) or "nothing"
         found = [f"chat {'on' if self.chat else 'off'} ({self.why})", f"ends at {ends}"]
         if self.chat and not self.system_turn:
             found.append("takes no system turn: it stands before the user's")
@@ -140,7 +154,13 @@ def conventions_of(
     Raises:
         LoraError: ``on``, and there is no template.
     """
-    own = [ends] if isinstance(ends, int) else list(ends or [])
+    if not getattr(tokenizer, "is_fast", False):
+        raise LoraError(
+            f"the tokenizer of {tokenizer.name_or_path!r} ({type(tokenizer).__name__}) is none of the library "
+            "tokenizers: it does not say which characters a token covers, so no loss mask can be made"
+        )
+    several = ends if isinstance(ends, (list, tuple, set, frozenset)) else [ends]
+    own = [i for i in several if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
     own += [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if not tokenizer.chat_template:
         if chat == "on":
@@ -149,10 +169,7 @@ def conventions_of(
             )
         return Conventions(tokenizer, False, "it has no template", frozenset(own), system=system)
     try:
-        asked = templated(tokenizer, [{"role": "user", "content": ASKED}], True)
-        whole = templated(
-            tokenizer, [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}], False
-        )
+        parts, asked, whole = _tried(tokenizer)
     except Exception as error:  # of a template that somebody else wrote
         if chat == "on":
             raise LoraError(
@@ -169,7 +186,7 @@ def conventions_of(
     )
     before = whole.rpartition(ANSWERED)[0]
     lead = before.removeprefix(asked) if before.startswith(asked) else ""
-    takes, inserted = _system_of(tokenizer)
+    takes, inserted = _system_of(tokenizer, parts)
     return Conventions(
         tokenizer,
         on,
@@ -180,16 +197,42 @@ def conventions_of(
         takes,
         inserted,
         system,
+        parts,
     )
 
 
-def templated(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], asked: bool) -> str:
-    """Turns through the template, without thinking where it can be told so."""
-    return str(
-        tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=asked, enable_thinking=False
-        )
-    )
+def _tried(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str, str]:
+    """Whether the template takes parts, a question through it, and the question with an answer.
+
+    Raises:
+        ValueError: what was said is not in it, whichever way.
+    """
+    user, assistant = {"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}
+    for parts in (False, True):
+        try:
+            asked = templated(tokenizer, [user], True, parts)
+            whole = templated(tokenizer, [user, assistant], False, parts)
+        except Exception:  # of a template that somebody else wrote
+            if parts:
+                raise
+            continue
+        if ASKED in asked and ASKED in whole and ANSWERED in whole:
+            return parts, asked, whole
+    raise ValueError("what is said does not stand in what it makes")
+
+
+def templated(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], asked: bool, parts: bool = False
+) -> str:
+    """Turns through the template, without thinking where it can be told so, and without tools."""
+    said: list[dict[str, Any]] = [
+        {**t, "content": [{"type": "text", "text": t["content"]}]} if parts else dict(t) for t in turns
+    ]
+    how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": asked, "enable_thinking": False}
+    try:
+        return str(tokenizer.apply_chat_template(said, **how))
+    except (TypeError, UndefinedError):  # one that counts its tools
+        return str(tokenizer.apply_chat_template(said, tools=[], **how))
 
 
 def _first_special(tokenizer: PreTrainedTokenizerBase, tail: str) -> int | None:
@@ -200,12 +243,12 @@ def _first_special(tokenizer: PreTrainedTokenizerBase, tail: str) -> int | None:
     return next((int(i) for i in ids if i in special), None)
 
 
-def _system_of(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str]:
+def _system_of(tokenizer: PreTrainedTokenizerBase, parts: bool) -> tuple[bool, str]:
     """Whether the template takes a system turn, and what it inserts where there is none."""
     user = {"role": "user", "content": ASKED}
-    bare = templated(tokenizer, [user], False)
+    bare = templated(tokenizer, [user], False, parts)
     try:
-        told = templated(tokenizer, [{"role": "system", "content": TOLD}, user], False)
+        told = templated(tokenizer, [{"role": "system", "content": TOLD}, user], False, parts)
     except Exception:  # raise_exception('System role not supported')
         return False, ""
     before, found, after = told.partition(TOLD)
@@ -219,4 +262,7 @@ def _system_of(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, str]:
 def ends_of(model: Any) -> list[int]:
     """End ids of a model's generation config: none, one or several."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return [int(found)] if isinstance(found, int) else [int(i) for i in found or []]
+    if isinstance(found, Tensor):
+        found = found.tolist()
+    several = found if isinstance(found, (list, tuple)) else [found]
+    return [i for i in several if isinstance(i, int)]

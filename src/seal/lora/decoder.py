@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 def encode(model: Model, prompt: Prompt, sampling: Sampling) -> list[int]:
     tokens = model.conventions.encode(model.conventions.render(prompt))
+    if not tokens:
+        raise LoraError("a prompt is empty: there is nothing to go on from")
     if len(tokens) + sampling.max_tokens > model.context:
         raise LoraError(
             f"a prompt of {len(tokens)} tokens with room for {sampling.max_tokens} more does not fit the "

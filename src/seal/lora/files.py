@@ -146,9 +146,11 @@ def load_peft(folder: str | Path) -> Adapter:
         if not isinstance(config, dict):
             raise TypeError("adapter_config.json holds no settings")
         rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
-        if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or not 0 < rank <= 4096:
-            raise TypeError(f"r is {rank!r} and lora_alpha {alpha!r}")
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        if not _is_size(rank, 4096) or not isinstance(rank, int) or not _is_size(alpha, 1e9):
+            raise TypeError(f"r is {str(rank)[:40]} and lora_alpha {str(alpha)[:40]}")
+        if not all(bool(x.isfinite().all()) for x in tensors.values() if x.is_floating_point()):
+            raise ValueError("it holds numbers that are not finite")
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise LoraError(f"{folder} is not an adapter folder in PEFT's format: {error}") from error
     if strange := _strange(config, tensors):
         raise LoraError(f"{folder} is not an adapter that is computed here: it has {', '.join(strange[:3])}")
@@ -166,6 +168,15 @@ def load_peft(folder: str | Path) -> Adapter:
     return replace(found, base=about) if isinstance(about, dict) else found
 
 
+PREFIX = "base_model.model."
+"""Of every tensor's name in PEFT's file."""
+
+
+def _is_size(value: Any, most: float) -> bool:
+    """Whether it is a number above 0, and none that is too large (or not finite)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most
+
+
 def _strange(config: Json, tensors: dict[str, Tensor]) -> list[str]:
     """What of an adapter is not computed here."""
     kind = config.get("peft_type")
@@ -177,8 +188,19 @@ def _strange(config: Json, tensors: dict[str, Tensor]) -> list[str]:
     for key, value in config.items():
         if key not in HARMLESS and value and value != defaults.get(key):
             found.append(f"{key} {str(value)[:40]}")
+    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
+    for name in dict.fromkeys(k.rpartition(".lora_")[0].removeprefix(PREFIX) for k in tensors):
+        suffixes = (f".{name}".endswith(f".{t}") for t in targets) if isinstance(targets, list) else [True]
+        numbers = [int(x) for x in name.split(".") if x.isdigit()]
+        chosen = [layers] if isinstance(layers, int) else layers
+        if not any(suffixes) or (isinstance(chosen, list) and numbers and numbers[0] not in chosen):
+            found.append(f"a tensor of {name}, which its settings leave out")
     ends = (".lora_A.weight", ".lora_B.weight")
-    found += sorted(f"the tensor {k}" for k, x in tensors.items() if not k.endswith(ends) or x.ndim != 2)
+    found += sorted(
+        f"the tensor {k}"
+        for k, x in tensors.items()
+        if not k.endswith(ends) or not k.startswith(PREFIX) or x.ndim != 2
+    )
     for key in tensors:
         other = (
             key.replace(".lora_A.", ".lora_B.") if ".lora_A." in key else key.replace(".lora_B.", ".lora_A.")
@@ -200,6 +222,11 @@ def _one_scale(folder: Path, config: Json, pairs: dict[str, tuple[Tensor, Tensor
     """
     patterns = [config.get(k) or {} for k in ("rank_pattern", "alpha_pattern")]
     for pattern in patterns:
+        for key, value in pattern.items() if isinstance(pattern, dict) else ():
+            if not _is_size(value, 1e9):
+                raise LoraError(
+                    f"{folder}: of {str(key)[:60]!r} its settings say {str(value)[:40]}, no number"
+                )
         for key in pattern if isinstance(pattern, dict) else [str(pattern)]:
             if len(key) > 200 or not PLAIN.fullmatch(key) or len(re.findall(r"[*+]", key)) > 4:
                 raise LoraError(f"{folder}: the pattern {key[:60]!r} of module names is not understood")

@@ -156,7 +156,7 @@ class Model:
         again.
         """
         with self._in_force(lines) as inputs:
-            if self.nature.linear_head:
+            if self._plain_head:
                 weight, bias = self._head
                 there = weight.device
                 hidden = self._body(**inputs).last_hidden_state.to(weight)  # (b, n, H)
@@ -195,7 +195,7 @@ class Model:
         """The likeliest tokens at the M places of some lines, and their log-probabilities: (M, top) each."""
         found = []
         with self._in_force(lines) as inputs:
-            if self.nature.linear_head:
+            if self._plain_head:
                 weight, bias = self._head
                 hidden = self._body(**inputs).last_hidden_state.to(weight).flatten(0, 1)
                 for at in torch.split(lines.at.to(weight.device), 256):
@@ -230,6 +230,12 @@ class Model:
     @property
     def _body(self) -> Any:
         return self.runner.base_model
+
+    @property
+    def _plain_head(self) -> bool:
+        """Whether logits may be taken from the head's weight: not where an adapter lies on the head itself."""
+        head: Any = self.runner.get_output_embeddings()
+        return self.nature.linear_head and "forward" not in head.__dict__ and not head._forward_hooks
 
     @property
     def _head(self) -> tuple[Tensor, Tensor | None]:

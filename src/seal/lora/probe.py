@@ -56,6 +56,10 @@ def nature_of(model: Model) -> Nature:
     Raises:
         LoraError: the model is no causal LM, or does not compute alike side by side.
     """
+    if model.context < 2:
+        raise LoraError(
+            f"the model {model.name!r} takes rows of {model.context} token: nothing can be foretold"
+        )
     rows = _rows(model)
     places = [torch.tensor(row.ids[1:], device=model.device) for row in rows]
     with torch.no_grad():

@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -39,6 +40,7 @@ THINKING = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("◁think▷", "◁/think▷"),
 )
 """What models put around their thinking."""
 
@@ -46,14 +48,15 @@ THINKING = (
 def spoken(text: str) -> str | None:
     """What a model says after it has thought: the text without a block of thinking at its beginning; ``None``
     where that block does not end. A text that begins otherwise is itself, to the letter. What stands before
-    an end without a beginning is thinking too, where the beginning was the prompt's."""
+    an end without a beginning, the last of its line, is thinking too: the beginning was the prompt's."""
     start = text.lstrip()
     for begin, end in THINKING:
         if start.startswith(begin):
             _, found, rest = start.partition(end)
-            return rest.lstrip() if found else None
-        if end in start and begin not in start.partition(end)[0]:
-            return start.partition(end)[2].lstrip()
+            return spoken(rest.lstrip()) if found else None
+        before, found, rest = start.partition(end)
+        if found and begin not in before and re.match(r"[ \t]*(\n|$)", rest):
+            return spoken(rest.lstrip())
     return text
 
 
