@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -72,10 +72,11 @@ def noted_passages(path: Path, strict: bool = False) -> Passages:
         raise SealError(f"there is no file {path}") from error
     except OSError as error:
         raise SealError(f"{path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SealError(f"{path} is not JSON: {error}") from error
     if isinstance(data, dict):  # SQuAD's whole file, or a page of the hub's viewer
-        data = data.get("data", data.get("rows", [data] if "context" in data else None))
+        one = "context" in data or "paragraphs" in data
+        data = data.get("data", data.get("rows", [data] if one else None))
     if not isinstance(data, list) or not data:
         raise SealError(f"{path} holds no list of passages ({{title, context, questions}})")
     return _sound(path, data, strict)
@@ -91,7 +92,10 @@ def _json(data: bytes) -> Any:
         lines = [line for line in text.split("\n") if line.strip()]
         if len(lines) < 2 or not lines[0].lstrip().startswith("{"):
             raise
-        return [json.loads(lines[0]), *map(_line, lines[1:])]
+        found = [_line(line) for line in lines]
+        if not any(isinstance(x, dict) for x in found):
+            raise
+        return found
 
 
 class _Broken(str):
@@ -101,7 +105,7 @@ class _Broken(str):
 def _line(text: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return _Broken(f"not JSON: {error}")
 
 
@@ -128,22 +132,36 @@ def _sound(path: Path, data: list[Any], strict: bool) -> Passages:
     passages: dict[str, Json] = {}
     counts: Counter[str] = Counter()
     bad: list[str] = []
+    parts: set[int] = set()
+    whole = len(data)
     for number, record in enumerate(data):
+        before = len(bad)
+
+        def tell(why: str, number: int = number) -> None:
+            parts.add(number)
+            bad.append(f"passage {number}, {why}")
+
         try:
-            for row in _flat(record, counts):
-                passage = _Passage.model_validate(row).model_dump(exclude_unset=True)
+            if isinstance(record, _Broken):
+                raise ValueError(str(record))
+            for row in _flat(record, counts, tell):
+                try:
+                    passage = _Passage.model_validate(row).model_dump(exclude_unset=True)
+                    json.dumps(passage, ensure_ascii=False).encode()
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    where = ".".join(map(str, first["loc"]))
+                    bad.append(f"passage {number}{', ' if where else ''}{where}: {first['msg']}")
+                    continue
                 text = f"{passage['title']}\n{passage['context']}"
                 key = hashlib.sha256(text.encode()).hexdigest()[:16]
                 known = passages.setdefault(key, {**passage, "id": key, "questions": []})
                 _add(known["questions"], passage["questions"])
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            bad.append(f"passage {number}{', ' if where else ''}{where}: {first['msg']}")
         except UnicodeEncodeError:
             bad.append(f"passage {number} holds half a character (a lone surrogate)")
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            bad.append(f"passage {number}: {_said(record, error)}")
+        except _PART as error:
+            bad.append(f"passage {number}: {_said(error)}")
+        whole -= len(bad) > before
         if bad and strict:
             raise SealError(f"{path}: {bad[0]}")
     if not passages:
@@ -152,7 +170,8 @@ def _sound(path: Path, data: list[Any], strict: bool) -> Passages:
     notes = []
     if bad:
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-        notes.append(f"{path}: left out {len(bad)} of {len(data)} records, {bad[0]}{more}")
+        some = ", or part of them" if parts else ""
+        notes.append(f"{path}: left out {len(data) - whole} of {len(data)} records{some}, {bad[0]}{more}")
     if n := counts["unanswerable"]:
         notes.append(f"{path}: left out {n} questions that have no answer")
     if n := counts["untitled"]:
@@ -160,12 +179,10 @@ def _sound(path: Path, data: list[Any], strict: bool) -> Passages:
     return Passages(list(passages.values()), notes)
 
 
-def _said(record: Any, error: Exception) -> str:
-    if isinstance(record, _Broken):
-        return str(record)
-    if not isinstance(record, dict):
-        return f"a record is an object, not {type(record).__name__}"
-    return f"it has no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+def _said(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
 
 
 def _add(known: list[Json], more: list[Json]) -> None:
@@ -182,30 +199,78 @@ def _add(known: list[Json], more: list[Json]) -> None:
             same["answers"] = both
 
 
-def _flat(record: Any, counts: Counter[str]) -> Iterator[Json]:
-    """The passages of one record: SEAL's, an article of SQuAD's, or one of its rows with one question."""
+def _flat(record: Any, counts: Counter[str], bad: Callable[[str], None]) -> Iterator[Json]:
+    """The passages of one record: SEAL's, an article of SQuAD's, or one of its rows with one question.
+    ``bad`` is told of a part that is none; the others stay."""
     if isinstance(record, Mapping) and isinstance(record.get("row"), Mapping):  # a page of the hub's viewer
         record = record["row"]
-    if isinstance(record, Mapping) and "paragraphs" in record:
-        for paragraph in record["paragraphs"]:
-            yield from _one(paragraph["context"], record.get("title"), paragraph["qas"], counts)
-    elif isinstance(record, Mapping) and "question" in record and "questions" not in record:
-        yield from _one(record["context"], record.get("title"), [record], counts)
-    elif isinstance(record, Mapping) and isinstance(record.get("questions"), list):
-        questions = [_golds(q) for q in record["questions"]]
-        found = [q for q in questions if q is not None]
-        counts["unanswerable"] += len(questions) - len(found)
-        if found or not questions:
-            yield {**_titled(record, counts), "questions": found}
+    if not isinstance(record, Mapping):
+        raise TypeError(f"a record is an object, not {type(record).__name__}")
+    if isinstance(record.get("paragraphs"), list):
+        for number, paragraph in enumerate(record["paragraphs"]):
+            try:
+                found = _passage(record.get("title"), paragraph["context"], paragraph["qas"], counts, bad)
+                if found["questions"]:
+                    yield found
+            except _PART as error:
+                bad(f"paragraph {number}: {_said(error)}")
+    elif "question" in record and "questions" not in record:
+        found = _passage(record.get("title"), record["context"], [record], counts, bad)
+        if found["questions"]:
+            yield found
+    elif isinstance(record.get("questions"), list) and record["questions"]:
+        rest = {k: v for k, v in record.items() if k not in ("title", "context", "questions")}
+        found = _passage(
+            record.get("title"), record["context"], record["questions"], counts, bad, squad=False
+        )
+        if found["questions"]:
+            yield {**rest, **found}
     else:
         yield dict(record)
 
 
-def _titled(record: Mapping[str, Any], counts: Counter[str]) -> Json:
-    if record.get("title") or not isinstance(record.get("context"), str):
-        return dict(record)
-    counts["untitled"] += 1
-    return {**record, "title": _first_words(record["context"])}
+_PART = (KeyError, TypeError, AttributeError, IndexError, ValueError)
+IMPOSSIBLE = (True, 1, "true", "True", "TRUE", "1")
+
+
+def _passage(
+    title: Any,
+    context: Any,
+    questions: Any,
+    counts: Counter[str],
+    bad: Callable[[str], None],
+    squad: bool = True,
+) -> Json:
+    """A context and its questions, those that have an answer. Without any: no questions at all.
+
+    Raises:
+        ValueError: every question is none, or the title is no text.
+    """
+    if title is None or (isinstance(title, str) and not title.strip()):
+        title = ""
+    if not isinstance(title, str):
+        raise ValueError(f"its title is {str(title)[:40]}, no text")
+    if not isinstance(questions, list):
+        raise ValueError("its questions are no list")
+    found, wrong = [], []
+    for number, q in enumerate(questions):
+        try:
+            mine = _asked(q, squad)
+        except _PART as error:
+            wrong.append(f"question {number}: {_said(error)}")
+            continue
+        if mine is None:
+            counts["unanswerable"] += 1
+        else:
+            found.append(mine)
+    if wrong and not found:
+        raise ValueError(wrong[0])
+    for why in wrong:
+        bad(why)
+    if not title and isinstance(context, str) and found:
+        counts["untitled"] += 1
+        title = _first_words(context)
+    return {"title": title.replace("_", " ") if squad else title, "context": context, "questions": found}
 
 
 def _first_words(context: str) -> str:
@@ -213,30 +278,38 @@ def _first_words(context: str) -> str:
     return text if len(text) <= TITLE else text[:TITLE].rpartition(" ")[0] or text[:TITLE]
 
 
-def _one(context: str, title: Any, questions: Any, counts: Counter[str]) -> Iterator[Json]:
-    """A paragraph in SQuAD's form."""
-    found = []
-    for q in questions:
-        answers = q["answers"]
-        golds = answers["text"] if isinstance(answers, Mapping) else [a["text"] for a in answers]
-        mine = _golds({"question": q["question"], "answers": list(golds)})
-        if mine is None or q.get("is_impossible"):
-            counts["unanswerable"] += 1
-        else:
-            found.append(mine)
-    if found:
-        named = {"title": title.replace("_", " ") if title else "", "context": context}
-        yield {**_titled(named, counts), "questions": found}
-
-
-def _golds(question: Any) -> Any:
-    """A question with its answer, and all of them where there are several; ``None`` where there is none."""
-    if not isinstance(question, Mapping) or "answers" not in question:
-        return question
-    golds = list(dict.fromkeys(question["answers"]))
-    first = question.get("answer", golds[0] if golds else None)
-    if first is None:
+def _asked(q: Any, squad: bool) -> Json | None:
+    """A question with its answer, and all of them where there are several; ``None`` where it has none."""
+    if not isinstance(q, Mapping):
+        raise TypeError(f"a question is an object, not {type(q).__name__}")
+    if q.get("is_impossible") in IMPOSSIBLE:
         return None
-    golds = list(dict.fromkeys([first, *golds]))
-    rest = {k: v for k, v in question.items() if k != "answers"}
-    return {**rest, "answer": first, **({"answers": golds} if len(golds) > 1 else {})}
+    if "answers" not in q and "answer" not in q:
+        raise KeyError("answer")
+    if "answers" not in q and not squad:
+        return dict(q)  # SEAL's own, which is held to its form
+    first = q.get("answer")
+    golds = ([] if first is None else [first]) + _texts(q.get("answers"))
+    golds = list(dict.fromkeys(g.strip() if isinstance(g, str) else g for g in golds))
+    golds = [g for g in golds if g != ""]
+    if not golds:
+        return None
+    if not all(isinstance(g, str) for g in golds):
+        raise ValueError("an answer is no text")
+    rest = {k: v for k, v in q.items() if k not in ("answers", "answer")}
+    if squad:
+        rest = {"question": q["question"]}
+    return {**rest, "answer": golds[0], **({"answers": golds} if len(golds) > 1 else {})}
+
+
+def _texts(answers: Any) -> list[Any]:
+    """The gold answers, however they are given: SQuAD's list of objects, the hub's object of lists, texts, or one
+    text. A number is its digits."""
+    if answers is None:
+        return []
+    if isinstance(answers, Mapping):
+        answers = answers["text"]
+    if not isinstance(answers, list):
+        answers = [answers]
+    texts = [a["text"] if isinstance(a, Mapping) else a for a in answers]
+    return [str(t) if isinstance(t, (int, float)) and not isinstance(t, bool) else t for t in texts]
