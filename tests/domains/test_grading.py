@@ -103,6 +103,12 @@ def test_in_scripts_without_spaces_a_token_is_a_character_with_its_marks() -> No
         # one letter decides
         ("Vitamin C", "vitamin D", False), ("Vitamin C", "vitamin C", True), ("Vitamin A", "vitamin", False),
         ("grade B", "grade A", False), ("George W. Bush", "George Bush", True), ("Malcolm X", "It was Malcolm X.", True),
+        # of times, temperatures, money, names and fractions
+        ("500 BC", "500 AD", False), ("7 am", "7 pm", False), ("5 degrees Celsius", "5 degrees Fahrenheit", False),
+        ("60 Hz", "60 kHz", False), ("$5", "€5", False), ("$5", "5 dollars", True), ("World War II", "World War I", False),
+        ("World War II", "World War 2", True), ("Louis XIV", "It was Louis XVI.", False), ("Alexander II", "by Alexander II.", True),
+        ("1990", "the 1990s", False), ("2½", "2.5", True), ("Mars", "March", False), ("can't fly", "cannot fly", True),
+        ("A", "A.", True), ("A", "The answer is A", True), ("A", "B", False), ("Łódź", "Lodz", True), ("Straße", "Strasse", True),
         # and what stood before
         ("U.S. Army", "US Army", True), ("the 3rd of March", "3 march", True), ("Beyoncé", "beyonce", True),
         ("stored food", "It is used to store its food.", True), ("Marie Curie", "Pierre", False),
@@ -202,6 +208,43 @@ def test_squads_impossible_questions_are_counted_and_not_taught(tmp_path: Path) 
     assert notes == [f"{tmp_path / 'p.json'}: left out 4 questions that have no answer"]
 
 
+@pytest.mark.parametrize(
+    ("answers", "wanted"),
+    [
+        ("Paris", ["Paris"]), (["Paris", "paris"], ["Paris", "paris"]), ({"text": ["a"], "answer_start": [1]}, ["a"]),
+        ([{"text": "a"}, {"text": " a "}], ["a"]), (1912, ["1912"]), (["", "b"], ["b"]), (None, None), ([], None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["own", "flat", "nested"])
+def test_answers_in_every_form_they_come_in(
+    answers: object, wanted: list[str] | None, form: str, tmp_path: Path
+) -> None:
+    sound = {"question": "r", "answers": ["x"]}
+    given = {"question": "q", "answers": answers}
+    records: dict[str, object] = {
+        "own": [{"title": "T", "context": "c", "questions": [given, sound]}],
+        "flat": [{"title": "T", "context": "c", **q} for q in (given, sound)],
+        "nested": {"data": [{"title": "T", "paragraphs": [{"context": "c", "qas": [given, sound]}]}]},
+    }
+    (tmp_path / "p.json").write_text(json.dumps(records[form]))
+    rows, notes = noted_passages(tmp_path / "p.json")
+    found = {q["question"]: golds_of(q) for q in rows[0]["questions"]}
+    assert found == ({"q": wanted, "r": ["x"]} if wanted else {"r": ["x"]})
+    assert bool(notes) is (wanted is None)
+
+
+def test_a_bad_question_or_paragraph_loses_no_more_than_itself(tmp_path: Path) -> None:
+    good, bad = {"question": "q", "answers": [{"text": "a"}]}, {"question": "r", "answers": [{"start": 3}]}
+    data = [
+        {"title": "T", "paragraphs": [{"context": "c", "qas": [good, bad]}, {"context": "d", "qas": None}, {"context": "e", "qas": [good]}]},
+        {"title": "U", "context": "f", "question": "q", "answer": "plain", "is_impossible": "false"},
+    ]  # fmt: skip
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    rows, (note,) = noted_passages(tmp_path / "p.json")
+    assert [r["context"] for r in rows] == ["c", "e", "f"] and rows[2]["questions"][0]["answer"] == "plain"
+    assert "1 of 2 records, or part of them" in note and "question 1" in note and "and 1 more" in note
+
+
 def test_where_a_title_is_missing_the_first_words_stand_for_it(tmp_path: Path) -> None:
     context = "The mill on the hill was built in 1702 by Anna Brook, who was a miller."
     rows: list[dict[str, object]] = [
@@ -246,6 +289,8 @@ GRID = ((1, 2), (3, 4))
         ("12\n34", []), ("[[1, 2], [3, 4]]", []), ("12\n34\n\nand words", []), ("1 2\n3 4", ["spaces"]), ("1,2\n3,4", ["spaces"]),
         ("| 1 | 2 |\n| 3 | 4 |", ["spaces"]), ("```\n12\n34\n```", ["fence"]), ("```json\n[[1,2],[3,4]]\n```", ["fence"]),
         ("Output:\n12\n34", ["label"]), ("**Output:**\n12\n34", ["label"]), ("Answer: 12\n34", ["label"]),
+        ("```12\n34\n```", ["fence"]), ("| 1 | 2 |\n|---|---|\n| 3 | 4 |", ["spaces"]), ("1\t2\n3\t4", ["spaces"]),
+        ("[1, 2]\n[3, 4]", ["spaces"]), ("12,\n34.", ["spaces"]), ("Output grid (2x2):\n12\n34", ["label"]), ("Output 1:\n12\n34", ["label"]),
         ("The output grid is:\n```\n1 2\n3 4\n```", ["label", "fence", "spaces"]), ("```\nOutput:\n12\n34\n```", ["fence", "label"]),
     ],
 )  # fmt: skip

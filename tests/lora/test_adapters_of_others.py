@@ -133,6 +133,56 @@ def test_half_a_module_or_another_rank_is_refused(tmp_path: Path) -> None:
         load_peft(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": float("nan")}, {"lora_alpha": 1e400}, {"lora_alpha": "8"}, {"r": 0}, {"alpha_pattern": {"q_proj": None}},
+        {"target_modules": ["v_proj"]}, {"layers_to_transform": [0]}, {"target_modules": []},
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_with_the_weights_are_one_sentence(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    made(tmp_path)
+    with pytest.raises(LoraError) as told:
+        load_peft(changed(tmp_path, **settings))
+    assert "\n" not in str(told.value)
+
+
+def test_numbers_that_are_not_finite_and_keys_of_another_form_are_refused(tmp_path: Path) -> None:
+    made(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({k.removeprefix("base_model.model."): v for k, v in tensors.items()}, file)
+    with pytest.raises(LoraError, match="the tensor"):
+        load_peft(tmp_path)
+    save_file({k: v * float("nan") for k, v in tensors.items()}, file)
+    with pytest.raises(LoraError, match="not finite"):
+        load_peft(tmp_path)
+
+
+def test_an_adapter_of_the_head_counts_in_losses_and_likelihoods_too(tmp_path: Path) -> None:
+    from seal.lora.records import Prompt, Query
+    from seal.lora.score import log_likelihood
+
+    torch.manual_seed(3)
+    model = peft.get_peft_model(tiny.llama(), peft.LoraConfig(r=4, target_modules=["q_proj", "lm_head"]))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.add_(0.3 * torch.randn(p.shape))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    adapter, policy = load_peft(tmp_path), tiny.policy()
+    over = policy.plus(adapter)
+    query = [[Query(Prompt("one "), "two")]]
+    assert log_likelihood(policy, [adapter], query)[0] == pytest.approx(
+        log_likelihood(over, [None], query)[0], abs=1e-5
+    )
+    assert log_likelihood(policy, [adapter], query)[0] != pytest.approx(
+        log_likelihood(policy, [None], query)[0], abs=1e-3
+    )
+
+
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     made(tmp_path)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")

@@ -134,6 +134,57 @@ def test_the_setting_goes_from_the_spec_to_the_model_and_to_what_is_said(tmp_pat
         assert shape_of(spec)[1].words() == loaded.conventions.words()
 
 
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'text' %}"
+    "{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOLS = "{% if tools | length > 0 %}tools{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize("template", [PARTS, TOOLS])
+def test_a_template_of_parts_or_one_that_counts_its_tools_is_spoken_with(template: str) -> None:
+    found = conventions_of(tokenizer(template, "<|im_end|>"))
+    assert found.chat and found.render(Prompt("Hello")) == conventions_of(
+        tokenizer(CHATML, "<|im_end|>")
+    ).render(Prompt("Hello"))
+
+
+@pytest.mark.parametrize("template", ["{{ '' }}", CHATML.replace("m['content']", "m['content'] | upper")])
+def test_a_template_that_does_not_show_what_is_said_is_not_used(template: str) -> None:
+    assert not conventions_of(tokenizer(template, "<|im_end|>")).chat
+    with pytest.raises(LoraError, match="does not take"):
+        conventions_of(tokenizer(template), chat="on")
+
+
+@pytest.mark.parametrize("ends", [-1, [0, 99999], "0", [None], {"a": 1}, True, None])
+def test_ends_that_are_no_tokens_are_left_out_and_said(ends: Any) -> None:
+    found = conventions_of(tokenizer(), ends)
+    assert found.words() and 0 in found.ends and -1 not in found.ends
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tok = tokenizer()
+    tok.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", 0)]
+    )
+    found = conventions_of(tok)
+    asked = found.encode("Q:")
+    row = encode_example(Example("a", prompt="Q:", answer=True), found)
+    assert asked[-1] != 0 and list(row.ids[: len(asked)]) == asked and row.ids.count(0) == 1
+
+
+def test_an_empty_prompt_and_a_slow_tokenizer_are_one_sentence() -> None:
+    from transformers import ByT5Tokenizer
+
+    with pytest.raises(LoraError, match="a prompt is empty"):
+        generate(tiny.policy(), [Prompt("")], Sampling(4), [0])
+    with pytest.raises(LoraError, match="which characters"):
+        conventions_of(ByT5Tokenizer())
+
+
 # ------------------------------------------------------------------------------------------------ where it ends
 
 

@@ -103,8 +103,9 @@ _UNITS = {
         "ton tons", "tonne tonnes", "litre litres liter liters l", "ml millilitre millilitres milliliter milliliters",
         "gallon gallons", "second seconds sec", "minute minutes min", "hour hours", "day days", "week weeks",
         "month months", "year years", "decade decades", "century centuries", "percent % percents",
-        "dollar dollars", "euro euros", "degree degrees", "celsius", "fahrenheit", "hectare hectares",
-        "acre acres", "watt watts", "kw kilowatt kilowatts", "mw megawatt megawatts", "volt volts",
+        "dollar dollars", "euro euros", "sterling", "yen", "degree degrees", "celsius celsiu", "fahrenheit", "hectare hectares",
+        "acre acres", "watt watts", "kw kilowatt kilowatts", "mw megawatt megawatts", "volt volts", "nm nanometre nanometres",
+        "mph", "kmh kph", "hz hertz", "khz", "mhz", "ghz", "kb", "mb", "gb", "tb", "am", "pm", "bc bce", "ad ce",
     )
     for form in forms.split()
 }  # fmt: skip
@@ -206,7 +207,11 @@ def content_words(text: str) -> list[str]:
 def _words(text: str) -> list[tuple[str, bool]]:
     """The content words, and of each whether it is a single letter that says something (*vitamin C*), and not
     an initial (*George W. Bush*)."""
+    text = re.sub(r"(\d*)([¼-¾⅐-⅞])", lambda m: f"{int(m[1] or 0) + unicodedata.numeric(m[2]):g}", text)
     text = _bare(text)
+    text = re.sub(r"([$€£¥])\s?(\d[\d,.]*\d|\d)", lambda m: f"{m[2]} {_CURRENCIES[m[1]]}", text)
+    text = re.sub(r"\b(\w+) ((?=[IVX])X{0,3}(?:IX|IV|V?I{0,3}))(?!['’\w]|\.\w)", _roman, text)
+    text = re.sub(r"\b(can)(?:not|['’]t)\b", r"\1 not", text, flags=re.IGNORECASE)
     text = re.sub(r"\b(?:[^\W\d_]\.){2,}", lambda m: m[0].replace(".", "") + " ", text)  # U.S.
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
     text = re.sub(r"(?<=\d)(st|nd|rd|th)\b", "", text, flags=re.IGNORECASE)
@@ -214,17 +219,17 @@ def _words(text: str) -> list[tuple[str, bool]]:
     text = re.sub(r"(?<![\w)])[-−–](?=\d)", " minus", text)  # a sign, and no dash between two numbers
     text = re.sub(r"['’]s\b|_", " ", text).replace("%", " percent ")
     text = re.sub(r"n['’]t\b", " not", text)
-    text = re.sub(r"(?<=\d)(?=[^\W\d_])(?!d\d)(?<!d)", " ", text)  # 5km
+    text = re.sub(r"(?<=\d)(?=[^\W\d_])(?!d\d)(?!s\b)(?<!d)", " ", text)  # 5km
     tokens: list[tuple[str, bool]] = []
     for match in re.finditer(_WORD, text):
         for token in _apart(match[0]):
             alone = len(token) == 1 and token.isalpha() and not _runs_on(token)
             letter = (
                 alone
-                and text[match.end() : match.end() + 1] != "."
+                and not re.match(r"\.\s*\w", text[match.end() :])
                 and (token.isupper() or token not in "aI")
             )
-            if letter and token == "A" and match.start() == 0:
+            if letter and token == "A" and match.start() == 0 and len(text.split()) > 1:
                 letter = False  # the article of a beginning
             word = token.lower()
             if word not in _STOP or (letter and token.isupper()):
@@ -237,6 +242,18 @@ _WORD = re.compile(
 )
 
 
+_CURRENCIES = {"$": "dollars", "€": "euros", "£": "sterling", "¥": "yen"}
+
+
+def _roman(match: re.Match[str]) -> str:
+    """A number of a name in figures: Louis XIV, layer III; a single letter only after a capital."""
+    if len(match[2]) == 1 and not match[1][0].isupper():
+        return match[0]
+    digits = [{"I": 1, "V": 5, "X": 10}[c] for c in match[2]]
+    total = sum(-a if a < b else a for a, b in zip(digits, [*digits[1:], 0], strict=True))
+    return f"{match[1]} {total}"
+
+
 def _bare(text: str) -> str:
     """Without the accents of Latin, Greek and Cyrillic letters; marks of other scripts stay with theirs."""
     found: list[str] = []
@@ -247,7 +264,13 @@ def _bare(text: str) -> str:
         if not unicodedata.category(c).startswith("M"):
             plain = ord(c) < 0x0530
         found.append(c)
-    return unicodedata.normalize("NFC", "".join(found))
+    return unicodedata.normalize("NFC", "".join(found)).translate(_LETTERS)
+
+
+_LETTERS = str.maketrans(
+    {"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "ß": "ss", "đ": "d", "Đ": "D", "æ": "ae", "Æ": "AE"}
+)
+"""Letters that Unicode does not take apart."""
 
 
 def _counted(tokens: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
@@ -307,7 +330,9 @@ def _continues(last: str, word: str, here: float) -> bool:
 
 def _stem(word: str) -> str:
     if len(word) >= 3 and word[:3] in _MONTHS and (len(word) == 3 or word in _FULL_MONTHS):
-        return word[:3]
+        return f"{word[:3]}."  # no word else: Mars is not March
+    if re.fullmatch(r"\d+s", word):
+        return word  # a decade is no year
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
@@ -358,6 +383,7 @@ def _contradicts(
 
 def _measured(words: Sequence[str]) -> dict[str, str]:
     """Each number's unit, where one follows."""
+    words = [w for w in words if w != "degree"] if {"celsiu", "fahrenheit"} & set(words) else list(words)
     return {n: _UNITS[unit] for n, unit in pairwise(words) if _is_number(n) and unit in _UNITS}
 
 

@@ -93,11 +93,11 @@ FORMS: dict[str, Callable[[Grid], str]] = {"digits": as_digits, "lists": as_list
 
 
 LABEL = re.compile(
-    r"(?:\*\*)?(?:(?:the|my|test|final|predicted|so|here|is)\s+)*(?:output|answer|grid|result|solution)(?:\s+(?:grid|is))*\s*:?(?:\*\*)?:?\s*",
+    r"(?:\*\*)?(?:(?:the|my|test|final|predicted|so|here|is)\s+)*(?:output|answer|grid|result|solution)(?:\s+(?:grid|is))*(?:\s*(?:\d+|\(\s*\d+\s*[x×]\s*\d+\s*\))(?=\s*(?:\*\*)?:))?\s*:?(?:\*\*)?:?\s*",
     re.IGNORECASE,
 )
 """What may stand before a grid."""
-FENCE = re.compile(r"`{3,}[\w-]*[ \t]*\n?")
+FENCE = re.compile(r"`{3,}(?:[A-Za-z][\w-]*)?[ \t]*\n?")
 
 
 def read_grid(text: str) -> Grid | None:
@@ -115,7 +115,7 @@ def forgiven(text: str) -> list[str]:
 
 def _read(text: str) -> tuple[Grid | None, list[str]]:
     said: list[str] = []
-    text = text.strip()
+    text = text.lstrip("\ufeff").strip()
     for _ in range(4):  # a label before a fence, or within it
         if fence := FENCE.match(text):
             said, text = [*said, "fence"], text[fence.end() :].lstrip()
@@ -127,7 +127,9 @@ def _read(text: str) -> tuple[Grid | None, list[str]]:
     return grid, [] if grid is None else list(dict.fromkeys([*said, *(["spaces"] if spaced else [])]))
 
 
-SPACED = re.compile(r"\d(?:\s*[, |]\s*\d)*")
+SPACED = re.compile(r"\d(?:[ \t]*[, |\t][ \t]*\d)*")
+RULER = re.compile(r"[|:\- ]*-[|:\- ]*")
+"""The line beneath a table's head."""
 
 
 def _begun(text: str) -> tuple[Grid | None, bool]:
@@ -137,11 +139,17 @@ def _begun(text: str) -> tuple[Grid | None, bool]:
         for end, character in enumerate(text):
             depth += (character == "[") - (character == "]")
             if depth == 0:
-                return _checked(text[: end + 1]), False
-        return None, False
-    rows, spaced = [], False
+                if text[1 : end + 1].lstrip().startswith("["):
+                    return _checked(text[: end + 1]), False
+                break  # a list for every row
+        else:
+            return None, False
+    rows: list[list[int]] = []
+    spaced = False
     for line in map(str.strip, text.split("\n")):
-        bare = line.strip("|").strip()
+        if rows and RULER.fullmatch(line):
+            continue
+        bare = line.strip("`|[],. \t")
         if not (bare.isascii() and (bare.isdigit() or SPACED.fullmatch(bare))):
             break
         spaced = spaced or line != bare or not bare.isdigit()
