@@ -1,6 +1,6 @@
 """Rows side by side, for models that cannot have them in one sequence, against rows packed: what it costs.
 
-    python bench/beside.py --json docs/results/beside.json        # ten minutes of one core
+    python bench/beside.py --json docs/results/beside.json        # five minutes of one core
 
 The same Llama of random weights trains the same jobs both ways, in turn, five times each: rows with the lengths
 of SEAL's own data (a passage of 170 tokens, 7.9 rows of 46), sixteen adapters of rank 32, one row a step and
@@ -74,7 +74,7 @@ def main() -> None:
         jobs = passages(16, shape, "cpu", all_linear=False).jobs
         for batch in (1, 8):
             mine = [
-                replace(j, recipe=j.recipe.model_copy(update={"batch_size": batch, "steps": 48 // batch}))
+                replace(j, recipe=j.recipe.model_copy(update={"batch_size": batch, "steps": max(4, 16 // batch)}))
                 for j in jobs
             ]
             trained(model, mine[:2], True)
