@@ -74,7 +74,9 @@ def main() -> None:
         jobs = passages(16, shape, "cpu", all_linear=False).jobs
         for batch in (1, 8):
             mine = [
-                replace(j, recipe=j.recipe.model_copy(update={"batch_size": batch, "steps": max(4, 16 // batch)}))
+                replace(
+                    j, recipe=j.recipe.model_copy(update={"batch_size": batch, "steps": max(4, 16 // batch)})
+                )
                 for j in jobs
             ]
             trained(model, mine[:2], True)
