@@ -49,7 +49,7 @@ grids: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-# The recorded benchmarks of the CPU (half an hour of two cores; nothing else should run meanwhile).
+# The recorded benchmarks of the CPU (an hour of two cores; nothing else should run meanwhile).
 bench: .venv/.installed
 	$(BIN)/python bench/inner_loop.py --workload atlas --edits 128 --slots 1 2 4 8 16 32 64
 	$(BIN)/python bench/inner_loop.py --workload atlas-config --edits 128 --slots 1 4 16 64 --trainer-steps 0

@@ -1,6 +1,6 @@
 """Rows side by side, for models that cannot have them in one sequence, against rows packed: what it costs.
 
-    python bench/beside.py --json docs/results/beside.json        # five minutes of one core
+    python bench/beside.py --json docs/results/beside.json        # a quarter of an hour of one core
 
 The same Llama of random weights trains the same jobs both ways, in turn, five times each: rows with the lengths
 of SEAL's own data (a passage of 170 tokens, 7.9 rows of 46), sixteen adapters of rank 32, one row a step and

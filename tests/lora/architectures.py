@@ -401,11 +401,10 @@ def losses(model: Model, folder: Path, adapters: Sequence[Adapter | None], vocab
         room.attached(model.runner.dtype, rectangle=packed.rectangle) if room else contextlib.nullcontext()
     )
     with torch.no_grad(), inside, model.losses(packed) as (_, each):
-        alone = [
-            loss_alone(by_peft(folder, a)[0], r)
-            for a, line in zip(adapters, lines, strict=True)
-            for r in line
-        ]
+        alone = []
+        for adapter, line in zip(adapters, lines, strict=True):
+            reference, _ = by_peft(folder, adapter)
+            alone += [loss_alone(reference, r) for r in line]
         return float((each.float() - torch.cat(alone)).abs().max())
 
 

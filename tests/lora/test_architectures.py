@@ -28,7 +28,7 @@ from seal.lora.adapter import target_modules
 from seal.lora.capacity import Room
 from seal.lora.load import load_model
 from seal.lora.model import Model
-from seal.lora.records import Example, LoraError, Prompt, Query, Recipe, Sampling
+from seal.lora.records import Example, LoraError, ModelSpec, Prompt, Query, Recipe, Sampling
 from seal.lora.sample import ask
 from seal.lora.score import log_likelihood
 from seal.lora.train import Job, in_passes, train_adapters
@@ -141,6 +141,24 @@ def architectures_pack(rows: object) -> object:
     from seal.lora.packing import pack
 
     return pack([rows], "cpu")  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "qwen3"])
+def test_16_bit_weights_pack_where_fp32_ones_do(name: str, tmp_path: Path) -> None:
+    """They round too much to be told from each row alone; what stands before a row must not matter."""
+    with architectures.our_tokenizer():
+        architectures.make(name, tmp_path)
+        for dtype in ("float32", "bfloat16"):
+            spec = ModelSpec(name=str(tmp_path), dtype=dtype, threads=None)  # type: ignore[arg-type]
+            assert load_model(spec).nature.packs, dtype
+    assert load_model(ModelSpec(name="atlas", dtype="bfloat16", threads=None)).nature.packs
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2", "gpt_oss", "bloom", "falcon_h1"])
+def test_16_bit_weights_do_not_pack_where_fp32_ones_do_not(name: str, tmp_path: Path) -> None:
+    with architectures.our_tokenizer():
+        architectures.make(name, tmp_path)
+        assert not load_model(ModelSpec(name=str(tmp_path), dtype="bfloat16", threads=None)).nature.packs
 
 
 def test_side_by_side_a_pass_holds_what_the_room_says(monkeypatch: pytest.MonkeyPatch) -> None:

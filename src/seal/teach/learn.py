@@ -126,7 +126,8 @@ def teach(config: LearnConfig, policy: Model, writer: Model, passages: Sequence[
     beginning = ""
     if config.start:  # a copy: what was taught can be made again without the original
         beginning = "start"
-        must_match(load_peft(config.start), policy)
+        if not (out / beginning).exists():
+            must_match(load_peft(config.start), policy)
         Stage(out).once_folder(beginning, partial(copy_adapter, Path(config.start)))
     for name, examples in rows.items():
         library.add(
