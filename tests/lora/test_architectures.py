@@ -250,3 +250,18 @@ def test_a_layer_that_changes_its_input_in_place_can_be_trained() -> None:
     (outcome,) = train_adapters(policy, [Job((Example("some text"),), Recipe(rank=2, steps=2), 0)])
     assert outcome.adapter is not None
     assert ask(policy, [outcome.adapter], [[Prompt("a")]], Sampling(4))
+
+
+def test_a_model_that_reads_no_padded_prompts_reads_one_length_at_a_time(tmp_path: Path) -> None:
+    """Llama 4 counts positions otherwise where a prompt is filled up; a model that keeps its state in itself
+    loses track of rows that leave."""
+    with architectures.our_tokenizer():
+        architectures.make("llama4_text", tmp_path / "a")
+        policy = load_model(ModelSpec(name=str(tmp_path / "a"), threads=None))
+        architectures.make("recurrent_gemma", tmp_path / "b")
+        with pytest.raises(LoraError, match="go on from a cache"):
+            load_model(ModelSpec(name=str(tmp_path / "b"), threads=None))
+    assert not policy.nature.pads
+    prompts = [Prompt(architectures.text_of(n, n)) for n in (3, 20, 11)]
+    together = ask(policy, [None], [prompts], Sampling(12))[0]
+    assert together == [ask(policy, [None], [[p]], Sampling(12))[0][0] for p in prompts]

@@ -198,7 +198,7 @@ def test_4_bit_weights_go_through_two_rounds(tmp_path: Path) -> None:
         "runs": str(tmp_path), "rounds": 2, "tasks_per_round": 2, "edits_per_task": 2,
         "model": {"name": "atlas", "quantize": "4bit"}, "domain": {"options": sizes}, "write": {"max_tokens": 48},
         "inner": {"recipe": {"rank": 4, "targets": "all-linear", "steps": 2}, "answer_tokens": 4, "start": "base"},
-        "outer": {"recipe": {"rank": 4, "targets": "all-linear", "steps": 2, "learning_rate": 1e-2}},
+        "outer": {"recipe": {"rank": 4, "targets": "all-linear", "steps": 2, "learning_rate": 3e-3}},
     }  # fmt: skip
     config = RunConfig.model_validate(data)
     store = Store(config)
