@@ -30,8 +30,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from seal.lora.adapter import Adapter, init_adapter, join, target_modules
 from seal.lora.capacity import Room
-from seal.lora.load import DATA, load_model
+from seal.lora.load import load_model
 from seal.lora.model import Model
+from seal.lora.names import DATA
 from seal.lora.records import Example, ModelSpec, Prompt, Recipe, Sampling
 from seal.lora.sample import generate
 from seal.lora.train import Job, train_adapters

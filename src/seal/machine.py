@@ -17,6 +17,7 @@ EXTRAS = {
     "grammar": (("llguidance",), "write.constrained: edits in JSON that always parse"),
     "4bit": (("bitsandbytes",), "model.quantize = 4bit: large models on small GPUs"),
     "full": (("accelerate",), "eval.pool = full, and models over several devices"),
+    "llamacpp": (("xllamacpp",), "llama.cpp, which adapters and models in GGUF are tried with"),
     "trl": (("trl", "peft"), "outer.rule = dpo, ipo, grpo"),
     "ray": (("ray", "psutil"), "--workers: many processes, GPUs, machines"),
 }

@@ -12,8 +12,9 @@ from seal.config import WriteConfig, load_config
 from seal.domains.knowledge import Knowledge, atlas, prompts
 from seal.loop.inner import InnerLoop
 from seal.loop.write import from_policy
-from seal.lora.load import DATA, load_model
+from seal.lora.load import load_model
 from seal.lora.model import Model
+from seal.lora.names import DATA
 from seal.lora.records import Sampling
 from seal.lora.sample import generate
 from seal.records import Prompt

@@ -17,8 +17,9 @@ import pytest
 
 from seal.domains.knowledge import Knowledge, atlas
 from seal.lora.files import load_peft, save_peft
-from seal.lora.load import DATA, load_model
+from seal.lora.load import load_model
 from seal.lora.model import Model
+from seal.lora.names import DATA
 from seal.lora.records import ModelSpec, Sampling
 from seal.lora.sample import ask, generate
 from seal.lora.train import Job, train_adapters

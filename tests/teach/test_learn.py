@@ -217,7 +217,7 @@ def test_peft_loads_what_was_taught(taught: Path) -> None:
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
-    from seal.lora.load import DATA
+    from seal.lora.names import DATA
 
     base = AutoModelForCausalLM.from_pretrained(str(DATA / "atlas"), dtype=torch.float32)
     policy = load_model("atlas")

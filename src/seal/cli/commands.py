@@ -63,7 +63,9 @@ def takes_model(args: Namespace) -> bool:
     """Whether a command may load a model."""
     if args.command == "check":
         return bool(args.grader)
-    return args.command in ("learn", "edits", "ask", "quiz") or bool(args.command == "export" and args.merge)
+    if args.command == "export":
+        return bool(args.merge) or args.kind == "gguf"
+    return args.command in ("learn", "edits", "ask", "quiz", "model")
 
 
 def check(args: Namespace) -> int:
@@ -256,6 +258,7 @@ def report_continual(
 
 def learn(args: Namespace) -> int:
     """``seal learn``: teach a model documents, and prove what it knows."""
+    from seal.cli.models import default_model
     from seal.config import LearnConfig, default_config
     from seal.loop.cost import Cost, compared
     from seal.lora.hardware import Shape
@@ -270,7 +273,7 @@ def learn(args: Namespace) -> int:
     if args.prompt:
         given["prompt"] = _template(args.prompt)
     try:
-        config = default_config(given.pop("model", "atlas"), **given)
+        config = default_config(given.pop("model", None) or default_model(), **given)
         recipe = _recipe(args)
         recipe = Recipe.model_validate({**config.recipe.model_dump(), **recipe}).model_dump()
         config = type(config).model_validate({**config.model_dump(), "recipe": recipe})
@@ -352,6 +355,7 @@ def _push(folder: Path, repo: str) -> None:
 def quiz(args: Namespace) -> int:
     """``seal quiz``: passages of documents with questions that the model drafts, as a file that ``seal
     train`` takes."""
+    from seal.cli.models import default_model
     from seal.lora.load import load_model
     from seal.lora.records import ModelSpec
     from seal.progress import progress
@@ -360,6 +364,7 @@ def quiz(args: Namespace) -> int:
     from seal.teach.quiz import draft_quiz
 
     must_be_new(args.out)
+    args.model = args.model or default_model()
     policy = load_model(ModelSpec(name=args.model, device=args.device, bf16="auto"))
     passages = passages_for(policy, args.documents, args.passage_tokens)
     rows = []
@@ -454,6 +459,17 @@ def doctor(_: Namespace) -> int:
 def export(args: Namespace) -> int:
     """``seal export``: a stage of a run as one of SEAL's files, its numbers for a tracker, or whole
     weights."""
+    if args.kind == "gguf" and not args.merge:
+        from seal.teach.whole import adapter_as_gguf
+
+        if not args.out or args.dtype or args.push:
+            raise SealError(
+                "--kind gguf writes an adapter as one file: say --out NAME.gguf, and no --dtype or --push"
+            )
+        must_be_new(args.out)
+        adapter_as_gguf(args.source, args.out, args.model, args.stage)
+        print(args.out)
+        return 0
     if args.merge:
         from seal.teach.whole import merge
 

@@ -14,7 +14,7 @@ LIBRARIES = ("seal-lm", "torch", "transformers", "peft", "vllm")
 
 def examine(folder: Path = Path()) -> list[str]:
     """Lines for people; each finding on one, in the order of a first look."""
-    return [*_versions(), *_hardware(folder), *_devices(), *_extras()]
+    return [*_versions(), *_hardware(folder), *_devices(), *_models(), *_extras()]
 
 
 def _versions() -> list[str]:
@@ -52,6 +52,17 @@ def _devices() -> list[str]:
     if not any(name.startswith("cuda") for name in found):
         lines.append("cuda        none here, or torch was built without it")
     return lines
+
+
+def _models() -> list[str]:
+    from seal.cli.models import OF_THE_PACKAGE, own_model
+    from seal.lora.cache import cache_folder, kept
+
+    there = ", ".join(f"{k.name} ({k.bytes / 1e6:,.0f} MB)" for k in kept()) or "none but this package's own"
+    return [
+        f"models      {there}; kept in {cache_folder()}",
+        f"{'':<11} where none is named: {own_model() or OF_THE_PACKAGE}",
+    ]
 
 
 def _extras() -> list[str]:

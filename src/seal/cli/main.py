@@ -138,12 +138,14 @@ def _run(argv: list[str]) -> int:
     with_settings = argv[:1] and argv[0] in COMMANDS and not {"-h", "--help"} & set(argv)
     args = _parser().parse_args(argv[:1] if with_settings else argv)  # settings are not argparse's to read
     if args.command in FILE_COMMANDS:
-        from seal.cli import commands
+        from seal.cli import commands, models
 
         if args.command in ("learn", "edits"):
             _heed_sigterm()
         if commands.takes_model(args):
             _ready_for_models()
+        if args.command == "model":
+            return models.model(args)
         return int(getattr(commands, args.command.replace("import", "import_"))(args))
     own, settings = _own_flags(args.command, argv[1:])
     from seal.config import load_config
@@ -152,6 +154,10 @@ def _run(argv: list[str]) -> int:
         own["config"] = str(Path(__file__).parents[1] / "configs" / f"{DEMOS[own['demo']]}.toml")
         settings = ["--name", (own["demo"] and f"demo-{own['demo']}") or "demo", *settings]
     config = load_config(own["config"], settings)
+    if "name" not in config.model.model_fields_set:
+        from seal.cli.models import default_model
+
+        config = load_config(own["config"], ["--model.name", default_model(), *settings])
     if own["dry_run"]:
         print(json.dumps(json.loads(config.model_dump_json()), indent=2))
         return _say_cost(args.command, config, own)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seal.lora.adapter import Adapter
+from seal.lora.names import HUB
 from seal.lora.records import LoraError
 
 # ---------------------------------------------------------------------------------------------- PEFT's folder
@@ -52,7 +53,7 @@ def save_peft(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
+        **_named(base_model),
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
@@ -64,6 +65,14 @@ def save_peft(
         "target_modules": sorted(adapter.weights),
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _named(base_model: str) -> Json:
+    """A model's name as PEFT says it: the revision of the hub by itself."""
+    name, _, revision = base_model.partition("@")
+    if not revision or not HUB.fullmatch(base_model) or Path(base_model).exists():
+        return {"base_model_name_or_path": base_model}
+    return {"base_model_name_or_path": name, "revision": revision}
 
 
 def save_many(adapters: Sequence[Adapter], path: Path) -> None:
@@ -104,12 +113,13 @@ def base_named_in(folder: str | Path) -> str:
     """
     path = Path(folder) / "adapter_config.json"
     try:
-        name = json.loads(path.read_text("utf-8"))["base_model_name_or_path"]
+        config = json.loads(path.read_text("utf-8"))
+        name, revision = config["base_model_name_or_path"], config.get("revision")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise LoraError(f"{path} does not name the model that the adapter is of: {error}") from error
     if not isinstance(name, str) or not name:
         raise LoraError(f"{path} does not name the model that the adapter is of")
-    return name
+    return f"{name}@{revision}" if isinstance(revision, str) and revision else name
 
 
 HARMLESS = {

@@ -22,12 +22,12 @@ from seal.lora.capacity import free_memory, must_fit, spread, weights_bytes
 from seal.lora.chat import Conventions, conventions_of, ends_of
 from seal.lora.files import base_named_in, load_peft
 from seal.lora.model import Model
-from seal.lora.records import EMBEDDED, LoraError, ModelSpec, is_adapter
+from seal.lora.names import Place, place_of
+from seal.lora.records import LoraError, ModelSpec, is_adapter
 
 SHARE = 0.6
 """Of each device's free memory, what weights may take where a model is spread: adapters and activations need
 the rest (assumed)."""
-DATA = Path(__file__).parents[1] / "data"
 
 
 def load_model(spec: ModelSpec | str | Path, rank: int = 0, loaded: Model | None = None) -> Model:
@@ -95,51 +95,61 @@ def shape_of(spec: ModelSpec) -> tuple[PretrainedConfig, Conventions]:
         LoraError: there is no such model, or it cannot be read.
     """
     spec = _over_weights(spec)
-    where = _folder(spec.name)
+    place = place_of(spec.name)
+    where, how = place.where, place.how
     try:
-        config, tokenizer = AutoConfig.from_pretrained(where), AutoTokenizer.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, **how)
+        tokenizer = AutoTokenizer.from_pretrained(where, **how)
     except Exception as error:
-        raise _unreadable(spec.name, error, where) from error
+        raise _unreadable(spec.name, error, place) from error
     try:
-        ends = GenerationConfig.from_pretrained(where).eos_token_id
+        ends = GenerationConfig.from_pretrained(where, **how).eos_token_id
     except OSError:  # there is none: the config says it
         ends = getattr(config.get_text_config(), "eos_token_id", None)
     return config, conventions_of(tokenizer, ends, spec.chat, spec.system)
 
 
-def _folder(name: str) -> str | Path:
-    if name in EMBEDDED and not (DATA / name).is_dir():
+def must_load(folder: Path) -> None:
+    """
+    Raises:
+        LoraError: a folder holds no causal language model with its tokenizer, by its config.
+    """
+    if is_adapter(folder):
+        raise LoraError(f"{folder} holds an adapter, not a whole model: name it as it is (--model {folder})")
+    config, _ = shape_of(ModelSpec(name=str(folder)))
+    _must_be_causal(str(folder), config)
+
+
+def _must_be_causal(name: str, config: PretrainedConfig) -> None:
+    if config.is_encoder_decoder:
         raise LoraError(
-            f"the model {name!r} is not in this package: run `make {name}` in the repository to train it"
+            f"the model {name!r} ({config.model_type}) is an encoder with a decoder, not a causal "
+            "language model"
         )
-    return DATA / name if name in EMBEDDED else name
 
 
-def _unreadable(name: str, error: Exception, where: str | Path) -> LoraError:
+def _unreadable(name: str, error: Exception, place: Place) -> LoraError:
     """transformers and safetensors raise many kinds for what a folder can lack."""
-    return LoraError(f"the model {name!r} cannot be loaded: {_why(error, Path(where))}")
+    return LoraError(f"the model {name!r} cannot be loaded: {_why(error, place)}")
 
 
 def _load(spec: ModelSpec) -> Model:
-    where = _folder(spec.name)
+    place = place_of(spec.name)
+    where = place.where
     n_devices = spread(spec.device)[1]
     native = native_bf16(spec.device) if spec.bf16 == "auto" and n_devices == 1 else spec.bf16 is True
-    how = _how(spec)
+    how = _how(spec) | place.how
     try:
-        shape = AutoConfig.from_pretrained(where)
-        if shape.is_encoder_decoder:
-            raise LoraError(
-                f"the model {spec.name!r} ({shape.model_type}) is an encoder with a decoder, not a causal "
-                "language model"
-            )
+        shape = AutoConfig.from_pretrained(where, **place.how)
+        _must_be_causal(spec.name, shape)
         needed = weights_bytes(shape, spec.dtype, spec.quantize, native and spec.dtype == "float32")
         must_fit(spec.name, needed, spec.device)
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, **place.how)
         weights, told = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **how)
     except LoraError:
         raise
     except Exception as error:
-        raise _unreadable(spec.name, error, where) from error
+        raise _unreadable(spec.name, error, place) from error
     if missing := sorted({*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])}):
         raise LoraError(
             f"the files of {spec.name!r} lack {len(missing)} weights of a causal language model "
@@ -188,7 +198,7 @@ def _how(spec: ModelSpec) -> dict[str, Any]:
     return how
 
 
-def _why(error: BaseException, where: Path) -> str:
+def _why(error: BaseException, place: Place) -> str:
     """In words, from what the hub's client or transformers said."""
     first = " ".join(str(error).split())[:240]
     chain: list[BaseException] = []
@@ -196,8 +206,10 @@ def _why(error: BaseException, where: Path) -> str:
         chain.append(error)
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     kinds = {type(e).__name__ for e in chain}
-    if where.is_dir():
+    if Path(place.where).is_dir():
         return f"it is a folder, but not a whole model: {first}"
+    if "RevisionNotFoundError" in kinds:
+        return f"it has no revision {place.revision!r} on the hub"
     if "GatedRepoError" in kinds or "gated repo" in first:
         return "it is gated: accept its terms on its page of the hub, then log in with `hf auth login`"
     if "RepositoryNotFoundError" in kinds:

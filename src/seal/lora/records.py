@@ -163,9 +163,9 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = "atlas"
-    """Hub name or local folder of a causal LM; ``atlas`` (passages) and ``grids`` (puzzles) are the models
-    that ship with the package; ``fake:FILE.py`` is scripted: a function in a file that says what is written
-    and answered."""
+    """A causal LM: its name on the hub (``NAME@REVISION`` pins it), a folder, a GGUF file, or a name of the house:
+    ``atlas`` (passages) and ``grids`` (puzzles), which ship with the package, and what ``seal model list`` shows;
+    ``fake:FILE.py`` is scripted: a function in a file that says what is written and answered."""
     adapter: str | None = None
     """A folder with a LoRA adapter in PEFT's format that lies over the weights: a policy that SEAL has trained
     (``runs/NAME/seal/round-2/policy``), or any other."""

@@ -28,9 +28,9 @@ import torch
 from seal.lora.adapter import Adapter, join
 from seal.lora.decoder import answers_in
 from seal.lora.files import save_peft
-from seal.lora.load import DATA
 from seal.lora.model import Model
-from seal.lora.records import EMBEDDED, LoraError, Sampling, Written
+from seal.lora.names import place_of
+from seal.lora.records import LoraError, Sampling, Written
 
 MAX_RANK = 256
 """The largest rank vLLM takes."""
@@ -54,9 +54,8 @@ class InProcess:
         except ImportError as error:
             raise LoraError("model.engine vllm needs vLLM: pip install vllm (see docs/scale.md)") from error
         self.name, self.rank = policy.base_name, rank
-        name = policy.base_name
         self.ends = sorted(policy.conventions.ends)
-        self.where = str(DATA / name) if name in EMBEDDED else name
+        self.place = place_of(self.name)
         self.context, self.dtype = min(policy.context, 8192), str(policy.runner.dtype).removeprefix("torch.")
         self.on_gpu = policy.device.type == "cuda"
         self.made_for = 0
@@ -131,7 +130,7 @@ class InProcess:
 
     def _take_over(self, before: InProcess) -> bool:
         """The engine of another policy, where it is on the same weights."""
-        same = (before.where, before.context, before.dtype) == (self.where, self.context, self.dtype)
+        same = (before.place, before.context, before.dtype) == (self.place, self.context, self.dtype)
         if before.llm is None or not same:
             return False
         if before.sleeps:
@@ -149,7 +148,9 @@ class InProcess:
         )
         try:
             return vllm.LLM(
-                self.where,
+                self.place.where,
+                revision=self.place.revision,
+                tokenizer_revision=self.place.revision,
                 enable_lora=True,
                 max_lora_rank=self.made_for,
                 max_loras=4,

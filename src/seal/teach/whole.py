@@ -1,4 +1,4 @@
-"""Whole weights of what was learnt: a policy of a run, or a taught adapter, merged into its model."""
+"""What was learnt, for other programs: a policy of a run, or a taught adapter, merged into its model or as GGUF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ ARRIVED = 0.999
 
 
 def merge(source: Path, out: Path, model: str | None, dtype: str | None, stage: str | None) -> None:
-    """Write whole weights under ``out``, which any ``from_pretrained`` reads.
+    """Write whole weights under ``out``, which any ``from_pretrained`` reads; as one file where it ends in
+    ``.gguf``.
 
     Args:
         source: a run folder, one of ``seal learn``, or an adapter in PEFT's format.
@@ -31,16 +32,18 @@ def merge(source: Path, out: Path, model: str | None, dtype: str | None, stage: 
     """
     if out.exists():
         raise SealError(f"{out} exists already, and nothing is overwritten: give another --merge")
-    how = {"dtype": dtype or "float32", "threads": None}
-    if (source / "config.json").exists() and (source / "run.json").exists():
-        whole = _policy(source, stage, model, how)
-    elif stage:
-        raise SealError(f"--stage is of a run folder, and {source} is none")
-    else:
-        whole = _taught(source, model, how)
+    one_file = out.suffix == ".gguf"
+    if dtype == ("bfloat16" if one_file else "float16"):
+        raise SealError(f"--dtype {dtype} is not written as {'a GGUF file' if one_file else 'a folder'}")
+    whole = _learnt(source, model, stage, "float32" if one_file else dtype)
 
-    def fill(folder: Path) -> None:
-        arrived = whole.save(folder)
+    def fill(to: Path) -> None:
+        if one_file:
+            from seal.lora.gguf.write import write_model
+
+            arrived = write_model(whole, to, "float16" if dtype == "float16" else "float32")
+        else:
+            arrived = whole.save(to)
         if arrived < ARRIVED:
             print(
                 f"seal: {arrived:.0%} of the update arrived in 16-bit weights, the rest is rounded away: take "
@@ -48,7 +51,37 @@ def merge(source: Path, out: Path, model: str | None, dtype: str | None, stage: 
                 file=sys.stderr,
             )
 
-    Stage(out.parent).once_folder(out.name, fill)
+    if one_file:
+        fill(out)
+    else:
+        Stage(out.parent).once_folder(out.name, fill)
+
+
+def adapter_as_gguf(source: Path, out: Path, model: str | None, stage: str | None) -> None:
+    """Write what was learnt as an adapter of llama.cpp's.
+
+    Args:
+        source, model, stage: as of :func:`merge`.
+
+    Raises:
+        SealError: there is nothing to write.
+    """
+    from seal.lora.gguf.write import write_adapter
+
+    learnt = _learnt(source, model, stage, None)
+    if learnt.stack is None:
+        raise SealError(f"{source} has learnt nothing yet: its policy is the model as it was")
+    write_adapter(learnt.stack, learnt.with_stack(None), out)
+
+
+def _learnt(source: Path, model: str | None, stage: str | None, dtype: str | None) -> Model:
+    """The model with what a source has learnt as its stack."""
+    how = {"dtype": dtype or "float32", "threads": None}
+    if (source / "config.json").exists() and (source / "run.json").exists():
+        return _policy(source, stage, model, how)
+    if stage:
+        raise SealError(f"--stage is of a run folder, and {source} is none")
+    return _taught(source, model, how)
 
 
 def _policy(source: Path, stage: str | None, model: str | None, how: dict[str, str | None]) -> Model:

@@ -1,0 +1,264 @@
+"""A GGUF file's tokenizer as one of the tokenizers library, and the other way.
+
+A file names how text is cut before it is merged (``tokenizer.ggml.pre``), and each reader has its own table of
+what the name means. Here a name that is not in the table is refused: a tokenizer that cuts otherwise gives other
+ids for the same text, and nobody notices.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from seal.lora.records import LoraError
+
+Json = dict[str, Any]
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""llama.cpp's types of tokens."""
+
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+LLAMA3 = (
+    CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+CUTS: dict[str, tuple[str, str | None, bool, bool]] = {
+    # name: how text is cut first, its pattern, whether text is normalised (NFC), whether whole words go before merges
+    "gpt-2": ("bytes", None, False, False),
+    "smollm": ("digits", None, False, False),
+    "llama-bpe": ("pattern", LLAMA3, False, True),
+    "qwen2": ("pattern", QWEN2, True, False),
+}
+"""As the tokenizers of those models do it themselves."""
+SAME_CUT = {
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "deepseek-r1-qwen": "qwen2",
+}
+"""Other names under which llama.cpp cuts alike."""
+
+
+def tokenizer_of(meta: Json, kind: str) -> PreTrainedTokenizerFast:
+    """Build the tokenizer that a file describes.
+
+    Args:
+        meta: the file's settings, with all of ``tokenizer.…``.
+        kind: the file's architecture.
+
+    Raises:
+        LoraError: it has none, or one of a kind that is not known here.
+    """
+    tokens, types = meta.get("tokenizer.ggml.tokens"), meta.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
+        raise LoraError("it has no tokenizer")
+    if types is None:
+        types = [NORMAL] * len(tokens)
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise LoraError(f"it has {len(tokens)} tokens, and types of another number")
+    model = meta.get("tokenizer.ggml.model")
+    if model == "gpt2":
+        inner = _byte_level(meta, tokens)
+    elif model == "llama":
+        inner = _sentencepiece(meta, tokens, types, kind)
+    else:
+        raise LoraError(f"its tokenizer is of the kind {str(model)[:40]!r}, which is not read here")
+    for at, (token, type_) in enumerate(zip(tokens, types, strict=True)):
+        if type_ in (CONTROL, USER) and inner.token_to_id(token) == at:
+            added = AddedToken(token, special=type_ == CONTROL, normalized=False)
+            (inner.add_special_tokens if type_ == CONTROL else inner.add_tokens)([added])
+    if inner.get_vocab_size() != len(tokens):
+        raise LoraError(
+            f"its tokenizer has {len(tokens)} tokens, of which {inner.get_vocab_size()} are different"
+        )
+    roles = {
+        f"{role}_token": tokens[own]
+        for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+        if (own := _id(meta, f"tokenizer.ggml.{key}_token_id", len(tokens))) is not None
+    }
+    _add_ends(inner, meta, roles, model == "llama")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner, clean_up_tokenization_spaces=False, add_prefix_space=False, **roles
+    )
+    if isinstance(template := meta.get("tokenizer.chat_template"), str):
+        fast.chat_template = template
+    return fast
+
+
+def _id(meta: Json, key: str, n: int) -> int | None:
+    found = meta.get(key)
+    if found is None:
+        return None
+    if not isinstance(found, int) or not 0 <= found < n:
+        raise LoraError(f"its {key} is {str(found)[:40]}, and it has {n} tokens")
+    return found
+
+
+def ends_in(meta: Json) -> list[int]:
+    """The ids that a file says its texts and turns end at."""
+    n = len(meta.get("tokenizer.ggml.tokens") or ())
+    keys = (f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot", "eom"))
+    return list(dict.fromkeys(i for key in keys if (i := _id(meta, key, n)) is not None))
+
+
+def _byte_level(meta: Json, tokens: list[str]) -> Tokenizer:
+    pre = meta.get("tokenizer.ggml.pre")
+    name = SAME_CUT.get(str(pre), str(pre))
+    if name not in CUTS:
+        known = ", ".join(sorted({*CUTS, *SAME_CUT}))
+        raise LoraError(
+            f"its tokenizer cuts text in the way {str(pre)[:40]!r}, which is not known here ({known} are)"
+        )
+    merges = meta.get("tokenizer.ggml.merges")
+    if not isinstance(merges, list) or not all(isinstance(m, str) and m.count(" ") == 1 for m in merges):
+        raise LoraError("its tokenizer has no merges")
+    return _with_cut(
+        BPE(
+            vocab={t: i for i, t in enumerate(tokens)},
+            merges=[tuple(m.split(" ")) for m in merges],
+            ignore_merges=CUTS[name][3],
+        ),
+        name,
+    )
+
+
+def _with_cut(model: BPE, name: str) -> Tokenizer:
+    how, pattern, normalised, _ = CUTS[name]
+    inner = Tokenizer(model)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=how != "pattern")
+    first: list[Any] = []
+    if how == "digits":
+        first = [pre_tokenizers.Digits(individual_digits=True)]
+    elif pattern:
+        first = [pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)]
+    inner.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level]) if first else byte_level
+    if normalised:
+        inner.normalizer = normalizers.NFC()
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _sentencepiece(meta: Json, tokens: list[str], types: list[int], kind: str) -> Tokenizer:
+    """A vocabulary of SentencePiece: pieces with scores, of which the best pair is merged first. Merges in
+    their order come to the same."""
+    gemma = kind.startswith("gemma")
+    if gemma:  # several spaces are written as such in these files, and as pieces in the vocabulary
+        tokens[:] = ["▁" * len(t) if " " in t and not t.strip() else t for t in tokens]
+    scores = meta.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise LoraError("its tokenizer has no scores")
+    best = [-float(i) for i in range(len(tokens))] if gemma else [float(s) for s in scores]
+    ids = {t: i for i, t in enumerate(tokens)}
+    plain = {t for t, type_ in zip(tokens, types, strict=True) if type_ in (NORMAL, USER, UNUSED)}
+    merges = []
+    for i, token in enumerate(tokens):
+        if types[i] in (NORMAL, USER) and len(token) <= 64:
+            halves = ((token[:k], token[k:]) for k in range(1, len(token)))
+            merges += [(-best[i], i, ids[a], ids[b], a, b) for a, b in halves if a in plain and b in plain]
+    unknown = next((t for t, type_ in zip(tokens, types, strict=True) if type_ == UNKNOWN), None)
+    model = BPE(
+        vocab=ids,
+        merges=[(a, b) for *_, a, b in sorted(merges)],
+        unk_token=unknown,
+        fuse_unk=True,
+        byte_fallback=BYTE in types,
+    )
+    inner = Tokenizer(model)
+    prefix = bool(meta.get("tokenizer.ggml.add_space_prefix", not gemma))
+    inner.normalizer = normalizers.Sequence(
+        [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
+    )
+    tail = [decoders.Strip(" ", 1, 0)] if prefix else []
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *tail]
+    )
+    return inner
+
+
+def _add_ends(inner: Tokenizer, meta: Json, roles: dict[str, str], sentencepiece: bool) -> None:
+    """What a tokenizer puts around every text."""
+    parts: dict[str, bool] = {}
+    for role, always in (("bos", sentencepiece), ("eos", False)):
+        parts[role] = bool(meta.get(f"tokenizer.ggml.add_{role}_token", always))
+        if parts[role] and f"{role}_token" not in roles:
+            raise LoraError(f"it is to add a {role} token to every text, and names none")
+    if not any(parts.values()):
+        return
+    before = [roles["bos_token"]] if parts["bos"] else []
+    after = [roles["eos_token"]] if parts["eos"] else []
+    inner.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *before, "$B:1", *after],
+        special_tokens=[(t, inner.token_to_id(t)) for t in dict.fromkeys([*before, *after])],
+    )
+
+
+def settings_of_tokenizer(tokenizer: PreTrainedTokenizerBase, n: int, close: int | None) -> Json:
+    """The other way: what a file says of a tokenizer of byte-level BPE.
+
+    Args:
+        n: rows of the embedding; tokens that the tokenizer lacks are filled up as unused.
+        close: the token that ends a turn, where it is not the end of a text.
+
+    Raises:
+        LoraError: it is of another kind, or cuts text in a way that is not known here.
+    """
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    name = _cut_of(whole)
+    if name is None:
+        raise LoraError(
+            f"the tokenizer of {tokenizer.name_or_path!r} cuts text in a way that has no name here "
+            f"({', '.join(CUTS)} have): write whole weights (--merge FOLDER), and take llama.cpp's converter"
+        )
+    tokens, types = [f"[PAD{i}]" for i in range(n)], [UNUSED] * n
+    for token, i in tokenizer.get_vocab().items():
+        tokens[i], types[i] = token, NORMAL
+    for i, added in tokenizer.added_tokens_decoder.items():
+        tokens[i], types[i] = added.content, CONTROL if added.special else USER
+    ids = {
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "unknown": tokenizer.unk_token_id,
+        "padding": tokenizer.pad_token_id,
+        "eot": close if close != tokenizer.eos_token_id else None,
+    }
+    plain = list(tokenizer("x", add_special_tokens=False)["input_ids"])
+    around = list(tokenizer("x")["input_ids"])
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [" ".join(m) for m in whole["model"]["merges"]],
+        **{f"tokenizer.ggml.{k}_token_id": int(i) for k, i in ids.items() if i is not None},
+        "tokenizer.ggml.add_bos_token": around[: -len(plain)] == [tokenizer.bos_token_id],
+        "tokenizer.ggml.add_space_prefix": False,
+        **({"tokenizer.chat_template": t} if isinstance(t := tokenizer.chat_template, str) else {}),
+    }
+
+
+def _cut_of(whole: Json) -> str | None:
+    """The name of how a tokenizer of the library cuts text."""
+    model = whole["model"]
+    if model["type"] != "BPE" or whole["decoder"] is None or whole["decoder"]["type"] != "ByteLevel":
+        return None
+    if model.get("byte_fallback") or model.get("continuing_subword_prefix"):
+        return None
+    for name in CUTS:
+        made = json.loads(_with_cut(BPE(), name).to_str())
+        alike = all(_essence(made[k]) == _essence(whole[k]) for k in ("normalizer", "pre_tokenizer"))
+        if alike and bool(model.get("ignore_merges")) == CUTS[name][3]:
+            return name
+    return None
+
+
+def _essence(part: Any) -> Any:
+    """A part of a tokenizer without what changes no ids, and lists of one as their one."""
+    if isinstance(part, dict):
+        inner = part.get("pretokenizers") or part.get("normalizers")
+        if inner and len(inner) == 1:
+            return _essence(inner[0])
+        return {k: _essence(v) for k, v in part.items() if k not in ("trim_offsets",)}
+    return [_essence(x) for x in part] if isinstance(part, list) else part
