@@ -28,10 +28,20 @@ def log_likelihood(
 ) -> list[list[float]]:
     """Mean log-probability per token of each query's gold answer (end token included): one forward, no
     generation."""
+    return row_likelihood(
+        model, adapters, [[_gold_row(model, q) for q in queries] for queries in queries_K_Q], slots
+    )
+
+
+@torch.no_grad()
+def row_likelihood(
+    model: Model, adapters: Sequence[Adapter | None], rows_K_B: Sequence[Sequence[Row]], slots: int = 32
+) -> list[list[float]]:
+    """Mean log-probability per loss token of each row, under the adapter of its list."""
     found: list[list[float]] = [[] for _ in adapters]
 
     def some(start: int, stop: int) -> None:
-        rows = [[_gold_row(model, q) for q in queries] for queries in queries_K_Q[start:stop]]
+        rows = rows_K_B[start:stop]
         found[start:stop] = [[] for _ in rows]  # also where a part of them did not fit before
         for part in _at_most(ROWS, rows):
             asked = sorted(part, key=lambda k: sum(len(r.ids) for r in part[k]))

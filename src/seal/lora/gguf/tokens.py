@@ -114,14 +114,16 @@ def _byte_level(meta: Json, tokens: list[str]) -> Tokenizer:
     merges = meta.get("tokenizer.ggml.merges")
     if not isinstance(merges, list) or not all(isinstance(m, str) and m.count(" ") == 1 for m in merges):
         raise LoraError("its tokenizer has no merges")
-    return _with_cut(
-        BPE(
-            vocab={t: i for i, t in enumerate(tokens)},
-            merges=[tuple(m.split(" ")) for m in merges],
-            ignore_merges=CUTS[name][3],
-        ),
-        name,
-    )
+    vocabulary = {t: i for i, t in enumerate(tokens)}
+    pairs = [tuple(m.split(" ")) for m in merges]
+    return _with_cut(_bpe(vocabulary, pairs, ignore_merges=CUTS[name][3]), name)
+
+
+def _bpe(vocabulary: dict[str, int], merges: list[Any], **how: Any) -> BPE:
+    try:
+        return BPE(vocab=vocabulary, merges=merges, **how)
+    except Exception as error:  # of the tokenizers library: its one kind
+        raise LoraError(f"its merges are not of its vocabulary: {error}") from error
 
 
 def _with_cut(model: BPE, name: str) -> Tokenizer:
@@ -158,9 +160,9 @@ def _sentencepiece(meta: Json, tokens: list[str], types: list[int], kind: str) -
             halves = ((token[:k], token[k:]) for k in range(1, len(token)))
             merges += [(-best[i], i, ids[a], ids[b], a, b) for a, b in halves if a in plain and b in plain]
     unknown = next((t for t, type_ in zip(tokens, types, strict=True) if type_ == UNKNOWN), None)
-    model = BPE(
-        vocab=ids,
-        merges=[(a, b) for *_, a, b in sorted(merges)],
+    model = _bpe(
+        ids,
+        [(a, b) for *_, a, b in sorted(merges)],
         unk_token=unknown,
         fuse_unk=True,
         byte_fallback=BYTE in types,
