@@ -46,8 +46,7 @@ class LlamaCpp:
 
     def likeliest(self, ids: Sequence[int], top: int) -> dict[int, float]:
         """The log-probabilities of the likeliest next tokens."""
-        body = {"prompt": list(ids), "n_predict": 1, "temperature": 0, "n_probs": top, "ignore_eos": True}
-        (first,) = self._post("/completion", {**body, "cache_prompt": False, "post_sampling_probs": False})[
-            "completion_probabilities"
-        ]
+        body = {"prompt": list(ids), "max_tokens": 1, "temperature": 0, "logprobs": top, "n_probs": top}
+        told = self._post("/v1/completions", {**body, "ignore_eos": True, "cache_prompt": False})
+        (first,) = told["choices"][0]["logprobs"]["content"]
         return {x["id"]: x["logprob"] for x in first["top_logprobs"]}

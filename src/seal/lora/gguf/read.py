@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seal.lora.gguf.kinds import KINDS, Kind, Settings, config_of, turn_back
-from seal.lora.gguf.tokens import ends_in, tokenizer_of
+from seal.lora.gguf.tokens import ends_in, must_load_alike, tokenizer_of
 from seal.lora.records import LoraError
 
 Json = dict[str, Any]
@@ -121,10 +121,11 @@ def convert(path: Path, folder: Path, advance: Callable[[int], None] = lambda _:
         tokenizer = tokenizer_of(opened.meta, opened.kind.name)
         names = _names(opened, config)
         _must_be_whole(opened, config, names)
+        tokenizer.save_pretrained(folder)
+        _write(folder / "config.json", config)
+        must_load_alike(tokenizer, folder)
     except LoraError as error:
         raise LoraError(f"{path} cannot be read as a model: {error}") from error
-    tokenizer.save_pretrained(folder)
-    _write(folder / "config.json", config)
     ends = ends_in(opened.meta)
     _write(folder / "generation_config.json", {"eos_token_id": _one_or_all(ends)})
     kept = {k: v for k, v in opened.meta.items() if k.startswith("tokenizer.")}

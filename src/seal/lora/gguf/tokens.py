@@ -8,11 +8,12 @@ ids for the same text, and nobody notices.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from seal.lora.records import LoraError
 
@@ -39,6 +40,17 @@ SAME_CUT = {
     "deepseek-r1-qwen": "qwen2",
 }
 """Other names under which llama.cpp cuts alike."""
+
+
+PROOF = (
+    "return  2 + 34",
+    "It's 1995–2001, don't CAN'T",
+    "def f(x):\n    return x**2\n\n\t\tpass\r\n",
+    "Zoë naïve 日本語 кошка 🎉 ½ ² ٣",
+    "  lead and trail  ",
+    "a\u00a0b \u00a05",
+)
+"""Texts that tokenizers of different cuts read differently."""
 
 
 def tokenizer_of(meta: Json, kind: str) -> PreTrainedTokenizerFast:
@@ -85,6 +97,20 @@ def tokenizer_of(meta: Json, kind: str) -> PreTrainedTokenizerFast:
     if isinstance(template := meta.get("tokenizer.chat_template"), str):
         fast.chat_template = template
     return fast
+
+
+def must_load_alike(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """
+    Raises:
+        LoraError: what transformers loads from a folder is not the tokenizer that was saved there: by a model's kind
+            it takes a class of its own, which may cut text in another way.
+    """
+    loaded = AutoTokenizer.from_pretrained(folder)
+    for text in PROOF:
+        if loaded(text)["input_ids"] != tokenizer(text)["input_ids"]:
+            raise LoraError(
+                f"its tokenizer is none of its kind: transformers ({type(loaded).__name__}) reads {text!r} otherwise"
+            )
 
 
 def _id(meta: Json, key: str, n: int) -> int | None:
