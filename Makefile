@@ -98,7 +98,7 @@ results-memory: .venv/.installed
 	rm -f docs/results/continual.json docs/continual.png docs/results/continual-long.json docs/continual-long.png
 	for seed in 0 1 2; do $(BIN)/seal continual @ configs/continual.toml --seed $$seed --name continual-$$seed || exit; done
 	$(BIN)/seal report runs/continual-0 runs/continual-1 runs/continual-2 --json docs/results/continual.json --figure docs/continual.png
-	$(BIN)/seal continual @ configs/continual-long.toml
+	$(BIN)/seal continual @ configs/continual-long.toml --model.threads 1
 	$(BIN)/seal report runs/continual-long --json docs/results/continual-long.json --figure docs/continual-long.png
 
 results-documents: .venv/.installed

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from seal.lora.records import EMBEDDED, ModelSpec
+from seal.lora.records import ModelSpec
 from seal.records import Json, Recipe, SealError
 
 Count = Annotated[int, Field(ge=1)]
@@ -344,7 +344,8 @@ class LearnConfig(Part):
     flags."""
 
     model: str = "atlas"
-    """Hub name or folder of a causal LM; ``atlas`` is the embedded one."""
+    """Hub name, folder or GGUF file of a causal LM, or a name that `seal model list` shows (atlas, or what
+    `seal model use` says)."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -389,14 +390,3 @@ class LearnConfig(Part):
         """The model, to be loaded."""
         talk = {"chat": self.chat, "system": self.system}
         return ModelSpec(name=self.model, device=self.device, dtype=self.dtype, bf16="auto", **talk)
-
-
-EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=2e-3, epochs=8, batch_size=8)
-"""What suits the small model that ships with the package (chosen on selection passages of its world)."""
-
-
-def default_config(model: str, **given: Any) -> LearnConfig:
-    """The settings for a model: the embedded one knows one prompt, and takes a higher learning rate."""
-    if model in EMBEDDED:
-        given = {"prompt": "implications", "recipe": EMBEDDED_RECIPE, **given}
-    return LearnConfig(model=model, **given)

@@ -384,6 +384,7 @@ Card = TypedDict(
         "silent": NotRequired[dict[str, float]],
         "by kind": NotRequired[dict[str, dict[str, float]]],
         "got worse": NotRequired[list[dict[str, str]]],
+        "retained": NotRequired[Json],
         "keep": NotRequired[bool | None],
     },
 )

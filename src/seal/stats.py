@@ -77,6 +77,13 @@ def interval(
     return Interval(mean, float(max(low, mean - half)), float(min(high, mean + half)))
 
 
+def share(k: int, n: int) -> Interval:
+    """So many of so many, with the exact binomial interval (Clopper & Pearson, 1934)."""
+    low = float(betaincinv(k, n - k + 1, TAIL)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - TAIL)) if k < n else 1.0
+    return Interval(k / n if n else float("nan"), low, high)
+
+
 def difference(
     a_S_P: Sequence[Sequence[float]],
     b_S_P: Sequence[Sequence[float]],

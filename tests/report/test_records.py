@@ -17,7 +17,6 @@ RESULTS = Path(__file__).parents[2] / "docs/results"
 OLDER = {
     "arc-choices",
     "arc-real",
-    "continual-long",
     "displacement",
     "knowledge-atlas-ten-epochs",
     "learn-memory",

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from seal.config import EMBEDDED_RECIPE, WriteConfig, load_config
+from seal.config import WriteConfig, load_config
 from seal.domains.knowledge import Knowledge, atlas
 from seal.loop.inner import understand
 from seal.loop.write import finished, from_policy
@@ -30,6 +30,7 @@ from seal.lora.train import Job, train_adapters
 from seal.machine import machine
 from seal.records import Edit, Task, seed_of
 from seal.teach.quiz import draft_quiz
+from seal.teach.recipes import EMBEDDED_RECIPE
 
 HERE = Path(__file__).resolve().parents[2]
 GREEDY = Sampling(32, stop="\n")

@@ -259,7 +259,7 @@ def report_continual(
 def learn(args: Namespace) -> int:
     """``seal learn``: teach a model documents, and prove what it knows."""
     from seal.cli.models import default_model
-    from seal.config import LearnConfig, default_config
+    from seal.config import LearnConfig
     from seal.loop.cost import Cost, compared
     from seal.lora.hardware import Shape
     from seal.records import Recipe
@@ -267,6 +267,7 @@ def learn(args: Namespace) -> int:
     from seal.teach.cost import reckon_learn
     from seal.teach.learn import learn as teach
     from seal.teach.learn import passages_for
+    from seal.teach.recipes import default_config, default_for
 
     settings = LearnConfig.model_fields.keys() - {"recipe"}
     given = {n: v for n in settings if (v := getattr(args, n)) is not None}
@@ -282,7 +283,13 @@ def learn(args: Namespace) -> int:
     if args.dry_run:
         shape = Shape(config.spec)
         passages = passages_for(shape, args.documents, config.passage_tokens)
-        print(f"seal: model    {shape.conventions.words()}")
+        print(f"seal: model    {config.model}: {shape.conventions.words()}")
+        default, r = default_for(shape), config.recipe
+        told = default.why if default.recipe == r else "as told"
+        print(
+            f"seal: recipe   rank {r.rank}, alpha {r.alpha:g}, {r.learning_rate:g}, {r.epochs:g} epochs, batch "
+            f"{r.batch_size} ({told})"
+        )
         print("\n".join(reckon_learn(config, passages, shape).lines("seal: reckoned")))
         return 0
 

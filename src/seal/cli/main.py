@@ -101,7 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "try",
         "one passage, everything shown: prompt, edits, training rows, answers before and after, reward",
-        "--task N picks the task, --policy DIR a trained policy.",
+        "--task N picks the task, --policy DIR a trained policy.\n"
+        "--passage FILE takes a passage of yours: a document, or passages with questions as JSON; --ask 'QUESTION? "
+        "ANSWER' (again and\nagain) asks your own. It is asked with the text in view, closed book, and by the "
+        "adapter of each edit. --model NAME is short for\n--model.name: seal try --model smollm2-135m-q4 "
+        "--passage handbook.md --ask 'When was it built? 1862'",
     )
     add(
         "continual",
@@ -153,6 +157,8 @@ def _run(argv: list[str]) -> int:
     if args.command == "demo" and not own["config"]:
         own["config"] = str(Path(__file__).parents[1] / "configs" / f"{DEMOS[own['demo']]}.toml")
         settings = ["--name", (own["demo"] and f"demo-{own['demo']}") or "demo", *settings]
+    if own["model"]:
+        settings += ["--model.name", own["model"]]
     config = load_config(own["config"], settings)
     if "name" not in config.model.model_fields_set:
         from seal.cli.models import default_model
@@ -172,7 +178,7 @@ OWN = {
     "demo": ("--json",),
     "train": ("--control", "--controls"),
     "eval": ("--json", "--split"),
-    "try": ("--task", "--policy"),
+    "try": ("--task", "--policy", "--passage", "--model", "--ask"),
     "continual": ("--json", "--figure", "--beside"),
 }
 """Flags of a command that are no settings."""
@@ -190,6 +196,9 @@ def _own_flags(command: str, rest: Sequence[str]) -> tuple[Json, list[str]]:
         "beside": None,
         "task": 0,
         "policy": None,
+        "passage": None,
+        "model": None,
+        "ask": [],
         "split": "eval",
         "demo": "",
     }
@@ -212,7 +221,10 @@ def _own_flags(command: str, rest: Sequence[str]) -> tuple[Json, list[str]]:
         elif word in OWN[command]:
             if not queue:
                 raise SealError(f"{word} has no value")
-            own[word[2:]] = queue.pop(0)
+            if word == "--ask":
+                own["ask"].append(queue.pop(0))
+            else:
+                own[word[2:]] = queue.pop(0)
         else:
             settings.append(word)
     try:
@@ -357,8 +369,14 @@ def _demo(config: Any, own: Json) -> int:
 
 def _try(config: Any, own: Json) -> int:
     from seal.loop.show import show_task
+    from seal.teach.show import show_passage
 
-    show_task(config, own["task"], own["policy"])
+    if own["passage"]:
+        show_passage(config, Path(own["passage"]), own["task"], own["ask"], own["policy"])
+    elif own["ask"]:
+        raise SealError("--ask is of a passage of yours: --passage FILE")
+    else:
+        show_task(config, own["task"], own["policy"])
     return 0
 
 

@@ -20,6 +20,7 @@ from seal.domains.base import Domain
 from seal.loop.exam import answering, graded, prompts_of
 from seal.loop.inner import checked, open_domain, samples_of, understand
 from seal.loop.results import fingerprints
+from seal.loop.retained import Item, items, known_items, right_items
 from seal.loop.write import write_edits
 from seal.lora.adapter import Adapter, compact, join
 from seal.lora.files import load_many, save_many
@@ -73,6 +74,12 @@ class Continual:
         self.probes, self.known = known[: c.known], known[c.known : 2 * c.known]
         self.rehearsed = known[2 * c.known :] or self.probes
         self.fixed = [t for t in list(self.domain.tasks("select"))[:16]]
+        self.items: list[Item] = []
+        """Where the domain names nothing that the model knows: of the questions that ship, those that it has right.
+        Half of them, every other one, are the probes that ``gate`` looks at."""
+        if not known:
+            numbers = self.stage.once("items", lambda: [items().index(i) for i in known_items(self.base)])
+            self.items = [items()[n] for n in numbers]
 
     def _write(self, tasks: Sequence[Task]) -> list[list[str]]:
         config, folder = self.config, self.config.continual.policy
@@ -224,7 +231,7 @@ class Continual:
                 replies, _ = self._routed(sequences, known, None)
                 told["known"] = [
                     sum(x) / len(x) for x in self._scores([self.known] * len(sequences), replies) if x
-                ]
+                ] or [self._routed_items(s) for s in sequences]
                 whole = [None] * len(
                     sequences
                 )  # writing an edit is nobody's question: no adapter is in force
@@ -252,9 +259,7 @@ class Continual:
         groups: dict[tuple[int, int], list[int]] = {}
         right = total = 0
         for s, (sequence, mine) in enumerate(zip(sequences, queries, strict=True)):
-            learnt = sequence.tasks[: len(sequence.memory.adapters)]
-            texts = [" ".join(x.completion for x in rows) for rows in sequence.memory.rows]
-            router = Router([str(t.data.get("title", t.id)) for t in learnt], texts)
+            router = _router(sequence)
             owners = [j for j, t in enumerate(asked[s]) for _ in self.domain.queries(t)] if asked else []
             for number, query in enumerate(mine):
                 picked = router.pick(query.prompt.text)
@@ -283,12 +288,27 @@ class Continual:
 
     def _known(self, adapters: Sequence[Adapter | None], tasks: Sequence[Task] | None = None) -> list[float]:
         """Mean score of each adapter on what the untouched model knows."""
+        probes = tasks is not None
         tasks = self.known if tasks is None else tasks
         if not tasks:
-            return [1.0 for _ in adapters]
+            mine = self.items[int(probes) :: 2]
+            return [
+                sum(row) / len(row) if row else 1.0
+                for row in right_items(self.base, adapters, [mine] * len(adapters))
+            ]
         queries = [q for t in tasks for q in self.domain.queries(t)]
         answers = self._ask(adapters, [queries] * len(adapters))
         return [sum(row) / len(row) for row in self._scores([tasks] * len(adapters), answers)]
+
+    def _routed_items(self, sequence: Stream) -> float:
+        """The share of the items that is right still where a router picks the adapter that answers."""
+        router = _router(sequence)
+        groups: dict[int | None, list[Item]] = {}
+        for item in self.items[::2]:
+            groups.setdefault(router.pick(item.question), []).append(item)
+        adapters = [None if place is None else sequence.memory.adapters[place] for place in groups]
+        right = [r for row in right_items(self.base, adapters, list(groups.values())) for r in row]
+        return sum(right) / len(right) if right else 1.0
 
     def _writing(self, adapters: Sequence[Adapter | None]) -> list[float]:
         """Mean log-likelihood per token of edits that the untouched model wrote of other passages: the skill
@@ -320,6 +340,13 @@ class Continual:
         for s, sequence in enumerate(sequences):
             sequence.memory.adapters = load_many(stage.folder / f"memory-{done - 1}" / f"{s}.safetensors")
             sequence.memory.rows = sequence.rows[:done]
+
+
+def _router(sequence: Stream) -> Router:
+    """Which of a sequence's adapters a question needs, by the passages that it has learnt."""
+    learnt = sequence.tasks[: len(sequence.memory.adapters)]
+    texts = [" ".join(x.completion for x in rows) for rows in sequence.memory.rows]
+    return Router([str(t.data.get("title", t.id)) for t in learnt], texts)
 
 
 def _nothing(jobs: Sequence[Any], adapters: Sequence[Adapter | None], sequences: Sequence[Stream]) -> Adapter:

@@ -38,9 +38,10 @@ class _Verb(ModuleType):
         """
         from pydantic import ValidationError
 
-        from seal.config import default_config, first_of
+        from seal.config import first_of
         from seal.records import SealError
         from seal.teach.learn import learn
+        from seal.teach.recipes import default_config
 
         given = [documents] if isinstance(documents, str | Path) else documents
         try:

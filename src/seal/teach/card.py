@@ -10,7 +10,7 @@ from typing import Literal
 
 from seal.domains.grading import golds_of
 from seal.records import Answers, Card, Json, Passage, Quiz, Told
-from seal.stats import Interval, difference, interval
+from seal.stats import Interval, difference, interval, share
 from seal.store import write_whole
 
 SETTINGS = ("before", "after", "open book")
@@ -208,6 +208,7 @@ def markdown(card: Card, out: Path) -> str:
             "anything.",
             "",
         ]
+    lines += _retained(card.get("retained"))
     lines += [
         "## Use it",
         "",
@@ -216,11 +217,32 @@ def markdown(card: Card, out: Path) -> str:
         "```",
         "",
         f"`{'adapters/' if s['per_document'] else 'adapter/'}` is PEFT's format: "
-        "`PeftModel.from_pretrained(model, folder)`, vLLM's "
-        "`--lora-modules`, and llama.cpp's `convert_lora_to_gguf.py` take it as it is.",
+        "`PeftModel.from_pretrained(model, folder)` and vLLM's `--lora-modules` take it as it is; for llama.cpp: "
+        f"`seal export {out} --kind gguf --out adapter.gguf`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _retained(kept: Json | None) -> list[str]:
+    """What it still knows of what nobody taught it."""
+    if not kept:
+        return []
+    known, after = kept["known"], kept["kept"]
+    now = share(sum(after), known * len(after))
+    lost = [f"- {_plain(q)}" for q in kept["lost"][:10]]
+    text = kept["perplexity"]
+    return [
+        "## What it still knows",
+        "",
+        f"Of {kept['items']} common questions with four choices the model had {known} right before (some by luck: a "
+        f"guess has one in four). Of those it has {now.mean:.3f} [{now.low:.3f}, {now.high:.3f}] now"
+        + (f", each of {len(after)} adapters asked by itself" if len(after) > 1 else "")
+        + f". Perplexity of plain prose: {text['before']:.2f} before, "
+        f"{sum(text['after']) / len(text['after']):.2f} now.",
+        "",
+        *(["Lost:", "", *lost, ""] if lost else []),
+    ]
 
 
 def _plain(text: str) -> str:

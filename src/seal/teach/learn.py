@@ -31,6 +31,7 @@ from seal.domains.knowledge import Knowledge
 from seal.domains.knowledge.prompts import ASK, ASK_OPEN
 from seal.endpoint import Endpoint, is_endpoint
 from seal.loop.inner import InnerLoop, understand
+from seal.loop.retained import retained
 from seal.loop.write import finished, from_another, from_policy
 from seal.lora.adapter import Adapter
 from seal.lora.files import copy_adapter, load_peft
@@ -62,6 +63,8 @@ from seal.teach.quiz import ANSWER_TOKENS, draft_quiz
 
 CHUNK = 16
 """Passages worked on at a time: what a kill can lose."""
+ASKED = 8
+"""Adapters, at most, that are asked what the model knew before."""
 SURE = 3
 """Practice questions below which no passage counts as known."""
 
@@ -146,6 +149,10 @@ def teach(config: LearnConfig, policy: Model, writer: Model, passages: Sequence[
         "dropped", lambda: unhelpful(passages, quiz, flat) if config.per_document else []
     )
     card = card_of(config.model_dump(mode="json"), passages, quiz, flat, counts, trained, skipped, dropped)
+    used = [adapter for name, adapter in sorted(adapters.items()) if name not in dropped]
+    kept = Stage(out).once("retained", lambda: retained(policy, used[:ASKED]))
+    if kept:
+        card["retained"] = kept
     card["seconds"] = round(time.monotonic() - start, 1)
     return write_card(out, card)
 
