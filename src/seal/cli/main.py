@@ -142,14 +142,15 @@ def _run(argv: list[str]) -> int:
     with_settings = argv[:1] and argv[0] in COMMANDS and not {"-h", "--help"} & set(argv)
     args = _parser().parse_args(argv[:1] if with_settings else argv)  # settings are not argparse's to read
     if args.command in FILE_COMMANDS:
-        from seal.cli import commands, models
+        from seal.cli import commands, export, models
 
         if args.command in ("learn", "edits"):
             _heed_sigterm()
         if commands.takes_model(args):
             _ready_for_models()
-        if args.command == "model":
-            return models.model(args)
+        apart = {"model": models.model, "export": export.export}
+        if args.command in apart:
+            return apart[args.command](args)
         return int(getattr(commands, args.command.replace("import", "import_"))(args))
     own, settings = _own_flags(args.command, argv[1:])
     from seal.config import load_config
