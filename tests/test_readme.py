@@ -27,7 +27,9 @@ def words_of(line: str, model: str, tmp_path: Path) -> list[str]:
     words = shlex.split(line, comments=True)[1:]
     small = [*FLAGS, f"--model.name={model}", "--model.device=cpu", "--inner.seeds=2"]
     if words[0] == "try":
-        return [*words, *small, "--task", "0"]
+        return [*words, *small, *(["--model", model] if "--model" in words else []), "--task", "0"]
+    if words[:2] == ["model", "get"]:
+        return ["model", "get", "mine", "--from", model]
     if words[0] in ("train", "eval"):
         return (
             [*words, *small, "--inner.seeds=1", "--trial.race=4"]
@@ -49,6 +51,7 @@ def test_the_commands_of_the_readme(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEAL_CACHE", str(tmp_path / "cache"))
     for name in ("configs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     with gzip.open("verdicts.jsonl.gz", "wt") as file:

@@ -16,14 +16,18 @@ from pathlib import Path
 import pytest
 
 from seal.domains.knowledge import Knowledge, atlas
+from seal.loop.retained import items
+from seal.lora.cache import named
 from seal.lora.files import load_peft, save_peft
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.names import DATA
-from seal.lora.records import ModelSpec, Sampling
+from seal.lora.records import Example, ModelSpec, Prompt, Sampling
 from seal.lora.sample import ask, generate
 from seal.lora.train import Job, train_adapters
 from seal.records import Edit, Recipe, Task
+
+REAL = "smollm2-135m-q4"
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed here (make test-vllm)")
 
@@ -68,6 +72,25 @@ def test_vllm_answers_through_an_exported_adapter_as_we_do(tmp_path: Path) -> No
     print(f"the same greedy answers: {same} of {total}")
     assert same >= 0.95 * total
     assert changed > total / 2  # the adapter was there
+
+
+def test_a_real_model_answers_through_vllm_as_here(tmp_path: Path) -> None:
+    if named(REAL) is None:
+        pytest.skip(f"the model is not on this machine: seal model get {REAL}")
+    here, there = (
+        load_model(ModelSpec(name=REAL, threads=1, engine=engine)) for engine in ("transformers", "vllm")
+    )
+    rows = [Example("The lamp was built by Anna Thomsen, a clockmaker."), Example("It was lit in 1887.")]
+    recipe = Recipe(rank=8, alpha=16, targets="all-linear", learning_rate=1e-3, epochs=20, batch_size=2)
+    (taught,) = train_adapters(here, [Job(rows, recipe, 0)])
+    prompts = [Prompt(i.question) for i in items()[:40]]
+    for adapter in (None, taught.adapter):
+        ours, theirs = (ask(m, [adapter], [prompts], Sampling(12))[0] for m in (here, there))
+        same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+        print(
+            f"{'with' if adapter else 'without'} the adapter: {same} of {len(prompts)} answers are the same"
+        )
+        assert same >= 0.9 * len(prompts)
 
 
 @contextmanager
