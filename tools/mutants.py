@@ -28,6 +28,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parents[1]
 MUTANTS = Path(__file__).with_suffix(".json")
 PLACES = {
+    "lora/gguf/kinds.py": ["lora/test_gguf.py"],
+    "lora/gguf/read.py": ["lora/test_gguf.py"],
+    "lora/gguf/tokens.py": ["lora/test_gguf.py"],
+    "lora/gguf/write.py": ["lora/test_gguf.py"],
+    "lora/cache.py": ["lora/test_names.py"],
+    "lora/names.py": ["lora/test_names.py"],
+    "cli/models.py": ["lora/test_names.py"],
+    "loop/retained.py": ["loop/test_retained.py"],
+    "teach/recipes.py": ["teach/test_own_passage.py"],
     "stats.py": ["test_stats.py"],
     "config.py": ["test_store.py", "test_presets.py"],
     "records.py": ["loop/test_inner.py", "loop/test_restem.py", "loop/test_crash.py"],
@@ -64,7 +73,7 @@ PLACES = {
     "lora/attention.py": ["lora/test_masks.py"],
     "lora/batch.py": ["lora/test_decoder.py", "lora/test_train.py"],
     "lora/chat.py": ["lora/test_conventions.py"],
-    "lora/files.py": ["lora/test_adapters_of_others.py", "lora/test_train.py"],
+    "lora/files.py": ["lora/test_adapters_of_others.py", "lora/test_train.py", "lora/test_names.py"],
     "lora/probe.py": ["lora/test_architectures.py", "lora/test_speed.py"],
     "lora/records.py": ["lora/test_conventions.py"],
     "lora/slots.py": ["lora/test_architectures.py", "lora/test_train.py"],
