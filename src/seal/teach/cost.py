@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from seal.config import LearnConfig
 from seal.loop.cost import ROW_BYTES, Cost, Work, flops_of, seconds_of
 from seal.lora.hardware import Shape
+from seal.lora.records import EMBEDDED
 from seal.lora.train import plan_batches
 from seal.records import Passage
+from seal.teach.learn import ASKED
 from seal.teach.quiz import ANSWER_TOKENS, DRAFTS, MAX_DRAFT_TOKENS
 
 EDIT_TOKENS = 512
 """Of an edit, at most."""
 ROWS = 8
 """Of an edit, assumed: passages of the paper have 7.9."""
+PROBE = 20_000
+"""Tokens of the questions and the prose that ship with the package, about."""
 QUESTION = 24
 """Tokens of a question, assumed."""
 
@@ -41,6 +45,8 @@ def reckon_learn(config: LearnConfig, passages: Sequence[Passage], shape: Shape)
     batches = plan_batches(rows, config.recipe, 0)
     adapters = len({p["source"] for p in passages}) if config.per_document else 1
     work += Work(adapters, sum(rows[i] for batch in batches for i in batch))
+    if config.model not in EMBEDDED:  # what it knew before, and what every adapter left of it
+        work += Work(0, 0, PROBE * (1 + min(adapters, ASKED)))
     disk = 4 * shape.adapter_weights(config.recipe) * adapters + 4 * (work.written + 2 * text)
     return Cost(
         work.loops,
