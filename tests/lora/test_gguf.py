@@ -44,7 +44,7 @@ TEXTS = (
     "a\u00a0b \u00a05",
     "x" * 40 + " " * 20 + "9",
 )
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|tool|>"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -165,6 +165,8 @@ def test_what_is_written_is_what_llama_cpp_computes_and_what_is_read_again(name:
     assert torch.allclose(next_logs(again, ids), next_logs(model, ids), atol=1e-4)
     assert again.conventions.ends == model.conventions.ends
     assert again.chat == model.chat
+    assert again.conventions.control == model.conventions.control
+    assert again.tokenizer.all_special_tokens == model.tokenizer.all_special_tokens
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -276,7 +278,7 @@ NOT_UNDERSTOOD: dict[str, tuple[dict[str, Any], str]] = {
     "no tokenizer": ({"tokenizer.ggml.tokens": None, "tokenizer.ggml.eos_token_id": None}, "no tokenizer"),
     "fewer tokens": ({"tokenizer.ggml.tokens": ["a"] * 300}, "types of another number"),
     "no merges": ({"tokenizer.ggml.merges": None}, "no merges"),
-    "tokens twice": ({"tokenizer.ggml.tokens": ["a"] * 384}, "merges are not of its vocabulary"),
+    "tokens twice": ({"tokenizer.ggml.tokens": ["a"] * len(tokenizer())}, "merges are not of its vocabulary"),
     "an end that is none": ({"tokenizer.ggml.eos_token_id": 4000}, "eos_token_id is 4000"),
     "one of several": ({"split.count": 3}, "one of several parts"),
     "an adapter": ({"general.type": "adapter"}, "no model but 'adapter'"),
@@ -414,7 +416,8 @@ def test_pieces_with_scores_are_read_as_llama_cpp_does(tmp_path: Path) -> None:
     convert(path, tmp_path / "out")
     read = load_model(str(tmp_path / "out")).tokenizer
     theirs = LlamaCpp(path, context=64)
-    for text in (*TEXTS, TEXT):
+    odd = "keepers lightly counted, waving gullible havens; shipshape theyre latest wavelets hightlight thenotes"
+    for text in (*TEXTS, TEXT, odd, TEXT.replace("e", "ee"), TEXT.replace(" ", "")):
         if "<|" in text:
             continue
         ids = read(text, add_special_tokens=False)["input_ids"]
