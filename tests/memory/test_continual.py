@@ -447,3 +447,33 @@ def test_of_one_long_sequence_passages_are_the_unit() -> None:
         and row["diagonal"]["low"] < 0.8
         and row["diagonal"]["high"] > 0.9
     )
+
+
+def test_where_a_domain_names_nothing_known_the_shipped_questions_are_asked(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of them by the gate, the other half to tell what was lost; through the router, where there is one."""
+    monkeypatch.setattr("seal.loop.retained.ENOUGH", 0.05)
+    rows = [
+        {
+            "title": f"T{i}",
+            "context": f"Number {i} is red.",
+            "questions": [{"question": f"Which {i}?", "answer": "red"}],
+        }
+        for i in range(9)
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    options = {
+        "source": str(tmp_path / "p.json"),
+        "grader": "string",
+        "sizes": {"train": 1, "select": 2, "eval": 6},
+    }
+    words = [*flags(model, tmp_path, ["merge", "gate", "library"]), "--domain.options", json.dumps(options)]
+    words += ["--inner.recipe.learning_rate", "0.05", "--json", str(tmp_path / "out.json")]
+    assert main(["continual", "@", str(CONFIGS / "continual.toml"), *words]) == 0
+    stream = Continual(config := load_config(CONFIGS / "continual.toml", words[:-2]), Store(config))
+    assert stream.items and not stream.known
+    assert stream.baseline()["known"] == 1.0  # only what the untouched model has right counts
+    rows_ = json.loads((tmp_path / "out.json").read_text())["rows"]
+    lost = {r["setting"].split(" ")[0]: r["old_knowledge_loss"]["mean"] for r in rows_}
+    assert lost["merge"] > 0.1 >= lost["gate"]

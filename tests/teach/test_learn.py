@@ -391,3 +391,19 @@ def test_splits_may_be_empty_but_not_all() -> None:
     assert Knowledge(sizes={"train": 0, "select": 0, "eval": 2}).tasks("train") == []
     with pytest.raises(SealError, match="not all 0"):
         Knowledge(sizes={"train": 0, "select": 0, "eval": 0})
+
+
+def test_the_card_says_what_is_left_of_what_the_model_knew(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that knows enough of it; a tiny random one is taken for one here."""
+    monkeypatch.setattr("seal.loop.retained.ENOUGH", 0.05)
+    (tmp_path / "a.md").write_text("# Velora\n\nVelora was walled in May. Its gate is of oak.\n")
+    words = ["learn", str(tmp_path / "a.md"), "--model", model, "--edits", "1", "--questions", "0"]
+    main([*words, "--out", str(tmp_path / "out"), "--epochs", "30", "--learning-rate", "0.05"])
+    card = json.loads((tmp_path / "out/card.json").read_text())["retained"]
+    assert 0 <= card["kept"][0] < card["known"] < card["items"]
+    assert card["perplexity"]["after"][0] != card["perplexity"]["before"]
+    text = (tmp_path / "out/README.md").read_text()
+    assert f"the model had {card['known']} right before" in text
+    assert f"{card['kept'][0] / card['known']:.3f} [" in text
