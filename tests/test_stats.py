@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from seal.records import SealError
-from seal.stats import difference, interval
+from seal.stats import difference, interval, share
 
 N = 400
 """Simulated experiments; nominal coverage .95 has a standard error of .011 over them."""
@@ -153,3 +153,13 @@ def test_of_many_passages_it_is_the_normal_interval_and_costs_what_they_cost() -
         one.high - one.low == pytest.approx(2 * 1.96 * x[0].std() / 20_000**0.5, rel=0.01)
         and found.low < 0.5 < found.high
     )
+
+
+def test_a_share_has_the_exact_binomial_interval() -> None:
+    from scipy.stats import binomtest
+
+    for k, n in ((0, 5), (3, 7), (60, 60), (45, 60), (1, 1000)):
+        theirs = binomtest(k, n).proportion_ci(0.95, method="exact")
+        mine = share(k, n)
+        assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+        assert mine.mean == k / n

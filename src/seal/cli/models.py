@@ -104,7 +104,11 @@ def _list() -> int:
     there = {k.name: k for k in kept()}
     rows = [(name, "", "ships with this package") for name in EMBEDDED]
     for name in sorted({*HOUSE, *there}):
-        about = HOUSE[name].about if name in HOUSE else f"from {there[name].note['from']}"
+        about = (
+            f"{HOUSE[name].about} ({HOUSE[name].license})"
+            if name in HOUSE
+            else f"from {there[name].note['from']}"
+        )
         size = f"{there[name].bytes / 1e6:,.0f} MB" if name in there else "not here"
         rows.append((name, size, about))
     wide = max(len(name) for name, _, _ in rows)

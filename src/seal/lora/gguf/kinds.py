@@ -146,9 +146,6 @@ class Settings:
             raise LoraError(f"its {self.kind}.{key} is {str(found)[:60]}, which is not understood")
         return float(found)
 
-    def has(self, key: str) -> bool:
-        return f"{self.kind}.{key}" in self.values
-
 
 HARMLESS = ("vocab_size", "rope.dimension_count", "attention.key_length", "attention.value_length")
 """Checked by the tensors' shapes, or taken where they count."""
