@@ -1,6 +1,7 @@
 # make demo · make test · make test-all · make test-ui · make test-vllm · make real-model · make atlas · make grids · make bench · make soak · make results · make mutants: each installs what it needs first.
 PYTHON ?= python3
 BIN := .venv/bin
+TWO := -n 2 --dist loadfile
 
 .PHONY: demo test test-all test-ui test-vllm real-model lint atlas grids bench gpu soak results results-passages results-puzzles results-memory results-documents results-real results-rules mutants robustness clean
 
@@ -9,10 +10,10 @@ demo: .venv/.installed
 
 # The quick tests: a few minutes of one core. `make test-all` has the others too: runs that are killed, workers, whole presets.
 test: .venv/.installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
 
 test-all: .venv/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 # The dashboard in a real browser (also part of `make test`, where there is a Chromium).
 test-ui: .venv/.installed
