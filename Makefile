@@ -8,7 +8,7 @@ TWO := -n 2 --dist loadfile
 demo: .venv/.installed
 	$(BIN)/seal demo
 
-# The quick tests: a few minutes of one core. `make test-all` has the others too: runs that are killed, workers, whole presets.
+# The quick tests: a few minutes of two cores. `make test-all` has the others too: runs that are killed, workers, whole presets.
 test: .venv/.installed lint
 	$(BIN)/python -m pytest $(TWO) -m "not slow"
 

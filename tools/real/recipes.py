@@ -56,12 +56,13 @@ GRID: dict[str, dict[str, Any]] = {
     "batch 8": {"batch_size": 8},
     "q and v alone": {"targets": ("q_proj", "v_proj")},
     "chat rows": {},
+    "chat rows, rate 2e-3": {"learning_rate": 2e-3},
     "rank 16, 2e-3": {"rank": 16, "alpha": 32, "learning_rate": 2e-3},
     "rank 16, 2e-3, 3000 tokens": {"rank": 16, "alpha": 32, "learning_rate": 2e-3, "tokens": 3000},
 }
 """Name → what is changed of :data:`CENTRE`. "chat rows": each row as the answer to a question for the title. The last
-two were put together from what helped by itself, and are tried on other passages."""
-FIRST = [n for n in GRID if not n.startswith("rank 16, ")]
+three were put together from what helped by itself, and are tried on other passages."""
+FIRST = list(GRID)[:-3]
 PROSE = 4_000
 """Characters of prose that each adapter is measured on."""
 PARTS = 4
@@ -79,7 +80,7 @@ def passages(data: Path, first: int, n: int) -> list[Json]:
 def rows_of(domain: Knowledge, record: Json, task: Task, name: str) -> tuple[Example, ...]:
     edit, _ = understand(domain, task, record["completions"][0], CENTRE)
     rows = edit.examples if isinstance(edit, Edit) else ()
-    if name != "chat rows":
+    if not name.startswith("chat rows"):
         return rows
     asked = f"What do you know about {record['title']}?"
     return tuple(Example(r.completion, prompt=asked, chat=True, answer=True) for r in rows)
