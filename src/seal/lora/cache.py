@@ -353,12 +353,12 @@ def _lock(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _from_gguf(path: Path, folder: Path, digest: str) -> Json:
-    from seal.lora.gguf.read import convert, weight_bytes
+    from seal.lora.gguf.read import Open, convert
 
-    needed = weight_bytes(path)
-    _must_have_room(needed, folder)
-    with _bar("convert", needed) as bar:
-        convert(path, folder, bar.update)
+    opened = Open(path)
+    _must_have_room(opened.bytes, folder)
+    with _bar("convert", opened.bytes) as bar:
+        convert(opened, folder, bar.update)
     return {"from": path.name, "sha256": digest}
 
 

@@ -80,6 +80,14 @@ class Open:
         if not self.tensors or end > path.stat().st_size:
             raise LoraError(f"{path} is damaged or cut off: it ends before its last weights")
 
+    @property
+    def bytes(self) -> int:
+        """That its weights take once they are dequantised."""
+        return sum(
+            int(t.n_elements) * PLAIN.get(t.tensor_type, torch.float32).itemsize
+            for t in self.tensors.values()
+        )
+
     def read(self, name: str) -> Tensor:
         """A tensor, dequantised."""
         tensor = self.tensors[name]
@@ -94,17 +102,7 @@ class Open:
         )
 
 
-def weight_bytes(path: Path) -> int:
-    """Bytes that the weights of a file take once they are dequantised."""
-    opened = Open(path)
-    return sum(int(t.n_elements) * _bytes_each(t.tensor_type) for t in opened.tensors.values())
-
-
-def _bytes_each(kind: GGMLQuantizationType) -> int:
-    return PLAIN.get(kind, torch.float32).itemsize
-
-
-def convert(path: Path, folder: Path, advance: Callable[[int], None] = lambda _: None) -> None:
+def convert(source: Path | Open, folder: Path, advance: Callable[[int], None] = lambda _: None) -> None:
     """Write a GGUF file as a folder that any ``from_pretrained`` reads: config, tokenizer, safetensors.
 
     Args:
@@ -115,7 +113,7 @@ def convert(path: Path, folder: Path, advance: Callable[[int], None] = lambda _:
         LoraError: the file is damaged, of another kind, or sets something that is not understood here.
         OSError: it cannot be written.
     """
-    opened = Open(path)
+    opened = source if isinstance(source, Open) else Open(source)
     try:
         config = _config(opened)
         tokenizer = tokenizer_of(opened.meta, opened.kind.name)
@@ -125,7 +123,7 @@ def convert(path: Path, folder: Path, advance: Callable[[int], None] = lambda _:
         _write(folder / "config.json", config)
         must_load_alike(tokenizer, folder)
     except LoraError as error:
-        raise LoraError(f"{path} cannot be read as a model: {error}") from error
+        raise LoraError(f"{opened.path} cannot be read as a model: {error}") from error
     ends = ends_in(opened.meta)
     _write(folder / "generation_config.json", {"eos_token_id": _one_or_all(ends)})
     kept = {k: v for k, v in opened.meta.items() if k.startswith("tokenizer.")}
