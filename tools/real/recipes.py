@@ -1,7 +1,7 @@
 """How to train one passage's adapter on a real small model: one setting changed at a time, on real passages.
 
     python tools/real/recipes.py train --out runs/recipes            # some core hours; goes on where it stopped
-    python tools/real/recipes.py table runs/recipes --json docs/results/recipes.json
+    python tools/real/recipes.py table runs/recipes runs/confirm --json docs/results/recipes.json
 
 The passages are of SEAL's released data (``passages_with_edits.json``), each of a title of its own and none of a
 title that anything else here is measured on; what is taught is the passage and a self-edit that Qwen2.5-7B wrote of
@@ -136,23 +136,21 @@ def run(args: argparse.Namespace) -> None:
                     to.write_text(json.dumps(told))
                 advance(1)
     if not (args.out / "retained.json").exists():
-        retain(model, args.out, names, args.seeds)
+        retain(model, args.out, names)
 
 
-def retain(model: Model, out: Path, names: Sequence[str], seeds: int) -> None:
-    """What is left of the model's knowledge, of every adapter that was kept."""
+def retain(model: Model, out: Path, names: Sequence[str]) -> None:
+    """What is left of the model's knowledge, of every adapter of the first seed."""
     known = known_items(model)
     (before,) = perplexity(model, [None], PROSE)
     told: Json = {"items": len(items()), "known": len(known), "perplexity": before, "rows": {}}
-    with progress("what is retained", len(names) * seeds) as advance:
+    with progress("what is retained", len(names)) as advance:
         for name in names:
-            kept, after = [], []
-            for seed in range(seeds):
-                adapters = load_many(out / f"{name} {seed}.safetensors")
-                parts = [known[k % PARTS :: PARTS] for k in range(len(adapters))]
-                kept += [sum(row) / len(row) for row in right_items(model, adapters, parts)]
-                after += perplexity(model, adapters, PROSE)
-                advance(1)
+            adapters = load_many(out / f"{name} 0.safetensors")
+            parts = [known[k % PARTS :: PARTS] for k in range(len(adapters))]
+            kept = [sum(row) / len(row) for row in right_items(model, adapters, parts)]
+            after = perplexity(model, adapters, PROSE)
+            advance(1)
             told["rows"][name] = {"kept": kept, "perplexity": after}
     (out / "retained.json").write_text(json.dumps(told))
 
@@ -162,13 +160,12 @@ def told_of(scores: Sequence[Sequence[float]], within: tuple[float, float] | Non
     return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
-def table(args: argparse.Namespace) -> None:
-    names = [n for n in GRID if list(args.folder.glob(f"{n} [0-9].json"))]
-    untouched = json.loads((args.folder / "untouched.json").read_text())
-    retained = json.loads((args.folder / "retained.json").read_text())
-    runs = {
-        n: [json.loads(p.read_text()) for p in sorted(args.folder.glob(f"{n} [0-9].json"))] for n in names
-    }
+def part(folder: Path) -> Json:
+    """The rows of one folder: all settings on the same passages."""
+    names = [n for n in GRID if list(folder.glob(f"{n} [0-9].json"))]
+    untouched = json.loads((folder / "untouched.json").read_text())
+    retained = json.loads((folder / "retained.json").read_text())
+    runs = {n: [json.loads(p.read_text()) for p in sorted(folder.glob(f"{n} [0-9].json"))] for n in names}
     rows: list[Json] = []
     for name in names:
         logs = [r["log-likelihood"] for r in runs[name]]
@@ -185,20 +182,18 @@ def table(args: argparse.Namespace) -> None:
             "seconds per adapter": round(sum(r["seconds"] for r in runs[name]) / len(logs) / len(logs[0]), 2),
             "GFLOP/s": round(sum(r["rate"] for r in runs[name]) / len(logs) / 1e9),
         }
-        if name != "centre":
-            gap = difference(logs, [r["log-likelihood"] for r in runs["centre"]][: len(logs)])
-            row["minus centre"] = {
-                "mean": round(gap.mean, 4),
-                "low": round(gap.low, 4),
-                "high": round(gap.high, 4),
-            }
+        for kind in ("log-likelihood", "accuracy"):
+            if name != "centre":
+                gap = difference([r[kind] for r in runs[name]], [r[kind] for r in runs["centre"]])
+                row[f"{kind} minus centre"] = {
+                    "mean": round(gap.mean, 4),
+                    "low": round(gap.low, 4),
+                    "high": round(gap.high, 4),
+                }
         rows.append(row)
-    record = {
-        "what": "log-likelihood of gold answers per token, closed book, after teaching one passage and an edit of it",
-        "command": " ".join(["python", *sys.argv]),
-        "date": str(date.today()),
-        "machine": machine(),
+    return {
         "passages": len(untouched["accuracy"]),
+        "seeds": len(runs["centre"]),
         "untouched": {
             "log-likelihood": told_of([untouched["log-likelihood"]], None),
             "accuracy": told_of([untouched["accuracy"]], (0, 1)),
@@ -208,16 +203,34 @@ def table(args: argparse.Namespace) -> None:
         },
         "rows": rows,
     }
-    print(f"untouched: {record['untouched']}")
-    for row in rows:
-        gap = row.get("minus centre", {"mean": math.nan, "low": math.nan, "high": math.nan})
-        print(
-            f"{row['setting']:<16} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  minus centre {gap['mean']:+.3f} "
-            f"[{gap['low']:+.3f}, {gap['high']:+.3f}]  right {row['accuracy']['mean']:.3f}  kept {row['kept']['mean']:.3f} "
-            f"perplexity {row['perplexity']['mean']:.2f}  {row['tokens']:.0f} tokens {row['seconds per adapter']:.1f} s"
-        )
+
+
+def table(args: argparse.Namespace) -> None:
+    parts = {folder.name: part(folder) for folder in args.folders}
+    for told in parts.values():
+        print(f"{told['passages']} passages, {told['seeds']} seeds; untouched: {told['untouched']}")
+        for row in told["rows"]:
+            print_row(row)
     if args.json:
+        record = {
+            "what": "log-likelihood of gold answers per token, closed book, after teaching one passage and an edit of it",
+            "command": " ".join(["python", *sys.argv]),
+            "date": str(date.today()),
+            "machine": machine(),
+            "parts": parts,
+        }
         Path(args.json).write_text(record_text(record))
+
+
+def print_row(row: Json) -> None:
+    none = {"mean": math.nan, "low": math.nan, "high": math.nan}
+    gap, more = (row.get(f"{kind} minus centre", none) for kind in ("log-likelihood", "accuracy"))
+    print(
+        f"{row['setting']:<28} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  minus centre {gap['mean']:+.3f} "
+        f"[{gap['low']:+.3f}, {gap['high']:+.3f}]  right {row['accuracy']['mean']:.3f} ({more['mean']:+.3f} "
+        f"[{more['low']:+.3f}, {more['high']:+.3f}])  kept {row['kept']['mean']:.3f} perplexity "
+        f"{row['perplexity']['mean']:.2f}  {row['tokens']:.0f} tokens {row['seconds per adapter']:.1f} s"
+    )
 
 
 def main() -> None:
@@ -236,7 +249,7 @@ def main() -> None:
     train.add_argument("--only", nargs="*")
     train.set_defaults(do=run)
     made = parts.add_parser("table")
-    made.add_argument("folder", type=Path)
+    made.add_argument("folders", type=Path, nargs="+")
     made.add_argument("--json")
     made.set_defaults(do=table)
     args = parser.parse_args()
