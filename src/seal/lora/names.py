@@ -51,12 +51,12 @@ def place_of(name: str) -> Place:
             f"{name!r} is a model kept on this machine and a folder here too: say ./{name} for the folder"
         )
     if path.is_file():
-        if path.suffix != ".gguf":
+        if path.suffix.lower() != ".gguf":
             raise LoraError(f"the model {name!r} is a file, and no GGUF file (.gguf)")
         return Place(str(converted(path)))
     if path.is_dir():
         return Place(str(path))
-    if name.endswith(".gguf"):
+    if name.lower().endswith(".gguf"):
         raise LoraError(f"there is no GGUF file {name}")
     if ours:
         if kept := named(name):

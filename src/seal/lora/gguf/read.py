@@ -181,8 +181,11 @@ def _must_be_whole(opened: Open, config: Json, names: dict[str, str]) -> None:
     Raises:
         LoraError: the weights are not those of such a model, by name and shape.
     """
-    with torch.device("meta"):
-        empty: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    try:
+        with torch.device("meta"):
+            empty: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    except Exception as error:  # of values that somebody else wrote
+        raise LoraError(f"transformers does not make a model of its settings: {_said(error)}") from error
     wanted = {n: tuple(p.shape) for n, p in empty.named_parameters()}
     there = {names[n]: tuple(int(x) for x in reversed(opened.tensors[n].shape)) for n in names}
     if missing := sorted(wanted.keys() - there.keys()):
