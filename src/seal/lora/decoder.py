@@ -13,6 +13,7 @@ from seal.lora.adapter import Adapter
 from seal.lora.batch import Batch
 from seal.lora.grammar import Constraint
 from seal.lora.model import Model
+from seal.lora.nucleus import choose
 from seal.lora.records import LoraError, Prompt, Sampling, Written, spoken
 from seal.lora.slots import slots_of
 
@@ -226,17 +227,7 @@ def _draws(sampling: Sampling, seeds: Sequence[int]) -> Tensor | None:
 
 
 def _choose(logits: Tensor, sampling: Sampling, draw: Tensor | None) -> Tensor:
-    """The next token of each row: (N, V) → (N,). Nucleus sampling by inverting the cumulative distribution at
-    ``draw``."""
+    """The next token of each row: (N, V) → (N,)."""
     if draw is None:
         return logits.argmax(-1)
-    probs, order = (logits / sampling.temperature).softmax(-1).sort(-1, descending=True)
-    total = probs.cumsum(-1)
-    probs = probs.masked_fill(total - probs >= sampling.top_p, 0)  # the smallest set that reaches top_p
-    total = probs.cumsum(-1)
-    at = (
-        (total < draw.to(total.device)[:, None] * total[:, -1:])
-        .sum(-1, keepdim=True)
-        .clamp(max=probs.shape[-1] - 1)
-    )
-    return order.gather(-1, at)[:, 0]
+    return choose(logits, sampling.temperature, sampling.top_p, draw)
