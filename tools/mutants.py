@@ -33,6 +33,7 @@ PLACES = {
     "lora/gguf/tokens.py": ["lora/test_gguf.py"],
     "lora/gguf/write.py": ["lora/test_gguf.py"],
     "lora/cache.py": ["lora/test_names.py"],
+    "lora/nucleus.py": ["lora/test_nucleus.py"],
     "lora/names.py": ["lora/test_names.py"],
     "cli/models.py": ["lora/test_names.py"],
     "loop/retained.py": ["loop/test_retained.py"],

@@ -1,6 +1,6 @@
 """Nucleus sampling without sorting the vocabulary: the likeliest tokens are enough, nearly always.
 
-A row of 49,152 or 262,144 logits is sorted to find the smallest set of tokens that reaches ``top_p``, and that set
+A row of 49,152 or 262,144 logits is otherwise sorted to find the smallest set of tokens that reaches ``top_p``, and that set
 mostly has some dozens. Here the likeliest few are taken, and more where they do not reach it. The same logits and
 draw give the same token as the full sort, ties included: of tokens that are equally likely the lower id comes first.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 FEW = 256
-"""Tokens that are looked at first; four times as many where they are not enough."""
+"""Tokens that are looked at first; sixteen times as many where they are not enough, and then all."""
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, draw: Tensor, few: int = FEW) -> Tensor:
@@ -38,7 +38,7 @@ def choose(logits: Tensor, temperature: float, top_p: float, draw: Tensor, few: 
             ids = ids.gather(-1, order)
         at, sure = _places(top, top_p, draw[left], whole)
         found[left[sure]] = ids.gather(-1, at[:, None])[:, 0][sure]
-        left, few = left[~sure], 4 * few
+        left, few = left[~sure], 16 * few
     return found
 
 
