@@ -65,6 +65,7 @@ bench: .venv/.installed
 	$(BIN)/python bench/round.py --shape 10M
 	$(BIN)/python bench/policy.py --json docs/results/policy.json
 	$(BIN)/python bench/beside.py --json docs/results/beside.json
+	$(BIN)/python bench/nucleus.py --json docs/results/nucleus.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.lora.architectures --json docs/results/architectures.json
 	$(BIN)/python bench/cpu.py
 	$(BIN)/python bench/scaling.py

@@ -91,7 +91,7 @@ def main() -> None:
             "date": str(date.today()),
             "machine": machine(),
             "GFLOP/s, fp32, one thread": round(product_rate("cpu", torch.float32, 1) / 1e9),
-            "rows": ROWS,
+            "rows of logits": ROWS,
             "top_p": TOP_P,
             "repeats": REPEATS,
             "by vocabulary": rows,
