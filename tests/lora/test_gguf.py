@@ -281,6 +281,12 @@ NOT_UNDERSTOOD: dict[str, tuple[dict[str, Any], str]] = {
     "positions": ({"llama.rope.scaling.type": "longrope"}, "'longrope'"),
     "a number that is none": ({"llama.rope.freq_base": float("nan")}, "freq_base"),
     "no width": ({"llama.attention.head_count": 4000}, "odd.gguf"),
+    "a window that is none": ({"llama.attention.sliding_window": "wide"}, "sliding_window"),
+    "an empty token": ({"tokenizer.ggml.tokens": ["", *(f"t{i}" for i in range(383))]}, "empty"),
+    "tokens that are none": ({"tokenizer.ggml.tokens": 5}, "no tokenizer"),
+    "an end that is a word": ({"tokenizer.ggml.add_bos_token": "false"}, "neither true nor false"),
+    "a weight twice": ({"tensors": {"blk.00.attn_q.weight": np.ones((64, 64), np.float32)}}, "blk.00"),
+    "a type": ({"tensors": {"output_norm.weight": np.ones(64, np.float64)}}, "odd.gguf"),
     "half a rotation": ({"llama.rope.dimension_count": 8}, "size of a head"),
     "no layers": ({"llama.block_count": None}, "llama.block_count"),
     "too many layers": ({"llama.block_count": 100_000}, "llama.block_count"),
@@ -361,6 +367,61 @@ def test_a_tokenizer_that_transformers_would_read_otherwise_is_refused(tmp_path:
     (tmp_path / "out").mkdir()
     with pytest.raises(LoraError, match="Qwen2Tokenizer"):
         convert(tmp_path / "m.gguf", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"attention_factor": 2.0},
+        {"beta_slow": 4.0},
+        {"truncate": False},
+        {"mscale": 0.7, "mscale_all_dim": 0.7},
+    ],
+)
+def test_scalings_that_a_file_would_lose_are_not_written(more: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(LoraError, match="positions"):
+        write_model(tiny("qwen2, yarn", rope_parameters={**ROPE["yarn"], **more}), tmp_path / "m.gguf")
+
+
+def test_windows_and_activations_that_a_file_would_lose_are_not_written(tmp_path: Path) -> None:
+    SHAPES["mistral"] = {"rope_parameters": ROPE["default"]}
+    try:
+        with pytest.raises(LoraError, match="window"):
+            write_model(tiny("mistral", sliding_window=16), tmp_path / "m.gguf")
+        whole = tiny("mistral", sliding_window=None)
+        write_model(whole, tmp_path / "m.gguf")
+        must_agree(whole, tmp_path / "m.gguf")
+    finally:
+        del SHAPES["mistral"]
+    with pytest.raises(LoraError, match="hidden_act"):
+        write_model(tiny("gemma", hidden_act="relu"), tmp_path / "g.gguf")
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_text_begins_as_llama_cpp_begins_it(cut: str, tmp_path: Path) -> None:
+    write_model(tiny("llama", cut), tmp_path / "m.gguf")
+    path = changed(tmp_path / "m.gguf", tmp_path / "bare.gguf", **{"tokenizer.ggml.add_bos_token": None})
+    (tmp_path / "read").mkdir()
+    convert(path, tmp_path / "read")
+    mine = load_model(str(tmp_path / "read")).tokenizer("a ship")["input_ids"]
+    theirs = LlamaCpp(path, context=64)
+    body = {"content": "a ship", "add_special": True, "parse_special": True}
+    assert mine == theirs._post("/tokenize", body)["tokens"]
+
+
+def test_an_adapter_of_a_shared_head_is_not_merged(tmp_path: Path) -> None:
+    model = tiny("llama")
+    head = Adapter(2, 2.0, {"lm_head": (torch.randn(2, 64), torch.randn(len(model.tokenizer), 2))})
+    for write in (
+        lambda: write_adapter(head, model, tmp_path / "a.gguf"),
+        lambda: write_model(model.plus(head), tmp_path / "m.gguf"),
+        lambda: model.plus(head).save(tmp_path / "folder"),
+    ):
+        with pytest.raises(LoraError, match="the embedding's too"):
+            write()
+    apart = tiny("llama, untied")
+    write_model(apart.plus(head), tmp_path / "m.gguf")
+    must_agree(apart.plus(head), tmp_path / "m.gguf")
 
 
 def test_half_precision_is_near_and_says_so(tmp_path: Path) -> None:

@@ -220,6 +220,51 @@ def test_an_own_name_is_one_set_of_weights(made: Path, home: Path) -> None:
     assert not list(home.glob(".*"))
 
 
+def test_one_name_is_one_set_of_weights_for_two_at_once_too(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failed = cache._from_gguf, []
+
+    def slow(path: Path, folder: Path, digest: str) -> Any:
+        time.sleep(0.4)
+        return real(path, folder, digest)
+
+    def take(file: str, force: bool) -> None:
+        try:
+            get("mine", made / file, force)
+        except LoraError as error:
+            failed.append(str(error))
+
+    monkeypatch.setattr(cache, "_from_gguf", slow)
+    both = [threading.Thread(target=take, args=(f, True)) for f in ("tiny.gguf", "other.gguf")]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(failed) == 1 and "taken by other weights" in failed[0]
+
+
+def test_a_folder_of_half_a_model_is_not_kept(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "folder", tmp_path / "half")
+    with (tmp_path / "half/model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(LoraError, match="not whole"):
+        get("half", tmp_path / "half")
+
+
+def test_names_that_could_mean_another_model_are_refused(made: Path, tmp_path: Path) -> None:
+    for name in ("gpt2", "x.gguf"):
+        with pytest.raises(LoraError):
+            get(name, made / "tiny.gguf")
+    shutil.copy(made / "tiny.gguf", tmp_path / "Model.GGUF")
+    assert get(None, tmp_path / "Model.GGUF")[0].name == "model"
+    assert load_model("Model.GGUF").model.num_parameters()
+    (tmp_path / "local").mkdir()
+    for name in ("local@main", "model@v1", "atlas@v2", "~nobody-here/m.gguf"):
+        with pytest.raises(LoraError):
+            place_of(name)
+
+
 def test_a_folder_and_a_kept_name_are_not_confused(made: Path, tmp_path: Path) -> None:
     get("mine", made / "tiny.gguf")
     shutil.copytree(made / "folder", tmp_path / "mine")

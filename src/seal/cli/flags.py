@@ -133,7 +133,8 @@ FILE_COMMANDS: dict[str, tuple[str, str, list[Flags]]] = {
         "yours. Wherever a model is named\n"
         "(--model, --model.name) it can be a name of this list, a GGUF file, a folder, or a name of the hub "
         "(NAME@REVISION pins it).\n"
-        "`seal model use NAME`: the model that is meant where none is named; every command says so.",
+        "`seal model use NAME`: the model that is meant where none is named (train, eval, try, continual, learn, "
+        "quiz), which is said.",
         [
             (("action",), {"choices": ["get", "list", "path", "remove", "use"]}),
             (("name",), {"nargs": "?", "help": "a model's name"}),

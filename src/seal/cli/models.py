@@ -35,7 +35,7 @@ def own_model() -> str | None:
     except (OSError, ValueError) as error:
         raise SealError(f"your settings in {path} cannot be read: {error}") from error
     if set(found) - {"model"} or not isinstance(found.get("model", ""), str):
-        raise SealError(f"your settings in {path} hold more than a model: {', '.join(found)[:80]}")
+        raise SealError(f"your settings in {path} hold something else than the name of a model")
     return found.get("model") or None
 
 
@@ -73,8 +73,11 @@ def model(args: Namespace) -> int:
         if own_model() == args.name:
             _use(OF_THE_PACKAGE)
     else:
-        place_of(args.name)  # there is such a model, as far as can be told here
-        _use(args.name)
+        place = place_of(args.name)
+        local = Path(args.name).exists()
+        _use(str(Path(args.name).resolve()) if local else args.name)
+        if not local and place.where == args.name.partition("@")[0] and args.name not in EMBEDDED:
+            print("it is a name of the hub, which was not asked", file=sys.stderr)
     return 0
 
 

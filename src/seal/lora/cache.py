@@ -15,7 +15,6 @@ import re
 import shutil
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,17 +23,20 @@ from typing import Any
 
 import platformdirs
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from seal.lora.records import EMBEDDED, LoraError
 
 Json = dict[str, Any]
-FORMAT = 1
+FORMAT = 2
 """Of what is kept. What another version made is made again, or said to be of another version."""
 NOTE = "seal.json"
 """In the folder of a model: where it came from, and which files it has."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CHUNK = 1 << 22
+OF_THE_HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
+"""Models of the hub with names of one word: no other model is to be taken for them."""
 OF_A_FOLDER = (".json", ".safetensors", ".jinja", ".txt", ".model")
 """What is taken of a model's folder: nothing that can run."""
 
@@ -88,7 +90,15 @@ class Kept:
 def cache_folder() -> Path:
     """Where models are kept: ``$SEAL_CACHE``, or the user's folder for caches."""
     own = os.environ.get("SEAL_CACHE")
-    return Path(own).expanduser() if own else platformdirs.user_cache_path("seal-lm", appauthor=False)
+    return home(own) if own else platformdirs.user_cache_path("seal-lm", appauthor=False)
+
+
+def home(path: str) -> Path:
+    """A path with ``~`` worked out, where it is somebody's."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody's
+        return Path(path)
 
 
 def named(name: str) -> Kept | None:
@@ -125,7 +135,7 @@ def converted(path: Path) -> Path:
     """
     digest = sha256(path)
     folder = cache_folder() / "files" / digest[:32]
-    _make(folder, path.name, lambda to: _from_gguf(path, to, digest))
+    _make(folder, path.name, digest, lambda to: _from_gguf(path, to, digest))
     return folder
 
 
@@ -148,7 +158,9 @@ def get(name: str | None, source: Path | None, force: bool = False) -> tuple[Kep
         raise LoraError(f"which model? {', '.join(HOUSE)}, or --from FILE")
     if name in EMBEDDED:
         raise LoraError(f"the model {name!r} ships with this package: there is nothing to get")
-    if name is not None and not NAME.fullmatch(name):
+    if name in OF_THE_HUB:
+        raise LoraError(f"{name!r} is a model of the hub: give another name")
+    if name is not None and (not NAME.fullmatch(name) or name.endswith(".gguf")):
         raise LoraError(f"{name[:80]!r} is no name for a model: small letters, digits, dots and dashes")
     if source is None:
         if name not in HOUSE:
@@ -161,7 +173,7 @@ def get(name: str | None, source: Path | None, force: bool = False) -> tuple[Kep
             return there, True
         with _downloaded(HOUSE[name]) as wheel:
             return _keep(name, wheel, force)
-    if not source.exists():
+    if not source.is_file() and not source.is_dir():
         raise LoraError(f"there is no file or folder {source}")
     return _keep(name, source, force)
 
@@ -178,6 +190,9 @@ def remove(name: str) -> int:
     if not NAME.fullmatch(name) or not folder.is_dir():
         raise LoraError(f"no model is kept under the name {name[:80]!r}: seal model list")
     with _lock(folder, wait=False):
+        if folder.is_symlink():
+            folder.unlink()
+            return 0
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         gone = folder.with_name(f".{folder.name}.gone")
         shutil.rmtree(gone, ignore_errors=True)
@@ -219,7 +234,7 @@ def _note(folder: Path) -> Json | None:
         whole = note["format"] == FORMAT and all(
             (folder / name).stat().st_size == size for name, size in note["files"].items()
         )
-        return note if whole and isinstance(note["sha256"], str) else None
+        return note if whole and isinstance(note["sha256"], str) and isinstance(note["from"], str) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -235,17 +250,13 @@ def _keep(name: str | None, source: Path, force: bool) -> tuple[Kept, bool]:
                 f"{HOUSE[name].sha256[:16]}…; give it a name of its own"
             )
         folder = cache_folder() / "models" / name
-        if (there := _note(folder)) and there["sha256"] != digest:
-            raise LoraError(
-                f"the name {name!r} is taken by other weights (hash {there['sha256'][:16]}…): give another "
-                f"name, or seal model remove {name}"
-            )
+        there = _free_for(folder, digest)
         if there and not force:
             return Kept(name, folder, there), True
         if file.is_dir():
-            _make(folder, source.name, lambda to: _from_folder(file, to, digest), force)
+            _make(folder, source.name, digest, lambda to: _from_folder(file, to, digest), force)
         else:
-            _make(folder, member, lambda to: _from_gguf(file, to, digest), force)
+            _make(folder, member, digest, lambda to: _from_gguf(file, to, digest), force)
     made = _whole(name)
     if made is None:
         raise LoraError(f"{folder} was changed by another process meanwhile: try again")
@@ -253,7 +264,8 @@ def _keep(name: str | None, source: Path, force: bool) -> tuple[Kept, bool]:
 
 
 def _name_of(member: str) -> str:
-    plain = re.sub(r"[^a-z0-9._-]+", "-", Path(member).name.removesuffix(".gguf").lower()).strip("-._")[:64]
+    stem = Path(member).name.lower().removesuffix(".gguf")
+    plain = re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-._")[:64]
     if not NAME.fullmatch(plain) or plain in EMBEDDED:
         raise LoraError(f"{member} makes no name for a model: give one (seal model get NAME --from FILE)")
     return plain
@@ -284,20 +296,37 @@ def _opened(source: Path) -> Iterator[tuple[Path, str]]:
                     yield to, inside[0].filename
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
-        raise LoraError(f"{source} is damaged or cut off: {error}") from error
+    except LoraError:
+        raise
     except OSError as error:
         raise _no_room(error, cache_folder()) from error
+    except Exception as error:  # of an archive that somebody else wrote: damaged, encrypted, of another kind
+        raise LoraError(f"{source} is damaged, or no plain wheel: {error}") from error
 
 
-def _make(folder: Path, what: str, fill: Callable[[Path], Json], force: bool = False) -> None:
+def _free_for(folder: Path, digest: str) -> Json | None:
+    """What is kept in a folder, if anything.
+
+    Raises:
+        LoraError: other weights.
+    """
+    there = _note(folder)
+    if there and there["sha256"] != digest:
+        raise LoraError(
+            f"the name {folder.name!r} is taken by other weights (hash {there['sha256'][:16]}…): give another "
+            f"name, or seal model remove {folder.name}"
+        )
+    return there
+
+
+def _make(folder: Path, what: str, digest: str, fill: Callable[[Path], Json], force: bool = False) -> None:
     """A folder filled under a lock and moved to its place when it is whole."""
     if not force and _note(folder):
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
-            if not force and _note(folder):  # another process was first
+            if _free_for(folder, digest) and not force:  # another process was first
                 return
             making = folder.with_name(f".{folder.name}.making")
             shutil.rmtree(making, ignore_errors=True)
@@ -370,6 +399,7 @@ def _from_folder(source: Path, folder: Path, digest: str) -> Json:
 
     must_load(source)
     files = _files_of(source)
+    _must_be_whole(files)
     _must_have_room(sum(p.stat().st_size for p in files), folder)
     with _bar("copy", sum(p.stat().st_size for p in files)) as bar:
         for path in files:
@@ -385,6 +415,25 @@ def _files_of(source: Path) -> list[Path]:
     if not any(p.suffix == ".safetensors" for p in files):
         raise LoraError(f"the folder {source} holds no weights as safetensors")
     return files
+
+
+def _must_be_whole(files: list[Path]) -> None:
+    """
+    Raises:
+        LoraError: a file of weights is cut off, or one that the index names is missing.
+    """
+    names = {p.name for p in files}
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    file.keys()
+            elif path.name.endswith(".safetensors.index.json"):
+                wanted = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
+                if not wanted <= names:
+                    raise ValueError(f"{min(wanted - names)} is missing")
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise LoraError(f"the weights in {path} are not whole: {error}") from error
 
 
 def _digest_of_folder(source: Path) -> str:
@@ -443,7 +492,7 @@ def _sound(wheel: Path, source: Source) -> bool:
                 while some := file.read(CHUNK):
                     found.update(some)
         whole = found.hexdigest() == source.sha256
-    except (OSError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # of an archive that is damaged
         whole = False
     if not whole:
         wheel.unlink(missing_ok=True)

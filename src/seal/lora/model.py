@@ -276,6 +276,7 @@ class Model:
         if self.stack is None:
             return whole, 1.0
         heard = {n: ab for n, ab in self.stack.weights.items() if n not in self.nature.unheard}
+        must_not_share_head(self.stack, self.model)
         return whole, merge_into(whole, replace(self.stack, weights=heard))
 
     def __enter__(self) -> Model:
@@ -335,6 +336,21 @@ def context_of(config: PretrainedConfig) -> int:
     if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
         longest = min(longest, int(rope.get("original_max_position_embeddings") or longest))
     return longest
+
+
+def must_not_share_head(adapter: Adapter, weights: Any) -> None:
+    """
+    Raises:
+        LoraError: the adapter lies on the output head, and its weight is the embedding's too: merged, it would change
+            what goes in.
+    """
+    head, embedding = weights.get_output_embeddings(), weights.get_input_embeddings()
+    named = {n for n, m in weights.named_modules() if m is head}
+    if named & adapter.weights.keys() and head.weight is embedding.weight:
+        raise LoraError(
+            "the adapter changes the output head, whose weight is the embedding's too: merged it would change both; keep "
+            "it as an adapter in PEFT's format"
+        )
 
 
 def must_match(adapter: Adapter, model: Model) -> None:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from seal.lora.cache import HOUSE, NAME, converted, named
+from seal.lora.cache import HOUSE, NAME, converted, home, named
 from seal.lora.records import EMBEDDED, LoraError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -44,7 +44,7 @@ def place_of(name: str) -> Place:
                 f"the model {name!r} is not in this package: run `make {name}` in the repository to train it"
             )
         return Place(str(DATA / name))
-    path = Path(name).expanduser()
+    path = home(name)
     ours = NAME.fullmatch(name) and (name in HOUSE or named(name) is not None)
     if ours and path.is_dir():
         raise LoraError(
@@ -65,4 +65,6 @@ def place_of(name: str) -> Place:
     if not HUB.fullmatch(name):
         raise LoraError(f"there is no folder {name!r}, and it is no name of the hub either")
     where, _, revision = name.partition("@")
+    if revision and (where in (*EMBEDDED, *HOUSE) or home(where).exists() or named(where) is not None):
+        raise LoraError(f"{where!r} is no name of the hub, so it has no revision {revision!r}")
     return Place(where, revision or None)

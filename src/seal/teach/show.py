@@ -13,7 +13,7 @@ from seal.loop.show import show
 from seal.lora.hardware import Shape
 from seal.lora.load import load_model
 from seal.lora.model import Model
-from seal.lora.records import EMBEDDED
+from seal.lora.records import EMBEDDED, Recipe
 from seal.records import Json, Passage, SealError, Task
 from seal.teach.learn import passages_for
 from seal.teach.quiz import draft_quiz
@@ -41,11 +41,15 @@ def show_passage(
     prompt = str(options.get("prompt") or ("implications" if spec.name in EMBEDDED else "rewrite"))
     domain = Knowledge(prompt=prompt, grader=str(options.get("grader") or "string"))
     policy = load_model(spec, config.inner.recipe.rank)
-    if "recipe" not in config.inner.model_fields_set:
-        found = default_for(Shape(spec))
-        recipe = found.recipe.model_copy(update={"tokens": TOKENS})
-        config = config.model_copy(update={"inner": config.inner.model_copy(update={"recipe": recipe})})
-        print(f"seal: recipe   {found.why}", file=sys.stderr)
+    found, told = default_for(Shape(spec)), config.inner.recipe.model_dump(exclude_unset=True)
+    budget = {} if told.keys() & {"tokens", "steps", "epochs"} else {"tokens": TOKENS}
+    recipe = Recipe.model_validate({**found.recipe.model_dump(), **budget, **told})
+    config = config.model_copy(update={"inner": config.inner.model_copy(update={"recipe": recipe})})
+    print(
+        f"seal: recipe   rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.learning_rate:g}: {found.why}"
+        + (f"; as told: {', '.join(told)}" if told else ""),
+        file=sys.stderr,
+    )
     record = _passage(file, number, policy)
     questions = (
         [_question(q) for q in asked] or record.get("questions") or _drafted(policy, record, config.seed)

@@ -32,7 +32,7 @@ def merge(source: Path, out: Path, model: str | None, dtype: str | None, stage: 
     """
     if out.exists():
         raise SealError(f"{out} exists already, and nothing is overwritten: give another --merge")
-    one_file = out.suffix == ".gguf"
+    one_file = out.suffix.lower() == ".gguf"
     if dtype == ("bfloat16" if one_file else "float16"):
         raise SealError(f"--dtype {dtype} is not written as {'a GGUF file' if one_file else 'a folder'}")
     whole = _learnt(source, model, stage, "float32" if one_file else dtype)

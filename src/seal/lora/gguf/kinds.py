@@ -69,7 +69,8 @@ class Kind:
         if stem in OUTSIDE:
             return OUTSIDE[stem], last
         block, _, rest = stem.removeprefix("blk.").partition(".")
-        if not stem.startswith("blk.") or not block.isdigit() or rest not in self.layer:
+        number = block.isascii() and block.isdigit() and block == str(int(block))
+        if not stem.startswith("blk.") or not number or rest not in self.layer:
             return None
         return f"model.layers.{int(block)}.{self.layer[rest]}", last
 
@@ -239,8 +240,8 @@ def llama3_factors(rope: Json, n: int) -> Array:
 def _llama(s: Settings) -> Json:
     if s.get("expert_count", 0) or s.get("expert_used_count", 0):
         raise LoraError("it is a mixture of experts, which is not read from a GGUF file here")
-    window = s.get("attention.sliding_window", 0)
-    if window and window < s.number("context_length"):
+    window = s.number("attention.sliding_window", s.number("context_length"))
+    if window < s.number("context_length"):
         raise LoraError(f"its attention has a window ({window}), which is not known of this kind")
     return {"attention_bias": "blk.0.attn_q.bias" in s.tensors, "mlp_bias": "blk.0.ffn_up.bias" in s.tensors}
 
@@ -339,12 +340,33 @@ def settings_of(kind: Kind, config: Json) -> Json:
             llama3_factors(rope, config["head_dim"] // 2) if rope["rope_type"] == "llama3" else None,
         ),
     )
-    if kind.act != TANH and "sliding_attention" in (config.get("layer_types") or ()):
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    narrow = bool(window) and window < config["max_position_embeddings"]
+    if kind.act != TANH and (narrow or "sliding_attention" in (config.get("layer_types") or ())):
         raise LoraError("layers that see a window alone are not written as GGUF of this kind here")
+    if (act := config.get("hidden_activation") or config.get("hidden_act")) != kind.act:
+        raise LoraError(f"its setting hidden_act ({act}) is not what a GGUF file can say")
+    if more := _unsaid(config["rope_parameters"], read_again["rope_parameters"]):
+        raise LoraError(f"its positions are scaled with {', '.join(more)}, which is not written as GGUF here")
     for key, value in read_again.items():
         if key in config and key != "model_type" and not _same(config[key], value):
             raise LoraError(f"its setting {key} ({str(config[key])[:60]}) is not what a GGUF file can say")
     return said
+
+
+def _unsaid(ropes: Json, read_again: Json) -> list[str]:
+    """Settings of positions that would be lost."""
+    found = []
+    for key, value in ropes.items():
+        if isinstance(value, dict):
+            found += _unsaid(value, read_again.get(key, {}))
+        elif (
+            key not in read_again
+            and value is not None
+            and (key, value) not in (("partial_rotary_factor", 1.0),)
+        ):
+            found.append(key)
+    return found
 
 
 def _tensors_of(config: Json) -> list[str]:

@@ -62,9 +62,10 @@ class Open:
         try:
             self.reader = GGUFReader(path)
             self.meta: Json = {k: f.contents() for k, f in self.reader.fields.items()}
+            split = self.meta.get("split.count", 1) > 1
         except Exception as error:  # of a file that somebody else wrote: the reader raises whatever it meets
             raise LoraError(f"{path} is damaged or cut off: {_said(error)}") from error
-        if self.meta.get("split.count", 1) > 1:
+        if split:
             raise LoraError(f"{path} is one of several parts: join them first (llama-gguf-split --merge)")
         if (what := self.meta.get("general.type", "model")) != "model":
             raise LoraError(f"{path} holds no model but {str(what)[:40]!r}")
@@ -122,8 +123,9 @@ def convert(source: Path | Open, folder: Path, advance: Callable[[int], None] = 
         tokenizer.save_pretrained(folder)
         _write(folder / "config.json", config)
         must_load_alike(tokenizer, folder)
-    except LoraError as error:
-        raise LoraError(f"{opened.path} cannot be read as a model: {error}") from error
+    except (LoraError, ValueError, TypeError, LookupError, NotImplementedError) as error:
+        said = error if isinstance(error, LoraError) else _said(error)
+        raise LoraError(f"{opened.path} cannot be read as a model: {said}") from error
     ends = ends_in(opened.meta)
     _write(folder / "generation_config.json", {"eos_token_id": _one_or_all(ends)})
     kept = {k: v for k, v in opened.meta.items() if k.startswith("tokenizer.")}
@@ -132,6 +134,8 @@ def convert(source: Path | Open, folder: Path, advance: Callable[[int], None] = 
         _save(folder, _weights(opened, config, names), advance)
     except SafetensorError as error:  # a full disk, most often
         raise OSError(str(error)) from error
+    except (ValueError, TypeError, NotImplementedError) as error:  # of a type that is not dequantised
+        raise LoraError(f"{opened.path} cannot be read as a model: {_said(error)}") from error
 
 
 def _config(opened: Open) -> Json:
@@ -173,6 +177,8 @@ def _names(opened: Open, config: Json) -> dict[str, str]:
         if module is None:
             raise LoraError(f"its tensor {name[:80]!r} is not known of the kind {opened.kind.name}")
         found[name] = ".".join(module)
+    if len(set(found.values())) < len(found):
+        raise LoraError("two of its tensors are the same weight")
     return found
 
 

@@ -66,6 +66,10 @@ def tokenizer_of(meta: Json, kind: str) -> PreTrainedTokenizerFast:
     tokens, types = meta.get("tokenizer.ggml.tokens"), meta.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
         raise LoraError("it has no tokenizer")
+    if not all(tokens):
+        raise LoraError("one of its tokens is empty")
+    if types is None and meta.get("tokenizer.ggml.model") == "llama":
+        raise LoraError("its tokenizer does not say which of its pieces are bytes")
     if types is None:
         types = [NORMAL] * len(tokens)
     if not isinstance(types, list) or len(types) != len(tokens):
@@ -90,7 +94,8 @@ def tokenizer_of(meta: Json, kind: str) -> PreTrainedTokenizerFast:
         for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
         if (own := _id(meta, f"tokenizer.ggml.{key}_token_id", len(tokens))) is not None
     }
-    _add_ends(inner, meta, roles, model == "llama")
+    pre = SAME_CUT.get(str(meta.get("tokenizer.ggml.pre")), str(meta.get("tokenizer.ggml.pre")))
+    _add_ends(inner, meta, roles, model == "llama" or pre == "llama-bpe")  # so does llama.cpp, unless told
     fast = PreTrainedTokenizerFast(
         tokenizer_object=inner, clean_up_tokenization_spaces=False, add_prefix_space=False, **roles
     )
@@ -124,7 +129,8 @@ def _id(meta: Json, key: str, n: int) -> int | None:
 
 def ends_in(meta: Json) -> list[int]:
     """The ids that a file says its texts and turns end at."""
-    n = len(meta.get("tokenizer.ggml.tokens") or ())
+    tokens = meta.get("tokenizer.ggml.tokens")
+    n = len(tokens) if isinstance(tokens, list) else 0
     keys = (f"tokenizer.ggml.{key}_token_id" for key in ("eos", "eot", "eom"))
     return list(dict.fromkeys(i for key in keys if (i := _id(meta, key, n)) is not None))
 
@@ -175,7 +181,11 @@ def _sentencepiece(meta: Json, tokens: list[str], types: list[int], kind: str) -
     if gemma:  # several spaces are written as such in these files, and as pieces in the vocabulary
         tokens[:] = ["▁" * len(t) if " " in t and not t.strip() else t for t in tokens]
     scores = meta.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    if (
+        not isinstance(scores, list)
+        or len(scores) != len(tokens)
+        or not all(isinstance(s, float) for s in scores)
+    ):
         raise LoraError("its tokenizer has no scores")
     best = [-float(i) for i in range(len(tokens))] if gemma else [float(s) for s in scores]
     ids = {t: i for i, t in enumerate(tokens)}
@@ -205,11 +215,13 @@ def _sentencepiece(meta: Json, tokens: list[str], types: list[int], kind: str) -
     return inner
 
 
-def _add_ends(inner: Tokenizer, meta: Json, roles: dict[str, str], sentencepiece: bool) -> None:
+def _add_ends(inner: Tokenizer, meta: Json, roles: dict[str, str], begun: bool) -> None:
     """What a tokenizer puts around every text."""
     parts: dict[str, bool] = {}
-    for role, always in (("bos", sentencepiece), ("eos", False)):
-        parts[role] = bool(meta.get(f"tokenizer.ggml.add_{role}_token", always))
+    for role, always in (("bos", begun), ("eos", False)):
+        parts[role] = meta.get(f"tokenizer.ggml.add_{role}_token", always)
+        if not isinstance(parts[role], bool):
+            raise LoraError(f"its tokenizer.ggml.add_{role}_token is neither true nor false")
         if parts[role] and f"{role}_token" not in roles:
             raise LoraError(f"it is to add a {role} token to every text, and names none")
     if not any(parts.values()):
@@ -240,6 +252,11 @@ def settings_of_tokenizer(tokenizer: PreTrainedTokenizerBase, n: int, close: int
             f"the tokenizer of {tokenizer.name_or_path!r} cuts text in a way that has no name here "
             f"({', '.join(CUTS)} have): write whole weights (--merge FOLDER), and take llama.cpp's converter"
         )
+    for added in tokenizer.added_tokens_decoder.values():
+        if added.lstrip or added.rstrip or added.single_word:
+            raise LoraError(
+                f"the token {added.content!r} takes white space beside it, which no GGUF file says"
+            )
     tokens, types = [f"[PAD{i}]" for i in range(n)], [UNUSED] * n
     for token, i in tokenizer.get_vocab().items():
         tokens[i], types[i] = token, NORMAL
@@ -261,7 +278,9 @@ def settings_of_tokenizer(tokenizer: PreTrainedTokenizerBase, n: int, close: int
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": [" ".join(m) for m in whole["model"]["merges"]],
         **{f"tokenizer.ggml.{k}_token_id": int(i) for k, i in ids.items() if i is not None},
-        "tokenizer.ggml.add_bos_token": around[: -len(plain)] == [tokenizer.bos_token_id],
+        "tokenizer.ggml.add_bos_token": around[:1] == [tokenizer.bos_token_id]
+        and around[: len(plain)] != plain,
+        "tokenizer.ggml.add_eos_token": around[-1:] == [tokenizer.eos_token_id],
         "tokenizer.ggml.add_space_prefix": False,
         **({"tokenizer.chat_template": t} if isinstance(t := tokenizer.chat_template, str) else {}),
     }
@@ -272,7 +291,7 @@ def _cut_of(whole: Json) -> str | None:
     model = whole["model"]
     if model["type"] != "BPE" or whole["decoder"] is None or whole["decoder"]["type"] != "ByteLevel":
         return None
-    if model.get("byte_fallback") or model.get("continuing_subword_prefix"):
+    if any(model.get(k) for k in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")):
         return None
     for name in CUTS:
         made = json.loads(_with_cut(BPE(), name).to_str())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from seal.lora.adapter import Adapter
 from seal.lora.gguf.kinds import KINDS, Kind, llama3_factors, settings_of, turn
 from seal.lora.gguf.read import TOKENIZER
 from seal.lora.gguf.tokens import settings_of_tokenizer
-from seal.lora.model import Model, must_match
+from seal.lora.model import Model, must_match, must_not_share_head
 from seal.lora.names import place_of
 from seal.lora.records import LoraError
 
@@ -35,6 +36,7 @@ def write_adapter(adapter: Adapter, model: Model, out: Path) -> None:
         OSError: it cannot be written.
     """
     must_match(adapter, model)
+    must_not_share_head(adapter, model.model)
     kind, config = _kind_of(model), model.model.config.to_dict()
     with _written(out, kind) as writer:
         writer.add_type("adapter")
@@ -147,7 +149,9 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
 @contextmanager
 def _written(out: Path, kind: Kind) -> Iterator[GGUFWriter]:
     """A file that is there when it is whole."""
-    making = out.with_name(f".{out.name}.making")
+    if not out.parent.is_dir():
+        raise LoraError(f"cannot write {out}: its folder is not there")
+    making = out.with_name(f".{out.name}.making-{os.getpid()}")
     writer = GGUFWriter(making, kind.name)
     try:
         yield writer
