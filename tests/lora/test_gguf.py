@@ -283,7 +283,7 @@ NOT_UNDERSTOOD: dict[str, tuple[dict[str, Any], str]] = {
     "no width": ({"llama.attention.head_count": 4000}, "odd.gguf"),
     "a window that is none": ({"llama.attention.sliding_window": "wide"}, "sliding_window"),
     "an empty token": ({"tokenizer.ggml.tokens": ["", *(f"t{i}" for i in range(383))]}, "empty"),
-    "tokens that are none": ({"tokenizer.ggml.tokens": 5}, "no tokenizer"),
+    "tokens that are none": ({"tokenizer.ggml.tokens": 5}, "has 0 tokens"),
     "an end that is a word": ({"tokenizer.ggml.add_bos_token": "false"}, "neither true nor false"),
     "a weight twice": ({"tensors": {"blk.00.attn_q.weight": np.ones((64, 64), np.float32)}}, "blk.00"),
     "a type": ({"tensors": {"output_norm.weight": np.ones(64, np.float64)}}, "odd.gguf"),
