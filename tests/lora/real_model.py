@@ -27,11 +27,12 @@ from transformers import AutoModelForCausalLM
 
 from seal.loop.retained import items, known_items, perplexity, prose
 from seal.lora.adapter import Adapter
-from seal.lora.cache import HOUSE, cache_folder, get, sha256
+from seal.lora.cache import cache_folder, get, sha256
 from seal.lora.fetch import fetch
 from seal.lora.files import save_peft
 from seal.lora.gguf.write import write_adapter, write_model
 from seal.lora.hardware import rates
+from seal.lora.house import HOUSE
 from seal.lora.load import load_model
 from seal.lora.model import Model
 from seal.lora.records import Example, ModelSpec, Prompt, Query, Recipe

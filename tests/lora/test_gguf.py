@@ -214,16 +214,25 @@ def test_quantised_weights_are_read_exactly(kind: str, tmp_path: Path) -> None:
 def quantise(source: Path, to: Path, kind: Any) -> None:
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(to, "llama")
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            of = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], of)
+    keep_settings(reader, writer)
     for tensor in reader.tensors:
         data = np.array(tensor.data)
         if data.ndim > 1:
             writer.add_tensor(tensor.name, gguf.quantize(data, kind), raw_dtype=kind)
         else:
             writer.add_tensor(tensor.name, data)
+    finish(writer)
+
+
+def keep_settings(reader: Any, writer: Any, but: Any = ()) -> None:
+    """All settings of a file but some, into another."""
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture" and key not in but:
+            of = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], of)
+
+
+def finish(writer: Any) -> None:
     for step in (
         writer.write_header_to_file,
         writer.write_kv_data_to_file,
@@ -248,10 +257,7 @@ def changed(source: Path, to: Path, **settings: Any) -> Path:
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(to, settings.pop("architecture", "llama"))
     tensors = settings.pop("tensors", {})
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture" and key not in settings:
-            of = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], of)
+    keep_settings(reader, writer, settings)
     for key, value in settings.items():
         if value is not None:
             if isinstance(value, list):
@@ -264,13 +270,7 @@ def changed(source: Path, to: Path, **settings: Any) -> Path:
     for name, data in there.items():
         if data is not None:
             writer.add_tensor(name, data)
-    for step in (
-        writer.write_header_to_file,
-        writer.write_kv_data_to_file,
-        writer.write_tensors_to_file,
-        writer.close,
-    ):
-        step()
+    finish(writer)
     return to
 
 
@@ -404,9 +404,7 @@ def test_a_text_begins_as_llama_cpp_begins_it(cut: str, tmp_path: Path) -> None:
     (tmp_path / "read").mkdir()
     convert(path, tmp_path / "read")
     mine = load_model(str(tmp_path / "read")).tokenizer("a ship")["input_ids"]
-    theirs = LlamaCpp(path, context=64)
-    body = {"content": "a ship", "add_special": True, "parse_special": True}
-    assert mine == theirs._post("/tokenize", body)["tokens"]
+    assert mine == LlamaCpp(path, context=64).tokens("a ship", around=True)
 
 
 def test_an_adapter_of_a_shared_head_is_not_merged(tmp_path: Path) -> None:
@@ -499,3 +497,32 @@ def test_pieces_with_scores_are_read_as_llama_cpp_does(tmp_path: Path) -> None:
         assert ids == theirs.tokens(text), text
         assert read.decode(ids, skip_special_tokens=True) == text
     assert read("a")["input_ids"][0] == 1  # begun as such models are, where the file does not say otherwise
+
+
+def test_a_tokenizer_of_pieces_is_written_again_to_the_letter(tmp_path: Path) -> None:
+    """Also Gemma's tokens of several spaces, which are pieces only where they are read."""
+    made = sentencepiece(True)
+    made["tokens"][-1] = "     "
+    write_model(tiny("gemma", vocab_size=len(made["tokens"])), tmp_path / "m.gguf")
+    settings = {
+        "architecture": "gemma",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": made["tokens"],
+        "tokenizer.ggml.scores": made["scores"],
+        "tokenizer.ggml.token_type": made["types"],
+        "tokenizer.ggml.merges": None,
+        "tokenizer.chat_template": None,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    path = changed(tmp_path / "m.gguf", tmp_path / "sp.gguf", **settings)
+    (tmp_path / "out").mkdir()
+    convert(path, tmp_path / "out")
+    again = load_model(str(tmp_path / "out"))
+    assert "▁" * 5 in again.tokenizer.get_vocab()
+    write_model(again, tmp_path / "again.gguf")
+    first, second = (gguf.GGUFReader(p).fields for p in (path, tmp_path / "again.gguf"))
+    for key in first:
+        if key.startswith("tokenizer."):
+            assert second[key].contents() == first[key].contents(), key
+            assert second[key].types == first[key].types, key

@@ -18,9 +18,10 @@ from seal.cli import main
 from seal.cli.models import settings_file
 from seal.lora import cache, fetch
 from seal.lora.adapter import Adapter, init_adapter, target_modules
-from seal.lora.cache import Source, converted, get, kept, named, remove
+from seal.lora.cache import converted, get, kept, named, remove
 from seal.lora.files import base_named_in, save_peft
 from seal.lora.gguf.write import write_model
+from seal.lora.house import Source
 from seal.lora.load import load_model
 from seal.lora.names import place_of
 from seal.lora.records import LoraError, ModelSpec, Recipe

