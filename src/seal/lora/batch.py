@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from seal.lora.kv import cache_of
 from seal.lora.slots import Slots
 from seal.lora.tokens import pad_left
 
@@ -27,7 +27,7 @@ class Batch:
         self.wide = self.width  # and at the start: row // wide is a row's slot
         self.slots: list[int] | None = None  # those that are left; all
         self.adapters = ExitStack()
-        self.cache = DynamicCache(config=model.runner.config)
+        self.cache = cache_of(model.runner.config)
         # Samples of one prompt share its prefill. Under adapters the same prompt is not the same computation.
         first: dict[tuple[int, ...], int] = {}
         self.repeats = (
