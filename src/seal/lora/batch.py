@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seal.lora.kv import cache_of
 from seal.lora.slots import Slots
+from seal.lora.thin import thin_products
 from seal.lora.tokens import pad_left
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ class Batch:
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
 
     def attach(self) -> None:
-        """Put the adapters of the slots that are left in force, until ``adapters`` is closed."""
+        """Put the adapters of the slots that are left in force, and products for few rows, until ``adapters`` is
+        closed."""
         self.adapters.close()
         if self.room:
             self.adapters.enter_context(self.room.attached(self.model.runner.dtype, self.slots))
+        self.adapters.enter_context(thin_products(self.model.runner))
 
     def forward(self) -> Tensor:
         """Logits of the next token of every row, (N, V)."""

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from seal.lora.adapter import Adapter
 from seal.lora.packing import Rectangle
+from seal.lora.thin import thin_linear
 
 
 class Slots:
@@ -214,10 +215,9 @@ class _AdaptedLinear(torch.autograd.Function):
     ) -> Float[Tensor, "*any o"]:
         tokens = x.reshape(-1, a.shape[2])  # (N, in)
         low = torch.bmm(side, a.mT).mul_(scale)  # (K, T, R)
+        product = nn.functional.linear if any(ctx.needs_input_grad) else thin_linear
         out = (
-            nn.functional.linear(tokens, weight, bias)
-            if weight is not None
-            else tokens.new_zeros(len(tokens), b.shape[1])
+            product(tokens, weight, bias) if weight is not None else tokens.new_zeros(len(tokens), b.shape[1])
         )
         _add(out, low, b.mT, rectangle)
         ctx.rectangle, ctx.shape = rectangle, x.shape
