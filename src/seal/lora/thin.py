@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-FEW = range(2, 33)
+FEW = range(16, 49)
 """Rows for which the turned product is taken."""
 WIDE = 1 << 18
 """Weights that a layer has at least for it: a smaller one lies in the cache, and turning costs more than it saves."""
@@ -21,10 +21,10 @@ WIDE = 1 << 18
 def thin_linear(
     x: Float[Tensor, "*any i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None
 ) -> Float[Tensor, "*any o"]:
-    """``linear`` without gradients, which for few rows in fp32 on a CPU is computed as (W xᵀ)ᵀ.
+    """``linear`` without gradients, which for few rows in fp32 on a CPU is computed turned (:func:`turned`).
 
-    The library of products takes as long for 4 rows as for 32 the usual way, and half as long for the turned one
-    (bench/results/real-135M.json). The rule is fixed, not timed: what is computed must not depend on how busy a machine is.
+    Faster from 16 to 48 rows, now and then slower for 4 (bench/results/thin.json). The rule is fixed, not timed: what is
+    computed must not depend on how busy a machine is.
     """
     rows = x.numel() // x.shape[-1]
     if (
@@ -34,7 +34,13 @@ def thin_linear(
         or weight.device.type != "cpu"
     ):
         return linear(x, weight, bias)
-    out = torch.mm(weight, x.reshape(rows, -1).T).T.contiguous()
+    return turned(x, weight, bias)
+
+
+def turned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(W xᵀ)ᵀ + bias: the weights come first, and the library of products need not rearrange them for so few
+    rows."""
+    out = torch.mm(weight, x.reshape(-1, x.shape[-1]).T).T.contiguous()
     if bias is not None:
         out += bias
     return out.view(*x.shape[:-1], -1)
