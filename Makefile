@@ -63,6 +63,8 @@ bench: .venv/.installed
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 10M --edits 16 --slots 1 4 16 --single 3 --trainer-steps 2 --no-warm-up
 	$(BIN)/python bench/inner_loop.py --workload passages --shape 100M --edits 16 --slots 1 4 16 --single 2 --trainer-steps 1 --no-warm-up
 	$(BIN)/python bench/round.py --shape 10M
+	$(BIN)/python bench/thin.py
+	$(BIN)/python bench/real.py --model random
 	$(BIN)/python bench/policy.py --json docs/results/policy.json
 	$(BIN)/python bench/beside.py --json docs/results/beside.json
 	$(BIN)/python bench/nucleus.py --json docs/results/nucleus.json

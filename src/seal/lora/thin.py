@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 FEW = range(16, 49)
 """Rows for which the turned product is taken."""
 WIDE = 1 << 18
-"""Weights that a layer has at least for it: a smaller one lies in the cache, and turning costs more than it saves."""
+"""Weights that a layer has at least for it: a smaller one was not measured."""
 
 
 def thin_linear(
@@ -27,19 +27,15 @@ def thin_linear(
     computed must not depend on how busy a machine is.
     """
     rows = x.numel() // x.shape[-1]
-    if (
-        rows not in FEW
-        or weight.numel() < WIDE
-        or weight.dtype != torch.float32
-        or weight.device.type != "cpu"
-    ):
-        return linear(x, weight, bias)
-    return turned(x, weight, bias)
+    return turned(x, weight, bias) if rows in FEW and _is_wide(weight) else linear(x, weight, bias)
+
+
+def _is_wide(weight: Tensor) -> bool:
+    return weight.numel() >= WIDE and weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
 def turned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(W xᵀ)ᵀ + bias: the weights come first, and the library of products need not rearrange them for so few
-    rows."""
+    """(W xᵀ)ᵀ + bias, contiguous."""
     out = torch.mm(weight, x.reshape(-1, x.shape[-1]).T).T.contiguous()
     if bias is not None:
         out += bias
@@ -53,11 +49,7 @@ def thin_products(model: nn.Module) -> Iterator[None]:
     changed: list[Any] = [
         m
         for m in model.modules()
-        if type(m) is nn.Linear
-        and "forward" not in m.__dict__
-        and m.weight.dtype == torch.float32
-        and m.weight.device.type == "cpu"
-        and m.weight.numel() >= WIDE
+        if type(m) is nn.Linear and "forward" not in m.__dict__ and _is_wide(m.weight)
     ]
     for module in changed:
         module.__dict__["forward"] = partial(thin_linear, weight=module.weight, bias=module.bias)
